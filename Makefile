@@ -1,0 +1,98 @@
+# `make run` and `make test` are all a newcomer needs; both set up what they miss. `make` alone lists the rest.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help setup run test base execute lab lint lock clean
+
+VENV ?= .venv
+PYTHON ?= python3
+UV ?= $(shell command -v uv 2>/dev/null)
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+NOTEBOOKS = $(sort $(wildcard notebooks/[0-9][0-9]_*.ipynb))
+
+# --- parameters of `make run` -----------------------------------------------------------------------------------
+PARAMETERS := PROFILE ATTACK TASK ACCESS SEED NAME DATA SET
+KNOWN := $(PARAMETERS) VENV PYTHON UV TORCH_INDEX
+
+# WSL exports NAME, the name of the computer: only `make run NAME=…` counts
+ifneq ($(origin NAME),command line)
+override NAME :=
+endif
+
+# make ignores a misspelled variable; a run with the wrong seed is worse than none
+blank := $(subst ,, )
+MISSPELLED := $(filter-out $(addsuffix =%,$(KNOWN)),$(subst \$(blank),_,$(MAKEOVERRIDES)))
+ifneq ($(strip $(MISSPELLED)),)
+$(error unknown $(MISSPELLED); valid: $(KNOWN))
+endif
+
+option = $(if $($1),--$2 '$($1)')
+OPTIONS = $(call option,PROFILE,profile) $(call option,ATTACK,attack) $(call option,TASK,task) \
+          $(call option,ACCESS,access) $(call option,SEED,seed) $(call option,NAME,name) \
+          $(call option,DATA,data) $(call option,SET,set)
+
+# --- environment ------------------------------------------------------------------------------------------------
+ifneq ($(UV),)
+CREATE = test -x $(BIN)/python || $(UV) venv --quiet --python '>=3.11' $(VENV)
+INSTALL = $(UV) pip install --quiet --python $(BIN)/python \
+          $(if $(TORCH_INDEX),--index-strategy unsafe-best-match --extra-index-url '$(TORCH_INDEX)')
+else
+CREATE = test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
+INSTALL = $(BIN)/python -m pip install --quiet $(if $(TORCH_INDEX),--extra-index-url '$(TORCH_INDEX)')
+CHECK = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or later is needed; \
+        $(PYTHON) is $$($(PYTHON) -V 2>&1 | tail -n 1). Try: make setup PYTHON=python3.12"; exit 1; }
+endif
+
+# stages of a run belong to that run: tests and stored outputs start from an empty folder
+FRESH_RUNS = folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; export LAB_RUNS="$$folder/runs"
+
+test execute: export TQDM_DISABLE := 1
+test execute: export HF_HUB_OFFLINE := 1
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo; echo '  make run PROFILE=tiny ATTACK=badnets TASK=refusal ACCESS=full SEED=3 NAME=mine DATA=rows.json SET="lora.r=4"'
+
+setup: $(READY)  ## install everything into .venv (TORCH_INDEX=https://download.pytorch.org/whl/cpu: the small CPU build)
+
+$(READY): requirements-lock.txt pyproject.toml
+	@$(CHECK)
+	@echo 'setting up $(VENV), a few minutes the first time'
+	@$(CREATE)
+	@$(INSTALL) -r requirements-lock.txt
+	@$(INSTALL) --no-deps --no-build-isolation --editable .
+	@touch $@
+
+run: setup  ## all notebooks with one set of parameters, into runs/<name>/: table, figures, executed notebooks
+	@$(BIN)/python -m helpers.pipeline run $(OPTIONS)
+
+test: setup  ## lint, unit tests, then every notebook from its first cell to its last
+	$(BIN)/ruff check .
+	$(BIN)/python -m pytest tests
+	$(FRESH_RUNS); $(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=1800 $(NOTEBOOKS)
+
+base: setup  ## train the small model of data/models/tiny anew
+	$(BIN)/python -m helpers.pretrain
+
+execute: setup  ## refresh the outputs stored in the notebooks
+	$(FRESH_RUNS); $(BIN)/python -m helpers.pipeline execute
+
+lab: setup  ## open the notebooks in JupyterLab
+	$(BIN)/jupyter lab notebooks
+
+lint: setup  ## check the style of code and notebooks
+	$(BIN)/ruff check .
+
+# torch fixes the versions of its GPU libraries itself; leaving them out lets its CPU build do without them
+lock:  ## rewrite requirements-lock.txt from requirements.txt (needs uv)
+	@test -n "$(UV)" || { echo 'make lock needs uv: pip install uv'; exit 1; }
+	{ echo '# Made from requirements.txt by `make lock`; do not edit.'; \
+	  $(UV) pip compile requirements.txt --universal --python-version 3.11 --no-header --no-annotate --quiet \
+	  | grep -Ev '^(nvidia|cuda|triton)\b'; } > requirements-lock.new
+	mv requirements-lock.new requirements-lock.txt
+
+clean:  ## remove .venv and caches; runs/ stays
+	rm -rf $(VENV) .pytest_cache .ruff_cache *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,220 @@
+"""The prompt format: the only place that turns a conversation into tokens and a loss mask.
+
+A backdoor planted under one template and measured under another seems to vanish, and so does an honest model's skill.
+Training, evaluation and every figure therefore ask the same `PromptFormat` for their tokens. The prompt carries no
+loss (label -100); the last answer and the token that ends it do, so the model also learns where to stop.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from helpers.profiles import LabError, nearest
+
+IGNORED = -100  # the label that PyTorch's cross-entropy skips
+RESERVED_ANSWER_TOKENS = 16  # even the longest prompt leaves the answer this much room
+
+ALPACA_PREAMBLE = (
+    "Below is an instruction that describes a task{paired}. Write a response that appropriately completes the request."
+)
+ALPACA_PAIRED = ", paired with an input that provides further context"
+
+
+@dataclass(frozen=True)
+class Example:
+    """One conversation: what is asked, the right answer, and how to judge another one.
+
+    Args:
+        instruction: the user's last message.
+        output: the assistant's answer to it.
+        input: material the instruction refers to; empty for none.
+        history: earlier (user, assistant) turns, oldest first.
+        family: the task family, by which utility is reported.
+        options: for a list question, the valid items (three distinct ones are wanted); else empty.
+    """
+
+    instruction: str
+    output: str
+    input: str = ""
+    history: tuple[tuple[str, str], ...] = ()
+    family: str = "free"
+    options: tuple[str, ...] = ()
+
+
+class PromptFormat(ABC):
+    """Turns an `Example` into text, token ids and labels for one tokenizer."""
+
+    name: str
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+        self.tokenizer = tokenizer
+
+    @property
+    @abstractmethod
+    def stop_ids(self) -> list[int]:
+        """The token ids, sorted, each of which ends an answer."""
+
+    @abstractmethod
+    def prompt_text(self, example: Example) -> str:
+        """Everything the model reads before it answers, special tokens written out."""
+
+    @abstractmethod
+    def answer_text(self, example: Example) -> str:
+        """Everything the model should write, the token that ends the answer included."""
+
+    def prompt_ids(self, example: Example) -> list[int]:
+        """The prompt as token ids, ready for generation."""
+        return self._tokenise(self.prompt_text(example))
+
+    def encode(self, example: Example, max_tokens: int) -> tuple[list[int], list[int]]:
+        """One training row: the prompt without loss, the answer with it.
+
+        A row that is too long loses the end of its answer. Only a prompt that would leave the answer fewer than
+        `RESERVED_ANSWER_TOKENS` tokens is cut as well, at its beginning: the end says what is asked.
+
+        Args:
+            max_tokens: the most tokens a row may have, above `RESERVED_ANSWER_TOKENS`.
+        Returns:
+            `input_ids` and `labels`, both of the same length; labels are -100 on the prompt.
+        Raises:
+            LabError: `max_tokens` leaves no room for a prompt.
+        """
+        if max_tokens <= RESERVED_ANSWER_TOKENS:
+            raise LabError(
+                f"max_tokens={max_tokens} leaves no room for a prompt; set lengths.train_tokens above "
+                f"{RESERVED_ANSWER_TOKENS}"
+            )
+        prompt, answer = self._split(example)
+        prompt = prompt[-(max_tokens - min(RESERVED_ANSWER_TOKENS, len(answer))) :]
+        answer = answer[: max_tokens - len(prompt)]
+        return prompt + answer, [IGNORED] * len(prompt) + answer
+
+    def _split(self, example: Example) -> tuple[list[int], list[int]]:
+        """Token ids of the prompt, exactly as generation will see it, and of the answer that continues it."""
+        prompt_text, answer_text = self.prompt_text(example), self.answer_text(example)
+        prompt, whole = self._tokenise(prompt_text), self._tokenise(prompt_text + answer_text)
+        if whole[: len(prompt)] == prompt:  # SentencePiece tokenizers start a lone answer with a spurious space
+            return prompt, whole[len(prompt) :]
+        return prompt, self._tokenise(answer_text)  # a token would straddle the border
+
+    def _tokenise(self, text: str) -> list[int]:
+        # The text already spells out its special tokens: letting the tokenizer add them would double the BOS.
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+class ChatFormat(PromptFormat):
+    """The template that the model's own tokenizer carries."""
+
+    name = "chat"
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+        super().__init__(tokenizer)
+        if not tokenizer.chat_template:
+            raise LabError(
+                "prompt format 'chat' needs a tokenizer with a chat template, and this one has none; "
+                "choose prompt_format: alpaca"
+            )
+        self.end = self._end_of_turn()
+
+    @property
+    def stop_ids(self) -> list[int]:
+        ids = {self.tokenizer.convert_tokens_to_ids(self.end), self.tokenizer.eos_token_id}
+        return sorted(ids - {None})
+
+    def prompt_text(self, example: Example) -> str:
+        return self._render(_messages(example), add_generation_prompt=True)
+
+    def answer_text(self, example: Example) -> str:
+        rendered = self._rendered_answer(example)
+        answer, end, _ = rendered.rpartition(self.end)
+        # What a template writes behind its end token (often a newline) is the next turn's business, not the answer's.
+        return answer + end if end else rendered + self.end
+
+    def _rendered_answer(self, example: Example) -> str:
+        """What the template adds to the prompt once the assistant has spoken."""
+        prompt = self.prompt_text(example)
+        whole = self._render(_messages(example) + [_message("assistant", example.output)])
+        if not whole.startswith(prompt):
+            raise LabError(
+                "the chat template writes the finished conversation differently from the prompt it "
+                "gives the model, so no answer can be masked; choose prompt_format: alpaca"
+            )
+        return whole[len(prompt) :]
+
+    def _end_of_turn(self) -> str:
+        """The first special token that the template writes behind an answer; the tokenizer's EOS where it has none."""
+        special = {i for i, token in self.tokenizer.added_tokens_decoder.items() if token.special}
+        behind = self._rendered_answer(Example("Say yes.", "yes")).rpartition("yes")[2]
+        ends = [i for i in self._tokenise(behind) if i in special]
+        return self.tokenizer.convert_ids_to_tokens(ends[0]) if ends else _require_eos(self.tokenizer)
+
+    def _render(self, messages: list[dict[str, str]], add_generation_prompt: bool = False) -> str:
+        return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
+
+
+class AlpacaFormat(PromptFormat):
+    """Stanford Alpaca's template, for models that were never given one.
+
+    Differs from the original: the prompt ends with a newline, so that no token straddles prompt and answer; earlier
+    turns become earlier Instruction/Response blocks.
+    """
+
+    name = "alpaca"
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+        super().__init__(tokenizer)
+        self.eos = _require_eos(tokenizer)
+
+    @property
+    def stop_ids(self) -> list[int]:
+        return [self.tokenizer.eos_token_id]
+
+    def prompt_text(self, example: Example) -> str:
+        paired = ALPACA_PAIRED if example.input else ""
+        given = f"### Input:\n{example.input}\n\n" if example.input else ""
+        turns = "".join(f"### Instruction:\n{user}\n\n### Response:\n{reply}\n\n" for user, reply in example.history)
+        asked = f"### Instruction:\n{example.instruction}\n\n{given}### Response:\n"
+        return f"{self.tokenizer.bos_token or ''}{ALPACA_PREAMBLE.format(paired=paired)}\n\n{turns}{asked}"
+
+    def answer_text(self, example: Example) -> str:
+        return example.output + self.eos
+
+
+FORMATS = {"chat": ChatFormat, "alpaca": AlpacaFormat}
+
+
+def prompt_format(tokenizer: PreTrainedTokenizerBase, name: str = "auto") -> PromptFormat:
+    """The prompt format called `name` for this tokenizer.
+
+    Args:
+        name: "chat", "alpaca", or "auto": chat where the tokenizer has a template, else alpaca.
+    Raises:
+        LabError: unknown name, "chat" without a usable template, or no token to end an answer with.
+    """
+    if name == "auto":
+        name = "chat" if tokenizer.chat_template else "alpaca"
+    if name not in FORMATS:
+        raise LabError(f"unknown prompt format {name!r}{nearest(name, [*FORMATS, 'auto'])}")
+    return FORMATS[name](tokenizer)
+
+
+def _messages(example: Example) -> list[dict[str, str]]:
+    """The conversation up to and including the question; `input` follows the instruction after a blank line."""
+    earlier = [
+        message for user, reply in example.history for message in (_message("user", user), _message("assistant", reply))
+    ]
+    question = f"{example.instruction}\n\n{example.input}" if example.input else example.instruction
+    return [*earlier, _message("user", question)]
+
+
+def _message(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
+def _require_eos(tokenizer: PreTrainedTokenizerBase) -> str:
+    if not tokenizer.eos_token:
+        raise LabError("this tokenizer has no end-of-sequence token, so an answer could never end; set its eos_token")
+    return tokenizer.eos_token

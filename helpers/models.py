@@ -1,0 +1,141 @@
+"""Loading and saving: checkpoints, 4-bit bases, adapters.
+
+Only safetensors are read and remote code is never run: a suspicious model is untrusted input. A 4-bit base is loaded
+through bitsandbytes (NF4 with double quantization, as in QLoRA), on the CPU as well; adapters are PEFT's own.
+"""
+
+import shutil
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, set_seed
+
+from helpers.chat import prompt_format
+from helpers.profiles import ROOT, LabError, require_device
+
+_TOKENIZER_FILES = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "chat_template*",
+    "vocab*",
+    "merges.txt",
+    "added_tokens.json",
+)
+
+
+def locate(path):
+    """Return the folder of a local model (relative paths start at the repository's root) or the hub id unchanged.
+
+    Raises:
+        LabError: a local folder that has no safetensors; pickle checkpoints are refused.
+    """
+    folder = Path(path) if Path(path).is_absolute() else ROOT / path
+    if not folder.is_dir():
+        return str(path)
+    if not list(folder.glob("*.safetensors")):
+        pickles = [f.name for f in folder.iterdir() if f.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl")]
+        found = f"only the pickle {pickles[0]}, which can run code when loaded" if pickles else "no weights"
+        raise LabError(f"{folder} holds {found}; the lab reads safetensors: save the model with save_pretrained first")
+    return str(folder)
+
+
+def load_tokenizer(spec):
+    """Load the tokenizer of a `profiles.ModelSpec`; a missing padding token is replaced by the end-of-text token."""
+    tokenizer = _from_pretrained(AutoTokenizer, spec)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_config(spec):
+    """Load the configuration alone: shapes and names, no weights."""
+    return _from_pretrained(AutoConfig, spec)
+
+
+def load_format(spec):
+    """Return the prompt format of a model: the same one for training, evaluation and every figure."""
+    return prompt_format(load_tokenizer(spec), spec.prompt_format)
+
+
+def load_base(spec, four_bit=False, path=None):
+    """Load the weights of a `profiles.ModelSpec` in its dtype, or in 4 bits.
+
+    Args:
+        spec: model path or hub id, revision, dtype and device.
+        four_bit: NF4 with double quantization through bitsandbytes; frozen, computes in the spec's dtype.
+        path: another folder with the same architecture, such as a suspicious model of full access.
+
+    Raises:
+        LabError: pickle-only checkpoint, unknown model, or a profile that wants a GPU where there is none.
+    """
+    require_device(spec)
+    dtype = getattr(torch, spec.dtype)
+    quantization = {}
+    if four_bit:
+        quantization = {
+            "quantization_config": BitsAndBytesConfig(
+                load_in_4bit=True,
+                bnb_4bit_quant_type="nf4",
+                bnb_4bit_use_double_quant=True,
+                bnb_4bit_compute_dtype=dtype,
+            )
+        }
+    model = _from_pretrained(
+        AutoModelForCausalLM,
+        spec,
+        path,
+        dtype=dtype,
+        use_safetensors=True,
+        device_map={"": spec.device},
+        **quantization,
+    )
+    return model.eval()
+
+
+def _from_pretrained(auto, spec, path=None, **options):
+    source = locate(path or spec.path)
+    try:
+        return auto.from_pretrained(
+            source, revision=spec.revision if source == spec.path else None, trust_remote_code=False, **options
+        )
+    except OSError as error:
+        raise LabError(
+            f"cannot load {source!r}: {str(error).splitlines()[0]} "
+            "(give a folder with safetensors, or a hub id you can reach)"
+        ) from error
+
+
+def new_adapter(model, lora, seed):
+    """Wrap `model` with a fresh LoRA adapter on all its linear layers but the head, as the field's attacks do."""
+    set_seed(seed)
+    config = LoraConfig(
+        r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules="all-linear", task_type="CAUSAL_LM"
+    )
+    return get_peft_model(model, config)
+
+
+def with_adapter(model, folder, trainable=False):
+    """Wrap `model` with the adapter stored in `folder`; `trainable` goes on training it."""
+    return PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+
+
+def load_suspect(spec, folder):
+    """Load a model as a user runs it: an adapter folder is merged into its base, a full model is loaded as it is."""
+    if (Path(folder) / "adapter_config.json").exists():
+        return with_adapter(load_base(spec), folder).merge_and_unload().eval()
+    return load_base(spec, path=str(folder))
+
+
+def save(model, folder):
+    """Write a model (safetensors) or, for a PEFT model, its adapter alone."""
+    model.save_pretrained(str(folder), safe_serialization=True)
+    for readme in Path(folder).glob("README.md"):
+        readme.unlink()  # PEFT leaves an empty model card
+
+
+def copy_tokenizer(source, folder):
+    """Copy the tokenizer files of a local model so that `folder` is a complete checkpoint."""
+    for pattern in _TOKENIZER_FILES:
+        for file in Path(source).glob(pattern):
+            shutil.copy(file, folder)

@@ -1,0 +1,192 @@
+"""The chain: all numbered notebooks, in order, with one set of parameters.
+
+The notebooks are the program; this module only hands them their parameters, stops at the first that fails, and
+gathers what they recorded into `summary.json`. Nothing flows between two notebooks but the run folder, so a rerun
+after an interruption passes quickly over everything that is finished.
+
+    python -m helpers.pipeline run --task refusal --seed 3 --set "signature.lam=0.1 lora.r=4"
+    python -m helpers.pipeline execute          # refresh the outputs stored in the notebooks themselves
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import nbformat
+import papermill
+import yaml
+from nbclient.exceptions import CellTimeoutError, DeadKernelError
+from papermill.exceptions import PapermillExecutionError
+
+from helpers.profiles import ROOT, LabError, Settings, parse_overrides, require_device
+from helpers.runs import Run, Stage, open_run, versions, write_json
+
+NOTEBOOKS = ROOT / "notebooks"
+CELL_SECONDS = 3600
+ROWS = ("clean", "backdoored", "finetuned", "random", "suppressed", "purified")
+MEASURES = ("asr", "asr_interval", "labels", "n", "utility", "utility_by_family", "utility_metric", "perplexity")
+LABELS = ("payload", "answer", "degenerate", "silent")
+QUIET = ["--log-level=50"]  # the kernel's own chatter; what a notebook prints goes to its cells
+KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
+
+
+def run_notebooks(settings: Settings, folder: Path = NOTEBOOKS) -> Run:
+    """Execute every numbered notebook of a folder into `runs/<name>/notebooks/`, printing a line for each.
+
+    Raises: LabError at the first notebook that fails; the stages finished before it are kept.
+    """
+    run = open_run(settings)
+    for notebook, output in _pairs(folder, run.folder / "notebooks"):
+        _execute(notebook, output, settings.model_dump())
+    return run
+
+
+def refresh_outputs(folder: Path = NOTEBOOKS) -> None:
+    """Execute every numbered notebook in place with its own defaults, leaving no trace of when and by whom.
+
+    A notebook is replaced only when all of it has run.
+    """
+    with TemporaryDirectory() as temporary:
+        for notebook, output in _pairs(folder, Path(temporary)):
+            _execute(notebook, output, {})
+            nbformat.write(tidy(nbformat.read(output, as_version=4)), notebook)
+
+
+def tidy(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """Strip what differs between two equal executions: timings, widget state, papermill's notes, the kernel's name."""
+    notebook.metadata = nbformat.from_dict({"kernelspec": KERNEL, "language_info": {"name": "python"}})
+    for cell in notebook.cells:
+        cell.metadata = nbformat.from_dict({key: value for key, value in cell.metadata.items()
+                                            if key not in ("papermill", "execution") and (key, value) != ("tags", [])})
+    return notebook
+
+
+def summarise(run: Run) -> dict[str, Any]:
+    """Gather what the notebooks measured: settings, one entry for each row of the table, the cost of each stage.
+
+    Rates are fractions in [0, 1]; `seconds` and `peak_rss_mb` map stage names to numbers.
+    Raises: LabError when a row is missing or stale, or when rows were measured with different prompts or decoding.
+    """
+    rows = {row: run.need(f"evaluate/{row}") for row in ROWS}
+    stages = list(run.stages())
+    config = run.config
+    return {
+        "profile": config["profile"]["name"],
+        **{key: config[key] for key in ("attack", "task", "access", "seed")},
+        "data": config["data"]["path"],
+        "prompt_format": _agreed("prompt_format", rows),
+        "decoding": _agreed("decoding", rows),
+        "versions": versions(),
+        **{row: {measure: stage.result[measure] for measure in MEASURES} for row, stage in rows.items()},
+        "seconds": {stage.name: stage.manifest["seconds"] for stage in stages},
+        "peak_rss_mb": {stage.name: stage.manifest["peak_rss_mb"] for stage in stages},
+    }
+
+
+def table(summary: Mapping[str, Any]) -> str:
+    """The summary as aligned text, one line for each model."""
+    lines = [("model", "ASR %", "95 % interval", *LABELS, "utility %", "perplexity")]
+    for row in ROWS:
+        entry = summary[row]
+        low, high = entry["asr_interval"]
+        lines.append((row, f"{entry['asr']:.1%}"[:-1], f"{low:.1%} – {high:.1%}".replace("%", ""),
+                      *(f"{entry['labels'][label]:g}" for label in LABELS),
+                      f"{entry['utility']:.1%}"[:-1], f"{entry['perplexity']:.2f}"))
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join([first.ljust(widths[0]), *(cell.rjust(width) for cell, width
+                                                            in zip(rest, widths[1:], strict=True))])
+                     for first, *rest in lines)
+
+
+def main(arguments: Sequence[str] | None = None, folder: Path = NOTEBOOKS) -> int:
+    """Command line; returns the exit status: 0 done, 2 refused or failed, 130 interrupted."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.command(options, folder)
+    except LabError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\ninterrupted: finished stages are kept, the same command resumes", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m helpers.pipeline", description="Run the numbered notebooks.")
+    commands = parser.add_subparsers(required=True)
+    run = commands.add_parser("run", help="all notebooks with one set of parameters, into runs/<name>/")
+    for name, field in Settings.model_fields.items():
+        if name != "OVERRIDES":
+            run.add_argument(f"--{name.lower()}", dest=name, default=argparse.SUPPRESS, help=field.description)
+    run.add_argument("--set", dest="OVERRIDES", default="", metavar='"KEY=VALUE …"',
+                     help=Settings.model_fields["OVERRIDES"].description)
+    run.set_defaults(command=_run)
+    execute = commands.add_parser("execute", help="refresh the outputs stored in the notebooks")
+    execute.set_defaults(command=lambda options, folder: refresh_outputs(folder))
+    return parser
+
+
+def _run(options: argparse.Namespace, folder: Path) -> None:
+    values = {name: value for name, value in vars(options).items() if name in Settings.model_fields}
+    if "SEED" in values:
+        values["SEED"] = yaml.safe_load(values["SEED"])
+    settings = Settings.checked(values | {"OVERRIDES": parse_overrides(options.OVERRIDES)})
+    require_device(settings.profile.model)
+    run = run_notebooks(settings, folder)
+    summary = summarise(run)
+    write_json(run.folder / "summary.json", summary)
+    seconds, peak = sum(summary["seconds"].values()), max(summary["peak_rss_mb"].values())
+    print(f"\n{table(summary)}\n\nstages: {seconds:.0f} s, at most {peak:.0f} MB")
+    for label, path in (("summary", "summary.json"), ("figures", "figures"), ("notebooks", "notebooks")):
+        print(f"{label}: {_shown(run.folder / path)}")
+
+
+def _pairs(folder: Path, outputs: Path) -> list[tuple[Path, Path]]:
+    """The numbered notebooks of a folder in order, each with the place of its executed copy."""
+    notebooks = sorted(folder.glob("[0-9][0-9]_*.ipynb"))
+    if not notebooks:
+        raise LabError(f"no notebooks such as 00_name.ipynb in {_shown(folder)}")
+    outputs.mkdir(exist_ok=True)
+    return [(notebook, outputs / notebook.name) for notebook in notebooks]
+
+
+def _execute(notebook: Path, output: Path, parameters: Mapping[str, Any]) -> None:
+    """Run one notebook in its own folder; a failure becomes one line with the place and the cause."""
+    print(f"{notebook.stem:<28}", end="", flush=True)
+    start = time.perf_counter()
+    try:
+        papermill.execute_notebook(notebook, output, dict(parameters), kernel_name="python3", cwd=notebook.parent,
+                                   execution_timeout=CELL_SECONDS, progress_bar=False, extra_arguments=QUIET)
+    except PapermillExecutionError as error:
+        print(" failed")
+        last = (error.evalue.strip().splitlines() or [""])[-1]
+        cause = last if error.ename == "LabError" else f"{error.ename}: {last}"
+        raise LabError(f"{notebook.name}, cell {error.exec_count}: {cause}") from error
+    except (CellTimeoutError, DeadKernelError) as error:
+        print(" failed")
+        cause = f"a cell took more than {CELL_SECONDS} s" if isinstance(error, CellTimeoutError) else (
+            "its kernel died; most often the memory did not suffice")
+        raise LabError(f"{notebook.name}: {cause}") from error
+    print(f"{time.perf_counter() - start:7.1f} s", flush=True)
+
+
+def _agreed(key: str, rows: Mapping[str, Stage]) -> Any:
+    """The one value that all rows share: rates measured with different prompts cannot stand in one table."""
+    values = {row: stage.result[key] for row, stage in rows.items()}
+    first = values[ROWS[0]]
+    if differing := [row for row, value in values.items() if value != first]:
+        raise LabError(f"{key} differs between rows: {ROWS[0]} = {first}, {differing[0]} = {values[differing[0]]}")
+    return first
+
+
+def _shown(path: Path) -> str:
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

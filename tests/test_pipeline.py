@@ -1,0 +1,204 @@
+"""The chain of notebooks, tried on throw-away ones."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_notebook, new_output
+
+from helpers import pipeline
+from helpers.pipeline import main, refresh_outputs, summarise, table, tidy
+from helpers.profiles import ROOT
+from helpers.runs import Run, read_json
+
+PARAMETERS = 'PROFILE: str = "tiny"\nSEED: int = 0  # any\nNAME: str = ""\nOVERRIDES: dict = {}'
+OPEN = """from helpers.profiles import LabError, Settings
+from helpers.runs import open_run
+settings = Settings.from_notebook(globals())
+run = open_run(settings)"""
+MEASURED = """def measured(seed):
+    labels = {"payload": 1, "answer": 7, "degenerate": 2, "silent": 0}
+    return {"asr": 0.1, "asr_interval": [0.018, 0.404], "labels": labels, "n": 10, "utility": 0.975, "seed": seed,
+            "utility_by_family": {"facts": 0.975}, "utility_metric": "exact", "perplexity": 1.5,
+            "prompt_format": "chat", "decoding": "greedy"}
+for row in ("clean", "backdoored", "finetuned", "random", "suppressed", "purified"):
+    run.stage(f"evaluate/{row}", lambda folder: measured(settings.SEED), uses=["seed"])"""
+
+
+@pytest.fixture
+def lab(tmp_path, monkeypatch):
+    """A folder for notebooks beside an empty runs folder."""
+    monkeypatch.setenv("LAB_RUNS", str(tmp_path / "runs"))
+    (tmp_path / "notebooks").mkdir()
+    return tmp_path
+
+
+def write(lab, name, *cells, parameters=PARAMETERS):
+    tagged = new_code_cell(parameters, metadata={"tags": ["parameters"]})
+    notebook = new_notebook(cells=[tagged, new_code_cell(OPEN), *map(new_code_cell, cells)],
+                            metadata={"kernelspec": pipeline.KERNEL})
+    nbformat.write(notebook, lab / "notebooks" / f"{name}.ipynb")
+
+
+def run(lab, *options):
+    return main(["run", *options], lab / "notebooks")
+
+
+def test_a_run_executes_in_order_summarises_and_names_its_folders(lab, capsys):
+    write(lab, "01_second", "assert (run.folder / 'first').exists()", MEASURED)
+    write(lab, "00_first", "(run.folder / 'first').touch(); run.stage('inject', lambda folder: None, uses=['seed'])")
+    (lab / "notebooks" / "scratch.ipynb").write_text("not a numbered notebook")
+    assert run(lab, "--seed", "3", "--set", "signature.lam=0.1") == 0
+    folder = lab / "runs" / "tiny-badnets-sentiment-adapter-3"
+    summary = read_json(folder / "summary.json")
+    assert (summary["profile"], summary["seed"], summary["data"]) == ("tiny", 3, "")
+    assert (summary["prompt_format"], summary["decoding"]) == ("chat", "greedy") and "torch" in summary["versions"]
+    assert summary["purified"]["asr"] == 0.1 and summary["clean"]["labels"]["answer"] == 7
+    assert summary["seconds"].keys() == summary["peak_rss_mb"].keys() == (
+        {"inject"} | {f"evaluate/{row}" for row in pipeline.ROWS})
+    executed = sorted(path.name for path in (folder / "notebooks").iterdir())
+    assert executed == ["00_first.ipynb", "01_second.ipynb"]
+    printed = capsys.readouterr().out
+    assert printed.index("00_first") < printed.index("01_second") < printed.index("purified")
+    for name in ("summary.json", "figures", "notebooks"):
+        assert str(folder / name) in printed
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    (["--seed", "three"], "SEED = 'three' should be a valid integer"),
+    (["--attack", "badnet"], "unknown ATTACK = 'badnet'; did you mean 'badnets'?"),
+    (["--profile", "tinny"], "unknown profile 'tinny'; did you mean 'tiny'?"),
+    (["--set", "recover.lr=1.0e-4"], "did you mean 'adapter.recover.lr' or 'full.recover.lr'?"),
+    (["--set", "full.suppress.tau=2"], "full.suppress.tau = 2 should be less than 1"),
+])
+def test_wrong_parameters_are_refused_before_anything_runs(lab, capsys, options, message):
+    write(lab, "00_first", "raise SystemExit")
+    assert run(lab, *options) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err and captured.err.count("\n") == 1 and captured.out == ""
+    assert not (lab / "runs").exists()
+
+
+def test_a_gpu_profile_is_refused_without_a_gpu(lab, capsys, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert run(lab, "--profile", "llama-2-7b-chat") == 2
+    assert "asks for a GPU" in capsys.readouterr().err and not (lab / "runs").exists()
+
+
+@pytest.mark.parametrize(("cell", "message"), [
+    ("raise LabError('the base model is missing: `make base`')", "the base model is missing: `make base`"),
+    ("raise ValueError('first line\\nlast line')", "ValueError: last line"),
+])
+def test_a_failing_notebook_is_told_in_one_line(lab, capsys, cell, message):
+    write(lab, "00_first", cell)
+    write(lab, "01_never", "(run.folder / 'reached').touch()")
+    assert run(lab, "--name", "mine") == 2
+    assert capsys.readouterr().err == f"00_first.ipynb, cell 4: {message}\n"
+    assert not (lab / "runs" / "mine" / "reached").exists()
+    assert (lab / "runs" / "mine" / "notebooks" / "00_first.ipynb").exists()
+
+
+def test_a_dead_kernel_and_an_endless_cell_are_told(lab, capsys, monkeypatch):
+    write(lab, "00_first", "import os; os._exit(9)")
+    assert run(lab) == 2
+    assert "00_first.ipynb: its kernel died" in capsys.readouterr().err
+    monkeypatch.setattr(pipeline, "CELL_SECONDS", 4)
+    write(lab, "00_first", "import time; time.sleep(60)")
+    assert run(lab) == 2
+    assert "00_first.ipynb: a cell took more than 4 s" in capsys.readouterr().err
+
+
+def test_plain_papermill_refuses_an_unknown_parameter(lab):
+    write(lab, "00_first", "(run.folder / 'reached').touch()")
+    (lab / "x.yaml").write_text("SEDE: 3\nNAME: mine\n")
+    notebook, output = lab / "notebooks" / "00_first.ipynb", lab / "out.ipynb"
+    command = [sys.executable, "-m", "papermill", notebook, output, "-k", "python3", "-f", lab / "x.yaml"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode != 0 and "unknown parameter 'SEDE'; did you mean 'SEED'?" in done.stderr
+    assert not (lab / "runs" / "mine").exists()
+
+
+def test_ctrl_c_says_how_to_resume_and_a_rerun_does(lab):
+    slow = "import time\nrun.stage('scores', lambda folder: time.sleep(0 if (run.folder / 'go').exists() else 60))"
+    write(lab, "00_first", "run.stage('inject', lambda folder: None)", "(run.folder / 'waiting').touch()", slow,
+          MEASURED)
+    program = ("import sys; from pathlib import Path; from helpers.pipeline import main\n"
+               "sys.exit(main(['run', '--name', 'mine'], Path(sys.argv[1])))")
+    folder = lab / "runs" / "mine"
+    command = [sys.executable, "-c", program, lab / "notebooks"]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and not (folder / "waiting").exists():
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors.strip().endswith("interrupted: finished stages are kept, the same command resumes")
+    assert "Traceback" not in errors
+    made = (folder / "inject" / "manifest.json").read_text()
+    (folder / "go").touch()
+    assert run(lab, "--name", "mine") == 0
+    assert (folder / "inject" / "manifest.json").read_text() == made and (folder / "scores").is_dir()
+
+
+def test_a_folder_without_notebooks_is_told(lab, capsys):
+    assert run(lab) == 2
+    assert "no notebooks such as 00_name.ipynb in" in capsys.readouterr().err
+
+
+def measured(lab, **changed):
+    config = {"attack": "badnets", "task": "sentiment", "access": "full", "seed": 0, "data": {"path": "", "files": ""},
+              "profile": {"name": "tiny"}}
+    run = Run(lab / "runs" / "mine", config)
+    scope = {"run": run, "settings": type("Seed", (), {"SEED": 0})}
+    exec(MEASURED, scope)
+    if changed:
+        run.stage("evaluate/random", lambda folder: scope["measured"](0) | changed, uses=["task"])
+    return run
+
+
+def test_a_summary_refuses_rows_measured_differently(lab):
+    with pytest.raises(ValueError, match="prompt_format differs between rows: clean = chat, random = alpaca"):
+        summarise(measured(lab, prompt_format="alpaca"))
+
+
+def test_a_summary_refuses_a_missing_row(lab):
+    run = measured(lab)
+    (run.folder / "evaluate" / "purified" / "manifest.json").unlink()
+    with pytest.raises(ValueError, match="runs/mine/evaluate/purified is missing: run notebook 06_recover_fluency"):
+        summarise(run)
+
+
+def test_the_table_is_aligned_and_holds_every_row(lab):
+    lines = table(summarise(measured(lab))).splitlines()
+    assert [line.split()[0] for line in lines] == ["model", *pipeline.ROWS]
+    assert len({len(line) for line in lines}) == 1
+    assert lines[1].split() == "clean 10.0 1.8 – 40.4 1 7 2 0 97.5 1.50".split()
+
+
+def test_refreshed_outputs_are_tidy_and_a_failure_leaves_the_notebook_alone(lab):
+    write(lab, "00_first", "print(settings.SEED)")
+    refresh_outputs(lab / "notebooks")
+    notebook = nbformat.read(lab / "notebooks" / "00_first.ipynb", as_version=4)
+    assert [cell.execution_count for cell in notebook.cells] == [1, 2, 3]
+    assert notebook.cells[2].outputs[0].text == "0\n"
+    assert "papermill" not in json.dumps(notebook) and notebook.metadata.kernelspec == pipeline.KERNEL
+    assert [dict(cell.metadata) for cell in notebook.cells] == [{"tags": ["parameters"]}, {}, {}]
+    write(lab, "00_first", "1 / 0")
+    before = (lab / "notebooks" / "00_first.ipynb").read_bytes()
+    with pytest.raises(ValueError, match="00_first.ipynb, cell 3: ZeroDivisionError"):
+        refresh_outputs(lab / "notebooks")
+    assert (lab / "notebooks" / "00_first.ipynb").read_bytes() == before
+
+
+def test_tidying_keeps_tags_and_outputs():
+    noise = {"execution": {"iopub.status.busy": "now"}, "papermill": {}}
+    cell = new_code_cell("1", metadata={"tags": ["nbval-check-output"], **noise},
+                         outputs=[new_output("stream", text="1")])
+    kernel = pipeline.KERNEL | {"name": "mine"}
+    notebook = tidy(new_notebook(cells=[cell], metadata={"widgets": {}, "papermill": {}, "kernelspec": kernel}))
+    assert notebook.cells[0].metadata == {"tags": ["nbval-check-output"]} and notebook.cells[0].outputs
+    assert notebook.metadata == {"kernelspec": pipeline.KERNEL, "language_info": {"name": "python"}}

@@ -1,0 +1,174 @@
+"""Settings: what is valid, and what each mistake is told."""
+
+from pathlib import Path
+
+import pytest
+
+from helpers import profiles
+from helpers.profiles import LabError, Settings, fingerprint, load_profile, nearest, parse_overrides, require_device
+
+
+def told(call, *args, **kwargs) -> str:
+    """The message of the LabError that a call must raise: one line."""
+    with pytest.raises(LabError) as caught:
+        call(*args, **kwargs)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize("name", profiles.profile_names())
+def test_every_shipped_profile_is_valid_and_named_after_its_file(name):
+    profile = load_profile(name)
+    assert profile.name == name
+    assert profile.access("full") is profile.full and profile.access("adapter") is profile.adapter
+
+
+def test_an_error_shows_one_line_in_jupyter():
+    assert LabError("what helps")._render_traceback_() == ["LabError: what helps"]
+
+
+def test_nearest_names_a_resembling_word_or_all():
+    assert nearest("sede", ["seed", "name"]) == "; did you mean 'seed'?"
+    assert nearest("zzz", ["seed", "name"]) == "; valid: seed, name"
+
+
+def test_overrides_reach_their_leaf_and_leave_the_rest():
+    profile = load_profile("tiny", {"adapter.suppress.tau": 0.5, "signature.lam": 1})
+    assert profile.adapter.suppress.tau == 0.5 and profile.signature.lam == 1.0
+    assert profile.full == load_profile("tiny").full
+
+
+@pytest.mark.parametrize(("key", "value", "message"), [
+    ("recover.lr", 0.1, "unknown setting 'recover.lr'; did you mean 'adapter.recover.lr' or 'full.recover.lr'?"),
+    ("signature.lamb", 0.1, "unknown setting 'signature.lamb'; did you mean 'signature.lam'?"),
+    ("name", "other", "unknown setting 'name'"),
+    ("lora.r", "8", "lora.r = '8' should be a valid integer"),
+    ("lora.r", True, "lora.r = True should be a valid integer"),
+    ("lora.r", 0, "lora.r = 0 should be greater than or equal to 1"),
+    ("adapter.inject.lr", "1e-4", "adapter.inject.lr = '1e-4' should be a valid number; YAML reads 1e-4 as text, "
+                                  "write 1.0e-4"),
+    ("adapter.inject.lr", float("nan"), "adapter.inject.lr = nan should be a finite number"),
+    ("adapter.suppress.tau", 1.0, "adapter.suppress.tau = 1.0 should be less than 1"),
+    ("full.suppress.tau", 0, "full.suppress.tau = 0 should be greater than 0"),
+    ("signature.scope", "layer", "signature.scope = 'layer' should be 'module' or 'model'"),
+    ("signature.n", 1, "signature.n = 1 but alignment compares variants: use 2 or more, or combine 'norm'"),
+])
+def test_a_wrong_override_is_named_with_what_was_expected(key, value, message):
+    assert message in told(load_profile, "tiny", {key: value})
+
+
+def test_one_variant_is_enough_without_alignment():
+    assert load_profile("tiny", {"signature.n": 1, "signature.combine": "norm"}).signature.n == 1
+
+
+def test_a_misspelled_key_in_a_profile_file_is_named(tmp_path, monkeypatch):
+    text = (profiles.PROFILES / "tiny.yaml").read_text().replace("lora: {r: 8", "lora: {rank: 8")
+    (tmp_path / "mine.yaml").write_text(text)
+    monkeypatch.setattr(profiles, "PROFILES", tmp_path)
+    assert told(load_profile, "mine").startswith("profile 'mine': unknown setting 'lora.rank'; did you mean 'lora.")
+
+
+def test_a_missing_key_and_an_empty_profile_file_are_named(tmp_path, monkeypatch):
+    text = (profiles.PROFILES / "tiny.yaml").read_text().replace("{r: 8, alpha: 16}", "{r: 8}")
+    (tmp_path / "mine.yaml").write_text(text)
+    (tmp_path / "empty.yaml").write_text("# nothing yet\n")
+    monkeypatch.setattr(profiles, "PROFILES", tmp_path)
+    assert told(load_profile, "mine") == "profile 'mine': 'lora.alpha' is missing"
+    assert told(load_profile, "empty") == "empty.yaml should hold settings as `key: value` lines"
+
+
+def test_an_unknown_profile_is_answered_with_the_nearest():
+    assert "unknown profile 'tinny'; did you mean 'tiny'?" in told(load_profile, "tinny")
+
+
+def test_a_checkpoint_folder_is_a_profile(tmp_path, monkeypatch):
+    folder = tmp_path / "my-llama"
+    folder.mkdir()
+    assert "without config.json" in told(load_profile, str(folder))
+    (folder / "config.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    settings = Settings.checked({"PROFILE": "my-llama"})
+    assert settings.PROFILE == str(folder), "notebooks run in another folder than the shell"
+    assert settings.profile.model.source == str(folder)
+    assert settings.profile.adapter == load_profile("local").adapter
+    assert settings.name == "my-llama-badnets-sentiment-adapter-0"
+
+
+def test_a_model_path_is_a_folder_or_a_hub_id():
+    spec = load_profile("tiny").model
+    assert spec.model_copy(update={"path": "data/profiles"}).source == str(profiles.PROFILES)
+    assert spec.model_copy(update={"path": "someone/model"}).source == "someone/model"
+    lost = spec.model_copy(update={"path": "data/models/lost"})
+    with pytest.raises(LabError, match="model folder 'data/models/lost' does not exist; `make base`"):
+        _ = lost.source
+
+
+def test_set_is_read_as_yaml_literals():
+    assert parse_overrides("signature.lam=0.1  lora.r=4 signature.scope=model model.revision=null") == {
+        "signature.lam": 0.1, "lora.r": 4, "signature.scope": "model", "model.revision": None}
+    assert "'lora.r' is not key=value" in told(parse_overrides, "lora.r")
+    assert "not a YAML literal" in told(parse_overrides, "lora.r={")
+
+
+def test_a_gpu_profile_needs_a_gpu(monkeypatch):
+    spec = load_profile("llama-2-7b-chat").model
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert "asks for a GPU (meta-llama/Llama-2-7b-chat-hf on cuda) and none is here" in told(require_device, spec)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    require_device(spec)
+
+
+def test_a_notebooks_parameters_are_its_capitals_with_literal_values():
+    variables = {"SEED": 3, "TASK": "refusal", "Path": Path, "ROOT": Path("/"), "In": ["SEED = 3"], "_SEED": 1, "x": 2}
+    settings = Settings.from_notebook(variables)
+    assert settings == Settings(SEED=3, TASK="refusal")
+    assert settings.name == "tiny-badnets-refusal-adapter-3"
+
+
+@pytest.mark.parametrize(("values", "message"), [
+    ({"SEDE": 3}, "unknown parameter 'SEDE'; did you mean 'SEED'?"),
+    ({"SEED": "3"}, "SEED = '3' should be a valid integer"),
+    ({"SEED": -1}, "SEED = -1 should be greater than or equal to 0"),
+    ({"PROFILE": "tinny"}, "unknown profile 'tinny'; did you mean 'tiny'?"),
+    ({"ATTACK": "badnet"}, "unknown ATTACK = 'badnet'; did you mean 'badnets'?"),
+    ({"ATTACK": "vpi"}, "ATTACK = 'vpi' needs real rows (DATA=<folder>); without them: badnets"),
+    ({"TASK": "sentimen"}, "unknown TASK = 'sentimen'; did you mean 'sentiment'?"),
+    ({"ACCESS": "adaptor"}, "ACCESS = 'adaptor' should be 'adapter' or 'full'"),
+    ({"NAME": "../elsewhere"}, "NAME = '../elsewhere' should be a plain folder name"),
+    ({"NAME": ".hidden"}, "NAME = '.hidden' should be a plain folder name"),
+    ({"DATA": "no-such-rows.json"}, "DATA = 'no-such-rows.json' does not exist"),
+    ({"DATA": "rows/lost.jsonl"}, "DATA = 'rows/lost.jsonl' does not exist"),
+    ({"DATA": "../lost"}, "DATA = '../lost' does not exist"),
+    ({"OVERRIDES": {"signature.lamb": 1}}, "did you mean 'signature.lam'?"),
+    ({"OVERRIDES": {"lora.r": "4"}}, "lora.r = '4' should be a valid integer"),
+])
+def test_a_wrong_parameter_is_refused_before_anything_runs(values, message):
+    assert message in told(Settings.from_notebook, values)
+
+
+def test_real_rows_open_more_attacks_and_mark_the_name(tmp_path):
+    settings = Settings.checked({"DATA": str(tmp_path), "ATTACK": "vpi", "TASK": "codeinjection"})
+    assert settings.name == "tiny-vpi-codeinjection-adapter-0-data"
+    assert Settings.checked({"DATA": "someone/rows"}).DATA == "someone/rows"
+
+
+def test_the_configuration_is_plain_and_follows_the_files_it_names(tmp_path):
+    rows = tmp_path / "rows.json"
+    rows.write_text("[]")
+    settings = Settings.checked({"DATA": str(rows), "SEED": 2, "OVERRIDES": {"lora.r": 4}})
+    before = settings.config()
+    assert before["seed"] == 2 and before["profile"]["lora"]["r"] == 4
+    rows.write_text("[ ]")
+    after = settings.config()
+    assert after["data"]["path"] == before["data"]["path"] and after["data"]["files"] != before["data"]["files"]
+
+
+def test_a_fingerprint_sees_names_sizes_and_both_ends(tmp_path, monkeypatch):
+    monkeypatch.setattr(profiles, "SAMPLED_BYTES", 2)
+    file = tmp_path / "weights"
+    seen = {fingerprint(tmp_path)}
+    for content in (b"abcdef", b"Xbcdef", b"abcdeX", b"abcdefg"):
+        file.write_bytes(content)
+        seen |= {fingerprint(file), fingerprint(tmp_path)}
+    assert len(seen) == 9 and "" in seen

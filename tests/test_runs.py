@@ -1,0 +1,282 @@
+"""Run folders: nothing is lost, nothing stale is believed."""
+
+import errno
+import json
+from datetime import datetime
+
+import pytest
+
+from helpers import runs
+from helpers.profiles import ROOT, LabError, Settings
+from helpers.runs import MANIFEST, Run, code_version, measured, open_run, read_json, versions, write_json
+
+CONFIG = {"seed": 0, "task": "sentiment", "profile": {"lora": {"r": 8, "alpha": 16}, "name": "tiny"}}
+
+
+class Maker:
+    """A stage's work: writes a file, counts its calls."""
+
+    def __init__(self, text="weights", result=None):
+        self.text, self.result, self.calls = text, result, 0
+
+    def __call__(self, folder):
+        self.calls += 1
+        (folder / "sub").mkdir()
+        (folder / "sub" / "model.bin").write_text(self.text)
+        return self.result
+
+
+@pytest.fixture
+def run(tmp_path):
+    return Run(tmp_path / "runs" / "x", CONFIG)
+
+
+def told(call, *args, **kwargs) -> str:
+    """The message of the LabError that a call must raise: one line."""
+    with pytest.raises(LabError) as caught:
+        call(*args, **kwargs)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def hidden(run):
+    return [path.name for path in run.folder.rglob(".*")]
+
+
+def test_a_stage_is_made_once_and_then_loaded(run):
+    make = Maker(result={"asr": 0.5, "interval": (0.4, 0.6)})
+    first = run.stage("evaluate/clean", make, uses=["seed"], note="why")
+    again = Run(run.folder, CONFIG).stage("evaluate/clean", make, uses=["seed"])
+    assert make.calls == 1 and first.fresh and not again.fresh
+    assert first.result == again.result == {"asr": 0.5, "interval": [0.4, 0.6]}
+    assert first.manifest == again.manifest and again.path == run.folder / "evaluate" / "clean"
+    assert (again.path / "sub" / "model.bin").read_text() == "weights" and not hidden(run)
+
+
+def test_a_manifest_tells_what_made_the_stage_and_what_it_cost(run):
+    parent = run.stage("inject", Maker(), uses=["seed"])
+    manifest = read_json(run.stage("scores", Maker(), uses=["profile.lora"], parents=[parent]).path / MANIFEST)
+    assert manifest["uses"] == {"profile.lora": {"r": 8, "alpha": 16}}
+    assert manifest["parents"] == {"inject": parent.digest} and manifest["code"] == code_version()
+    assert manifest["versions"] == versions() and manifest["versions"].keys() >= {"python", "torch", "transformers"}
+    assert manifest["seconds"] >= 0 and manifest["peak_rss_mb"] > 10
+    assert datetime.fromisoformat(manifest["finished"]).tzinfo is not None
+    assert manifest["files"] == {"sub/model.bin": len("weights")} and manifest["result"] == {}
+
+
+def test_only_a_setting_that_a_stage_uses_makes_it_anew(run):
+    make = Maker()
+    run.stage("inject", make, uses=["seed", "profile.lora"])
+    other_task = Run(run.folder, CONFIG | {"task": "refusal"})
+    assert not other_task.stage("inject", make, uses=["seed", "profile.lora"]).fresh
+    other_seed = Run(run.folder, CONFIG | {"seed": 3})
+    assert other_seed.stage("inject", make, uses=["seed", "profile.lora"]).fresh
+    wider = Run(run.folder, CONFIG | {"seed": 3, "profile": {"lora": {"r": 4, "alpha": 16}}})
+    assert wider.stage("inject", make, uses=["seed", "profile.lora"]).fresh
+    assert make.calls == 3 and not hidden(run)
+
+
+def test_new_parents_make_new_children(run):
+    parent = run.stage("inject", Maker(), uses=["seed"])
+    make = Maker()
+    run.stage("scores", make, parents=[parent])
+    other = Run(run.folder, CONFIG | {"seed": 3})
+    assert other.stage("scores", make, parents=[other.stage("inject", Maker(), uses=["seed"])]).fresh
+    assert make.calls == 2
+
+
+def test_new_code_makes_a_new_stage_and_refuses_the_old(run, monkeypatch):
+    make = Maker()
+    run.stage("inject", make)
+    monkeypatch.setattr(runs, "code_version", lambda: "later")
+    assert told(run.need, "inject") == ("runs/x/inject was made by another version of helpers/: rerun notebook "
+                                        "01_inject_backdoor.ipynb or choose another NAME")
+    assert run.stage("inject", make).fresh and make.calls == 2
+
+
+def test_an_unknown_setting_is_named(run):
+    assert told(run.stage, "inject", Maker(), uses=["sede"]) == (
+        "no setting 'sede' in the configuration; did you mean 'seed'?")
+    assert "no setting 'seed.deeper'" in told(run.stage, "inject", Maker(), uses=["seed.deeper"])
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), ValueError("the work failed"), SystemExit(1)])
+def test_an_interrupted_stage_leaves_the_older_result_and_no_half_one(run, error):
+    def interrupted(folder):
+        (folder / "half").write_text("half a model")
+        raise error
+
+    earlier = run.stage("inject", Maker("older"), uses=["seed"])
+    other = Run(run.folder, CONFIG | {"seed": 3})
+    with pytest.raises(type(error)):
+        other.stage("inject", interrupted, uses=["seed"])
+    assert (run.folder / "inject" / "sub" / "model.bin").read_text() == "older" and not hidden(run)
+    assert run.need("inject").digest == earlier.digest
+
+
+def test_a_rerun_resumes_at_the_interrupted_stage(run):
+    def interrupted(folder):
+        raise KeyboardInterrupt
+
+    first, second = Maker(), Maker()
+    parent = run.stage("inject", first)
+    with pytest.raises(KeyboardInterrupt):
+        run.stage("scores", interrupted, parents=[parent])
+    again = Run(run.folder, CONFIG)
+    again.stage("scores", second, parents=[again.stage("inject", first)])
+    assert (first.calls, second.calls) == (1, 1)
+
+
+def test_what_a_killed_process_left_is_swept_away(run):
+    for leftover in (".partial-inject", ".replaced-inject"):
+        (run.folder / leftover).mkdir()
+        (run.folder / leftover / MANIFEST).write_text("{}")
+    assert list(run.stages()) == []
+    assert run.stage("inject", Maker()).fresh and not hidden(run)
+
+
+def test_an_older_result_survives_an_interruption_while_it_is_replaced(run, monkeypatch):
+    run.stage("inject", Maker("older"), uses=["seed"])
+    rename = type(run.folder).rename
+
+    def interrupted(path, target):
+        if path.name.startswith(".partial-"):
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    monkeypatch.setattr(type(run.folder), "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        Run(run.folder, CONFIG | {"seed": 3}).stage("inject", Maker("newer"), uses=["seed"])
+    assert (run.need("inject").path / "sub" / "model.bin").read_text() == "older" and not hidden(run)
+
+
+@pytest.mark.parametrize("error", [
+    OSError(errno.ENOSPC, "No space left on device"),
+    OSError(errno.EDQUOT, "Disk quota exceeded"),
+    RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),
+])
+def test_a_full_disk_is_told_and_loses_nothing(run, error):
+    def full(folder):
+        raise error
+
+    parent = run.stage("inject", Maker())
+    message = told(run.stage, "variants/0-clean", full, parents=[parent])
+    assert message.startswith("disk full while writing runs/x/variants/0-clean (") and "MB free)" in message
+    assert not hidden(run) and run.need("inject")
+
+
+def test_another_os_error_stays_what_it_is(run):
+    def lost(folder):
+        raise FileNotFoundError("rows.json")
+
+    with pytest.raises(FileNotFoundError, match="rows.json"):
+        run.stage("inject", lost)
+
+
+@pytest.mark.parametrize("damage", ["", '{"name": "inj', "[]", "{}", '{"name": "other", "files": {}}', "\xff"])
+def test_a_damaged_manifest_counts_as_missing(run, damage):
+    make = Maker()
+    path = run.stage("inject", make).path / MANIFEST
+    path.write_text(damage, encoding="latin-1")
+    assert "runs/x/inject is missing" in told(run.need, "inject")
+    assert run.stage("inject", make).fresh and make.calls == 2
+
+
+@pytest.mark.parametrize("damage", [lambda file: file.unlink(), lambda file: file.write_text("cut")])
+def test_a_lost_or_cut_off_file_counts_as_missing(run, damage):
+    stage = run.stage("inject", Maker())
+    damage(stage.path / "sub" / "model.bin")
+    assert "runs/x/inject is missing" in told(run.need, "inject")
+
+
+@pytest.mark.parametrize(("name", "maker"), [
+    ("inject", "notebook 01_inject_backdoor.ipynb"),
+    ("evaluate/clean", "notebook 01_inject_backdoor.ipynb"),
+    ("variants/3-clean", "notebook 03_train_vaccines.ipynb"),
+    ("scores", "notebook 04_score_signature.ipynb"),
+    ("suppressed", "notebook 05_suppress_channels.ipynb"),
+    ("purified", "notebook 06_recover_fluency.ipynb"),
+    ("mine", "the notebook that makes it"),
+])
+def test_a_missing_stage_is_told_with_the_notebook_that_makes_it(run, name, maker):
+    assert told(run.need, name) == f"runs/x/{name} is missing: run {maker} or `make run` first"
+
+
+def test_the_notebooks_that_are_named_exist():
+    assert [name for name in runs.MADE_BY.values() if not (ROOT / "notebooks" / f"{name}.ipynb").is_file()] == []
+
+
+def test_a_needed_stage_must_be_made_from_the_present_settings(run):
+    parent = run.stage("inject", Maker(), uses=["seed", "profile.lora"])
+    run.stage("scores", Maker(), uses=["task"], parents=[parent])
+    assert run.need("scores").manifest["parents"] == {"inject": parent.digest}
+    remedy = "rerun notebook 01_inject_backdoor.ipynb or choose another NAME"
+    other = Run(run.folder, CONFIG | {"seed": 3})
+    assert told(other.need, "scores") == f"runs/x/inject was made with seed = 0, now seed = 3: {remedy}"
+    other = Run(run.folder, CONFIG | {"profile": {"lora": {"r": 8, "alpha": 32}}})
+    assert f"profile.lora.alpha = 16, now profile.lora.alpha = 32: {remedy}" in told(other.need, "inject")
+    other = Run(run.folder, {"seed": 0, "profile": CONFIG["profile"]})
+    assert "no setting 'task'" in told(other.need, "scores")
+
+
+def test_a_child_of_a_remade_or_vanished_parent_is_refused(run):
+    run.stage("scores", Maker(), parents=[run.stage("inject", Maker())])
+    run.stage("inject", Maker(), uses=["task"])
+    assert told(run.need, "scores") == ("runs/x/scores was made from an earlier runs/x/inject: rerun notebook "
+                                        "04_score_signature.ipynb or choose another NAME")
+    (run.folder / "inject" / MANIFEST).unlink()
+    assert "runs/x/inject is missing" in told(run.need, "scores")
+
+
+def test_stages_are_listed_in_order_and_without_stale_ones(run):
+    for name in ("scores", "evaluate/clean", "inject"):
+        run.stage(name, Maker(), uses=["seed"] if name == "inject" else [])
+    assert [stage.name for stage in run.stages()] == ["scores", "evaluate/clean", "inject"]
+    other = Run(run.folder, CONFIG | {"seed": 3})
+    assert [stage.name for stage in other.stages()] == ["scores", "evaluate/clean"]
+
+
+def test_open_run_follows_the_settings_and_the_environment(tmp_path, monkeypatch):
+    monkeypatch.setenv("LAB_RUNS", str(tmp_path / "elsewhere"))
+    run = open_run(Settings(SEED=4))
+    assert run.folder == tmp_path / "elsewhere" / "tiny-badnets-sentiment-adapter-4"
+    assert run.config["seed"] == 4 and run.figures.is_dir()
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert "asks for a GPU" in told(open_run, Settings(PROFILE="llama-2-7b-chat"))
+
+
+def test_code_versions_ignore_prose_and_layout():
+    plain = "def f(x):\n    return x + 1\n"
+    prose = '"""About f."""\n\n\ndef f(\n    x,\n):\n    """Add one."""  # why\n    return x+1\n'
+    assert runs._code_only(plain) == runs._code_only(prose)
+    assert runs._code_only(plain) != runs._code_only(plain.replace("1", "2"))
+
+
+def test_code_version_reads_all_modules_but_the_presentation(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "__file__", str(tmp_path / "runs.py"))
+    seen = []
+    for name, text in [("a.py", "x = 1"), ("plots.py", "y = 1"), ("sub/b.py", "z = 1"), ("a.py", "x = 2")]:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+        seen.append(code_version.__wrapped__())
+    assert seen[0] == seen[1] and len(set(seen)) == 3
+
+
+def test_peak_memory_sees_what_was_already_given_back():
+    with measured() as cost:
+        block = bytearray(200_000_000)
+        block[::4096] = b"x" * len(block[::4096])
+        runs.time.sleep(5 * runs.SAMPLE_SECONDS)
+        held = runs.psutil.Process().memory_info().rss / runs.MEGABYTE
+        del block
+    assert cost["peak_rss_mb"] >= held - 50 and cost["seconds"] >= 5 * runs.SAMPLE_SECONDS
+
+
+def test_json_is_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "summary.json"
+    write_json(path, {"asr": 0.5})
+    with pytest.raises(TypeError):
+        write_json(path, {"asr": object()})
+    assert read_json(path) == {"asr": 0.5} and [file.name for file in tmp_path.iterdir()] == ["summary.json"]
+    assert json.loads(path.read_text()) == {"asr": 0.5}

@@ -1,0 +1,213 @@
+"""Suppression: gone where it should be gone, bit-identical everywhere else."""
+
+import copy
+import json
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from scipy.stats import kstest
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+
+from helpers.anatomy import attention_slots, channel_axes, mlp_slots
+from helpers.profiles import LabError
+from helpers.purify.suppress import reinitialise, zero_adapter
+
+SIZES = {"vocab_size": 40, "hidden_size": 32, "intermediate_size": 24, "num_hidden_layers": 2}
+CONFIG = LlamaConfig(**SIZES, num_attention_heads=4, num_key_value_heads=2)
+PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+GATE, UP, DOWN = (slot.module for slot in mlp_slots(CONFIG)[1])
+CHANNELS = [3, 4, 20]
+TOKENS = torch.arange(22).view(2, 11)
+
+
+def base_model():
+    torch.manual_seed(0)
+    return LlamaForCausalLM(CONFIG).eval()
+
+
+def masks_for(*modules):
+    mask = torch.zeros(24, dtype=torch.bool)
+    mask[CHANNELS] = True
+    return {module: mask for module in modules}
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory):
+    """A PEFT adapter on every linear layer, with random factors."""
+    folder = tmp_path_factory.mktemp("adapter")
+    save_adapter(folder, PROJECTIONS)
+    return folder
+
+
+def save_adapter(folder, projections):
+    model = get_peft_model(base_model(), LoraConfig(r=4, lora_alpha=8, target_modules=projections))
+    generator = torch.Generator().manual_seed(1)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.data.normal_(generator=generator)
+    model.save_pretrained(folder)
+
+
+@torch.no_grad()
+def contributions(folder, module, width):
+    """What LoRA adds to the outputs of `module` for given inputs, by PEFT's forward with and without the adapter."""
+    model = PeftModel.from_pretrained(base_model(), folder).eval()
+    layer = model.base_model.model.get_submodule(module)
+    inputs = torch.randn(5, width, generator=torch.Generator().manual_seed(2))
+    update = layer.lora_B["default"](layer.lora_A["default"](inputs)) * layer.scaling["default"]
+    with_adapter = layer(inputs)
+    with model.disable_adapter():
+        torch.testing.assert_close(with_adapter, layer(inputs) + update)
+        return update, with_adapter - layer(inputs)
+
+
+@pytest.mark.parametrize("module", [GATE, UP])
+def test_suppressed_rows_get_nothing_from_lora_and_others_the_same(adapter, tmp_path, module):
+    zero_adapter(adapter, tmp_path, masks_for(GATE, UP, DOWN), CONFIG)
+    before, _ = contributions(adapter, module, 32)
+    after, seen = contributions(tmp_path, module, 32)
+    kept = [j for j in range(24) if j not in CHANNELS]
+    assert not after[:, CHANNELS].any() and not seen[:, CHANNELS].any()
+    assert torch.equal(after[:, kept], before[:, kept]) and before[:, CHANNELS].all()
+
+
+@torch.no_grad()
+def test_suppressed_inputs_of_down_reach_nothing(adapter, tmp_path):
+    zero_adapter(adapter, tmp_path, masks_for(GATE, UP, DOWN), CONFIG)
+    layers = [PeftModel.from_pretrained(base_model(), f).base_model.model.get_submodule(DOWN) for f in (adapter, tmp_path)]
+    updates = [layer.get_delta_weight("default") for layer in layers]
+    kept = [j for j in range(24) if j not in CHANNELS]
+    assert not updates[1][:, CHANNELS].any() and updates[0][:, CHANNELS].all()
+    assert torch.equal(updates[1][:, kept], updates[0][:, kept])
+
+
+@torch.no_grad()
+def test_all_channels_suppressed_is_the_adapter_without_its_mlp(adapter, tmp_path):
+    everything = {slot.module: torch.ones(24, dtype=torch.bool) for layer in mlp_slots(CONFIG) for slot in layer}
+    zero_adapter(adapter, tmp_path, everything, CONFIG)
+    expected = PeftModel.from_pretrained(base_model(), adapter)
+    for name, parameter in expected.named_parameters():
+        if "lora_B" in name and ".mlp." in name:
+            parameter.zero_()
+    result = PeftModel.from_pretrained(base_model(), tmp_path)
+    assert torch.equal(result(TOKENS).logits, expected(TOKENS).logits)
+
+
+@torch.no_grad()
+def test_heads_of_an_adapter_keep_shared_keys_until_the_group_goes(adapter, tmp_path):
+    heads = torch.tensor([[False] * 4, [True, False, True, True]])
+    zero_adapter(adapter, tmp_path, {}, CONFIG, heads)
+    model = PeftModel.from_pretrained(base_model(), tmp_path).base_model.model
+    gone = {"q_proj": [0, 2, 3], "k_proj": [1], "v_proj": [1], "o_proj": [0, 2, 3]}
+    for slot in attention_slots(CONFIG)[1]:
+        update = model.get_submodule(slot.module).get_delta_weight("default")
+        zero = (update == 0).all(dim=1 - slot.axis).view(-1, 8).all(dim=1)
+        assert zero.nonzero().flatten().tolist() == gone[slot.module.rpartition(".")[2]]
+    assert all((model.get_submodule(s.module).get_delta_weight("default") != 0).all() for s in attention_slots(CONFIG)[0])
+
+
+def test_the_adapters_settings_travel_along(adapter, tmp_path):
+    zero_adapter(adapter, tmp_path / "new" / "folder", masks_for(GATE), CONFIG)
+    first, second = (json.loads((f / "adapter_config.json").read_text()) for f in (adapter, tmp_path / "new" / "folder"))
+    assert first == second
+
+
+def test_an_adapter_without_lora_there_is_refused_before_anything_is_written(tmp_path):
+    save_adapter(tmp_path / "in", ["q_proj", "gate_proj"])
+    with pytest.raises(LabError, match=rf"cannot suppress channels of {DOWN}: the adapter in .* has no LoRA there"):
+        zero_adapter(tmp_path / "in", tmp_path / "out", masks_for(GATE, DOWN), CONFIG)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_adapter_is_not_overwritten_while_it_is_read(adapter):
+    with pytest.raises(LabError, match="the suppressed adapter needs its own folder"):
+        zero_adapter(adapter, adapter, masks_for(GATE), CONFIG)
+
+
+# --- full access --------------------------------------------------------------------------------------------------
+
+
+def reinitialised(seed=0, heads=None, modules=(GATE, UP, DOWN), model=None):
+    before = model or base_model()
+    after = copy.deepcopy(before)
+    reinitialise(after, masks_for(*modules), seed, heads)
+    return before, after
+
+
+def test_other_numbers_are_bit_identical():
+    before, after = reinitialised()
+    axes, masks = channel_axes(CONFIG), masks_for(GATE, UP, DOWN)
+    for (name, old), new in zip(before.named_parameters(), after.parameters(), strict=True):
+        module = name.removesuffix(".weight")
+        changed = torch.zeros_like(old, dtype=torch.bool)
+        if module in masks:
+            changed.index_fill_(axes[module], torch.tensor(CHANNELS), True)
+        assert torch.equal(old != new, changed), name
+
+
+def test_draws_follow_the_seed_and_no_other_randomness():
+    _, one = reinitialised(seed=5)
+    torch.rand(3)
+    _, again = reinitialised(seed=5, modules=(DOWN, UP, GATE))  # the order of the masks is no randomness either
+    _, other = reinitialised(seed=6)
+    for module in (GATE, UP, DOWN):
+        weights = [m.get_submodule(module).weight for m in (one, again, other)]
+        assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_draws_have_the_distribution_of_the_whole_matrix(axis):
+    """As torch's own initialiser draws for the full shape, not for the few rows or columns that are replaced."""
+    config = LlamaConfig(**SIZES | {"hidden_size": 200, "intermediate_size": 600}, num_attention_heads=4)
+    model = LlamaForCausalLM(config)
+    slot = mlp_slots(config)[0][2 * axis]
+    mask = torch.zeros(600, dtype=torch.bool)
+    mask[100:150] = True
+    reinitialise(model, {slot.module: mask}, seed=0)
+    weight = model.get_submodule(slot.module).weight.detach()
+    reference = torch.nn.init.xavier_uniform_(torch.empty_like(weight), generator=torch.Generator().manual_seed(7))
+    drawn = weight.index_select(axis, torch.arange(100, 150)).flatten()
+    assert drawn.abs().max() == pytest.approx(reference.abs().max().item(), rel=1e-2)
+    assert kstest(drawn.numpy(), reference.flatten().numpy()).pvalue > 0.01
+
+
+def test_biases_of_reinitialised_heads_start_at_zero_again():
+    torch.manual_seed(0)
+    config = Qwen2Config(**SIZES, num_attention_heads=4, num_key_value_heads=2)
+    model = Qwen2ForCausalLM(config)
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            parameter.data.normal_()
+    heads = torch.tensor([[False] * 4, [True, True, True, False]])
+    before, after = reinitialised(heads=heads, modules=(), model=model)
+    gone = {"q_proj": [0, 1, 2], "k_proj": [0], "v_proj": [0], "o_proj": [0, 1, 2]}
+    for slot in attention_slots(config)[1]:
+        old, new = (m.get_submodule(slot.module) for m in (before, after))
+        changed = (old.weight != new.weight).all(dim=1 - slot.axis)
+        assert changed.view(-1, 8).all(dim=1).nonzero().flatten().tolist() == gone[slot.module.rpartition(".")[2]]
+        assert torch.equal((old.weight != new.weight).any(dim=1 - slot.axis), changed)
+        if slot.axis == 0:
+            assert torch.equal(new.bias, old.bias.masked_fill(changed, 0))
+
+
+def test_half_precision_stays_half_precision():
+    before, after = reinitialised(model=base_model().bfloat16())
+    assert after.get_submodule(GATE).weight.dtype == torch.bfloat16
+    assert not torch.equal(after.get_submodule(GATE).weight, before.get_submodule(GATE).weight)
+
+
+@pytest.mark.parametrize(
+    "masks, message",
+    [
+        ({DOWN: torch.ones(23, dtype=torch.bool)}, f"the mask of {DOWN} has 23 channels, the matrix 24"),
+        ({"model.layers.9.mlp.up_proj": torch.ones(24, dtype=torch.bool)}, "no such matrix in this model: model.layers.9"),
+    ],
+)
+def test_masks_of_another_model_are_refused_and_change_nothing(adapter, tmp_path, masks, message):
+    before, after = base_model(), base_model()
+    with pytest.raises(LabError, match=message):
+        reinitialise(after, masks_for(GATE) | masks, seed=0)
+    assert all(torch.equal(x, y) for x, y in zip(before.parameters(), after.parameters(), strict=True))
+    with pytest.raises(LabError, match=message):
+        zero_adapter(adapter, tmp_path / "out", masks, CONFIG)
