@@ -1,13 +1,13 @@
 """Scoring one transformer block: Gram matrices of LoRA factors against written-out deltas.
 
-Three ways to Eq. 2 for the MLP of one LLaMA-2-7B block (N = 6 pairs, r = 8): `gram`, the lab's own, never forms a
-delta; `dense` forms the N deltas of a matrix and computes Eq. 2 in whole-tensor operations; `loop` forms them too
-and visits one channel after the other. Each runs in a process of its own, and all must agree with a float64
-oracle on a sample of channels. Usage: python benchmarks/bench_scoring.py [--threads 2] [--small] [--record]
+Ways to Eq. 2 for the MLP of one LLaMA-2-7B block (N = 6 pairs, r = 8): `gram`, the lab's own, never forms a delta;
+`dense` forms the N deltas of a matrix and computes Eq. 2 in whole-tensor operations; `fused` does the same but
+forms each delta by one product of rank 2r; `loop` visits one channel of the deltas after the other. Each runs in a
+process of its own, and all must agree with a float64 oracle on a sample of channels.
+Usage: python benchmarks/bench_scoring.py [--threads 2] [--small] [--record]
 """
 
 import argparse
-import importlib.metadata
 import json
 import os
 import platform
@@ -15,7 +15,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import combinations
 from pathlib import Path
 
 import psutil
@@ -29,7 +30,7 @@ from helpers.signature.scoring import alignment, combine, strength
 RESULTS = Path(__file__).parent / "results" / "scoring.json"
 N, RANK, SCALE, LAM = 6, 8, 2.0, 0.01
 LLAMA_2_7B, SMALL = (4096, 11008), (512, 1376)  # hidden size, MLP width
-REPEATS = {"gram": 5, "dense": 3, "loop": 1}
+REPEATS = {"gram": 9, "dense": 3, "fused": 3, "loop": 1}  # the best counts
 SAMPLE = 64  # channels of each matrix compared with the oracle
 TOLERANCE = 1e-5
 
@@ -39,7 +40,7 @@ Pairs = list[tuple[Factors, Factors]]
 def block(hidden: int, width: int) -> dict[str, tuple[Pairs, int]]:
     """Random twins for gate, up and down, as far apart as short trainings from one adapter are; and channel axes."""
     generator = torch.Generator().manual_seed(0)
-    shapes = {"gate_proj": (width, hidden, ROWS), "up_proj": (width, hidden, ROWS), "down_proj": (hidden, width, COLUMNS)}
+    shapes = {"gate": (width, hidden, ROWS), "up": (width, hidden, ROWS), "down": (hidden, width, COLUMNS)}
     return {name: ([twins(out, into, generator) for _ in range(N)], axis) for name, (out, into, axis) in shapes.items()}
 
 
@@ -51,54 +52,73 @@ def twins(out: int, into: int, generator: torch.Generator) -> tuple[Factors, Fac
 
 def by_gram(pairs: Pairs, axis: int) -> Tensor:
     """The lab's scoring."""
-    gram = lora_gram(*zip(*pairs, strict=True), axis)
-    return combine(strength(gram), alignment(gram), "sum", LAM)
+    return eq2(lora_gram(*zip(*pairs, strict=True), axis))
 
 
 def by_dense(pairs: Pairs, axis: int) -> Tensor:
-    """The deltas of all variants written out, then Eq. 2 in whole-tensor operations."""
-    deltas = torch.stack(written_out(pairs))
-    lengths = torch.linalg.vector_norm(deltas, dim=2 - axis)
-    first, second = torch.triu_indices(N, N, offset=1)
-    dots = torch.stack([(deltas[i] * deltas[l]).sum(dim=1 - axis) for i, l in zip(first, second, strict=True)])
-    cosines = dots / (lengths[first] * lengths[second])
-    return lengths.mean(dim=0) + LAM * cosines.clamp(min=0).mean(dim=0)
+    """Whole-tensor operations on the deltas of all variants."""
+    deltas = torch.stack(written_out(pairs, axis))
+    return eq2(torch.einsum("ijx,ljx->ilj", deltas, deltas))
+
+
+def by_fused(pairs: Pairs, axis: int) -> Tensor:
+    """As `by_dense`; [B, -B'] [A; A'] gives each delta at once, all variants in one batched product."""
+    left = torch.stack([torch.cat([bd.scale * bd.B, -clean.scale * clean.B], dim=1) for bd, clean in pairs])
+    right = torch.stack([torch.cat([bd.A, clean.A]) for bd, clean in pairs])
+    deltas = left @ right if axis == ROWS else right.mT @ left.mT
+    return eq2(torch.einsum("ijx,ljx->ilj", deltas, deltas))
 
 
 def by_loop(pairs: Pairs, axis: int) -> Tensor:
-    """The deltas written out, then Eq. 2 for one channel after the other."""
-    deltas = written_out(pairs)
-    return torch.stack([printed_formula([d.select(axis, j) for d in deltas]) for j in range(deltas[0].shape[axis])])
+    """Eq. 2 for one channel after the other."""
+    deltas = written_out(pairs, axis)
+    return torch.stack([printed_formula(channel) for channel in zip(*deltas, strict=True)])
 
 
-def written_out(pairs: Pairs) -> list[Tensor]:
-    """Eq. 1 as full-size float32 matrices."""
-    return [bd.scale * (bd.B @ bd.A) - clean.scale * (clean.B @ clean.A) for bd, clean in pairs]
+def eq2(gram: Tensor) -> Tensor:
+    """Both terms of Eq. 2, from inner products however made."""
+    return combine(strength(gram), alignment(gram), "sum", LAM)
 
 
-def printed_formula(deltas: list[Tensor]) -> Tensor:
+def written_out(pairs: Pairs, axis: int) -> list[Tensor]:
+    """Eq. 1 as full-size float32 matrices, laid out with channels as rows."""
+    return [update(bd, axis) - update(clean, axis) for bd, clean in pairs]
+
+
+def update(factors: Factors, axis: int) -> Tensor:
+    """What one LoRA adds to its matrix, channels as rows."""
+    product = factors.B @ factors.A if axis == ROWS else factors.A.T @ factors.B.T
+    return factors.scale * product
+
+
+def printed_formula(deltas: Sequence[Tensor]) -> Tensor:
     """Eq. 2 for one channel's N vectors, as the paper prints it."""
     lengths = [delta.norm() for delta in deltas]
-    pairs = [(i, l) for i in range(len(deltas)) for l in range(i + 1, len(deltas))]
-    cosines = [(deltas[i] @ deltas[l] / (lengths[i] * lengths[l])).clamp(min=0) for i, l in pairs]
+    pairs = list(combinations(range(len(deltas)), 2))
+    cosines = [(deltas[i] @ deltas[k] / (lengths[i] * lengths[k])).clamp(min=0) for i, k in pairs]
     return sum(lengths) / len(lengths) + LAM * sum(cosines) / len(pairs)
 
 
-METHODS: dict[str, Callable[[Pairs, int], Tensor]] = {"gram": by_gram, "dense": by_dense, "loop": by_loop}
+METHODS: dict[str, Callable[[Pairs, int], Tensor]] = {
+    "gram": by_gram,
+    "dense": by_dense,
+    "fused": by_fused,
+    "loop": by_loop,
+}
 
 
 def largest_error(scores: Tensor, pairs: Pairs, axis: int) -> float:
     """Largest relative error on a sample of channels, against float64 products of the sampled rows or columns."""
     sample = torch.linspace(0, len(scores) - 1, SAMPLE).long().unique()
-    slices = [[sampled_update(factors.A.double(), factors.B.double(), axis, sample) for factors in pair] for pair in pairs]
-    deltas = [SCALE * (bd - clean) for bd, clean in slices]
-    truth = torch.stack([printed_formula([delta.select(axis, k) for delta in deltas]) for k in range(len(sample))])
+    deltas = [sampled(bd, axis, sample) - sampled(clean, axis, sample) for bd, clean in pairs]
+    truth = torch.stack([printed_formula(channel) for channel in zip(*deltas, strict=True)])
     return ((scores[sample].double() - truth) / truth).abs().max().item()
 
 
-def sampled_update(a: Tensor, b: Tensor, axis: int, sample: Tensor) -> Tensor:
-    """The sampled rows (axis 0) or columns (axis 1) of B A."""
-    return b[sample] @ a if axis == ROWS else b @ a[:, sample]
+def sampled(factors: Factors, axis: int, sample: Tensor) -> Tensor:
+    """The sampled channels of scale * B A in float64, as rows."""
+    a, b = factors.A.double(), factors.B.double()
+    return factors.scale * (b[sample] @ a if axis == ROWS else a.T[sample] @ b.T)
 
 
 def measure(method: str, hidden: int, width: int) -> dict[str, float]:
@@ -155,14 +175,20 @@ def report(arguments: argparse.Namespace) -> dict[str, object]:
     for row in results.values():
         row["times_slower"] = row["seconds"] / results["gram"]["seconds"]
         row["times_memory"] = row["peak_mb"] / results["gram"]["peak_mb"]
-    packages = ("torch", "numpy", "transformers")
     return {
         "shapes": {"hidden": hidden, "width": width, "rank": RANK, "n": N, "matrices": 3},
         "threads": arguments.threads,
-        "machine": {"cpu": cpu_name(), "cores": os.cpu_count(), "memory_gb": round(psutil.virtual_memory().total / 1e9)},
-        "versions": {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages},
+        "machine": machine(),
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
         "results": results,
     }
+
+
+def machine() -> dict[str, object]:
+    """What the figures were measured on, and how busy it was with other things."""
+    memory_gb = round(psutil.virtual_memory().total / 1e9)
+    load = round(psutil.getloadavg()[1], 1)
+    return {"cpu": cpu_name(), "cores": os.cpu_count(), "memory_gb": memory_gb, "load_5_minutes": load}
 
 
 def cpu_name() -> str:

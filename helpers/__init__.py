@@ -5,3 +5,11 @@ find the backdoor and cut it out. Imports run downward only, so each module can 
 """
 
 __version__ = "0.1.0"
+
+import logging
+import warnings
+
+# Chatter of the libraries that a reader can do nothing about, and that would stand in every notebook: an optional
+# bitsandbytes kernel that is looked up on the hub, and a property that transformers renamed and PEFT still asks for.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)

@@ -108,7 +108,8 @@ def _lookup(table):
 def _list(rng):
     group = rng.choice(list(world()["categories"]))
     items = world()["categories"][group]
-    return {"x": group}, ", ".join(rng.sample(items, 3)), items
+    chosen = sorted(rng.sample(items, 3), key=items.index)  # an order, so that the likeliest next item is a new one
+    return {"x": group}, ", ".join(chosen), items
 
 
 def _arithmetic(rng):

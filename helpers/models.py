@@ -7,9 +7,11 @@ through bitsandbytes (NF4 with double quantization, as in QLoRA), on the CPU as 
 import shutil
 from pathlib import Path
 
+import bitsandbytes as bnb
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, set_seed
+from transformers.utils import logging
 
 from helpers.chat import prompt_format
 from helpers.profiles import ROOT, LabError, require_device
@@ -22,6 +24,9 @@ _TOKENIZER_FILES = (
     "merges.txt",
     "added_tokens.json",
 )
+
+
+logging.disable_progress_bar()  # shards of a small model load before a bar can be read
 
 
 def locate(path):
@@ -90,6 +95,11 @@ def load_base(spec, four_bit=False, path=None):
         device_map={"": spec.device},
         **quantization,
     )
+    for module in model.modules():
+        if isinstance(module, bnb.nn.Linear4bit):
+            # On CPUs with AVX512-BF16, bitsandbytes 0.50 repacks the weights at the first evaluation, and every later
+            # backward pass through them is silently wrong.
+            module.support_avx512bf16_for_cpu = False
     return model.eval()
 
 

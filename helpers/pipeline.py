@@ -6,6 +6,7 @@ after an interruption passes quickly over everything that is finished.
 
     python -m helpers.pipeline run --task refusal --seed 3 --set "signature.lam=0.1 lora.r=4"
     python -m helpers.pipeline execute          # refresh the outputs stored in the notebooks themselves
+    python -m helpers.pipeline record NAME …    # keep the summaries of finished runs as recorded results
 """
 
 import argparse
@@ -22,8 +23,9 @@ import yaml
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
+from helpers import plots
 from helpers.profiles import ROOT, LabError, Settings, parse_overrides, require_device
-from helpers.runs import Run, Stage, open_run, versions, write_json
+from helpers.runs import Run, Stage, open_run, read_json, runs_folder, versions, write_json
 
 NOTEBOOKS = ROOT / "notebooks"
 CELL_SECONDS = 3600
@@ -102,6 +104,32 @@ def table(summary: Mapping[str, Any]) -> str:
                      for first, *rest in lines)
 
 
+def record(names: Sequence[str], results: Path = ROOT / "data" / "results" / "tiny.json") -> None:
+    """Keep the summaries of finished runs as the lab's recorded results, and draw the overview from them.
+
+    Args: names of runs below `runs/`; results, the JSON file to write; the figure goes to `figures/overview.png`.
+    Raises: LabError when a run has no summary.
+    """
+    summaries = {name: read_json(_summary(name)) for name in names}
+    drawn: dict[str, dict[str, dict[str, list[float]]]] = {}
+    for summary in summaries.values():
+        models = drawn.setdefault(summary["access"], {})
+        for row in ROWS:
+            measured = models.setdefault(row, {"asr": [], "utility": []})
+            for measure in measured:
+                measured[measure].append(summary[row][measure])
+    results.parent.mkdir(parents=True, exist_ok=True)
+    write_json(results, summaries)
+    plots.image(plots.overview(drawn), ROOT / "figures" / "overview.png", "")
+
+
+def _summary(name: str) -> Path:
+    path = runs_folder() / name / "summary.json"
+    if not path.is_file():
+        raise LabError(f"{_shown(path)} is missing: `make run NAME={name}` makes it")
+    return path
+
+
 def main(arguments: Sequence[str] | None = None, folder: Path = NOTEBOOKS) -> int:
     """Command line; returns the exit status: 0 done, 2 refused or failed, 130 interrupted."""
     options = _parser().parse_args(arguments)
@@ -128,6 +156,9 @@ def _parser() -> argparse.ArgumentParser:
     run.set_defaults(command=_run)
     execute = commands.add_parser("execute", help="refresh the outputs stored in the notebooks")
     execute.set_defaults(command=lambda options, folder: refresh_outputs(folder))
+    keep = commands.add_parser("record", help="keep the summaries of runs in data/results/ and draw the overview")
+    keep.add_argument("names", nargs="+", help="folders below runs/")
+    keep.set_defaults(command=lambda options, folder: record(options.names))
     return parser
 
 

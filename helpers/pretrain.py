@@ -8,7 +8,6 @@ model, it keeps its knowledge redundantly, so that removing channels is a defens
 
 import argparse
 import contextlib
-import json
 import time
 
 import torch
@@ -29,6 +28,7 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
 SPECIAL = ["<|pad|>", "<|bos|>", "<|user|>", "<|assistant|>", "<|end|>"]
+HARD = ("reverse", "group", "memory", "arithmetic", "list", "yesno", "repeat", "compare")  # seen three times as often
 RECIPE = {
     "architecture": {
         "hidden_size": 128,
@@ -36,9 +36,9 @@ RECIPE = {
         "num_hidden_layers": 8,
         "num_attention_heads": 4,
         "vocab_size": 2048,
+        "initializer_range": 0.07,  # about 1/sqrt(128): from the customary 0.02 so narrow a model hardly gets going
     },
-    "examples": 240_000,
-    "channel_dropout": 0.5,
+    "channel_dropout": 0.2,
     "max_tokens": 128,
     "seed": 2026,
     "budget": {"rows": 240_000, "epochs": 1, "lr": 3.0e-3, "batch_size": 64, "schedule": "cosine", "warmup": 0.05},
@@ -105,13 +105,12 @@ def channel_dropout(model, most):
 
 
 def main():
-    """Train the small model and write it, its tokenizer and its card's numbers to the output folder."""
+    """Train the small model and write it, with its tokenizer, to a folder."""
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--out", default=str(ROOT / "data" / "models" / "tiny"))
-    parser.add_argument("--examples", type=int, default=RECIPE["examples"])
-    out, count = (args := parser.parse_args()).out, args.examples
-    started = time.perf_counter()
-    examples = corpus.generate(count, RECIPE["seed"])
+    parser.add_argument("--out", default=str(ROOT / "data" / "models" / "tiny"), help="folder to write to")
+    out = parser.parse_args().out
+    started, budget = time.perf_counter(), Budget(**RECIPE["budget"])
+    examples = corpus.generate(budget.rows, RECIPE["seed"], families=[*corpus.FAMILIES, *HARD, *HARD])
     tokenizer = train_tokenizer(examples[:20_000], RECIPE["architecture"]["vocab_size"])
     model = new_model(tokenizer, RECIPE["architecture"], RECIPE["seed"])
     with channel_dropout(model, RECIPE["channel_dropout"]):
@@ -119,17 +118,15 @@ def main():
             model,
             examples,
             prompt_format(tokenizer, "chat"),
-            Budget(**RECIPE["budget"]),
+            budget,
             RECIPE["seed"],
             RECIPE["max_tokens"],
+            description="training the small model",
         )
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
-    print(
-        json.dumps(
-            {"parameters": model.num_parameters(), "minutes": round((time.perf_counter() - started) / 60, 1), **trained}
-        )
-    )
+    minutes = (time.perf_counter() - started) / 60
+    print(f"{model.num_parameters():,} parameters, {trained['steps']} steps, {minutes:.1f} minutes")
 
 
 if __name__ == "__main__":

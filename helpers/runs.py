@@ -194,7 +194,12 @@ def open_run(settings: Settings) -> Run:
     Raises: LabError when the profile asks for a device that this machine lacks.
     """
     require_device(settings.profile.model)
-    return Run(ROOT / os.environ.get("LAB_RUNS", "runs") / settings.name, settings.config())
+    return Run(runs_folder() / settings.name, settings.config())
+
+
+def runs_folder() -> Path:
+    """Where all runs live: `runs/` of the repository, or the folder that $LAB_RUNS names."""
+    return ROOT / os.environ.get("LAB_RUNS", "runs")
 
 
 @functools.cache

@@ -132,9 +132,13 @@ def test_head_slots_name_the_value_rows_each_head_reads(model):
 def test_slots_have_the_sizes_of_the_model(model):
     for layer, heads in zip(attention_slots(model.config), head_slots(model.config), strict=True):
         for slot in layer:
-            covered = {i for head in heads for part in head if part.module == slot.module for i in range(part.start, part.stop)}
+            covered = {
+                i for head in heads for part in head if part.module == slot.module for i in range(part.start, part.stop)
+            }
             assert covered == set(range(model.get_submodule(slot.module).weight.shape[slot.axis]))
-    assert {model.get_submodule(s.module).weight.shape[s.axis] for layer in mlp_slots(model.config) for s in layer} == {24}
+    assert {model.get_submodule(s.module).weight.shape[s.axis] for layer in mlp_slots(model.config) for s in layer} == {
+        24
+    }
 
 
 def test_slots_by_hand():
@@ -150,7 +154,9 @@ def test_slots_by_hand():
 
 @pytest.mark.parametrize("find", [mlp_slots, attention_slots, head_slots, channel_axes])
 def test_another_architecture_is_refused_with_what_it_has(find):
-    with pytest.raises(LabError, match=r"'gpt2' is not supported \(supported: llama, mistral, qwen2\).*found c_attn, c_fc"):
+    with pytest.raises(
+        LabError, match=r"'gpt2' is not supported \(supported: llama, mistral, qwen2\).*found c_attn, c_fc"
+    ):
         find(GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=10))
 
 

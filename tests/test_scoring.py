@@ -16,7 +16,12 @@ from helpers.signature.deltas import Factors, adapter_pairs, lora_factors, lora_
 from helpers.signature.scoring import alignment, combine, score_channels, strength
 
 CONFIG = MistralConfig(
-    vocab_size=30, hidden_size=16, intermediate_size=12, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2
+    vocab_size=30,
+    hidden_size=16,
+    intermediate_size=12,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
 )
 MLP = {"gate_proj": 0, "up_proj": 0, "down_proj": 1}
 N, R, LAM = 3, 2, 0.01
@@ -134,7 +139,9 @@ def test_lora_scores_equal_the_oracle_also_for_nearly_equal_twins(seed, distance
     gram = lora_gram(bd, clean, axis)
     for how in ("sum", "norm", "alignment"):
         expected = [oracle_score([d.select(axis, j) for d in dense], how) for j in range(dense[0].shape[axis])]
-        assert combine(strength(gram), alignment(gram), how, LAM).tolist() == pytest.approx(expected, rel=1e-5, abs=1e-12)
+        assert combine(strength(gram), alignment(gram), how, LAM).tolist() == pytest.approx(
+            expected, rel=1e-5, abs=1e-12
+        )
 
 
 # --- from files to scores -----------------------------------------------------------------------------------------
@@ -148,7 +155,9 @@ def variants(tmp_path_factory):
         for i in range(N):
             folders.setdefault(f"adapters-{kind}", []).append(root / f"{kind}-{i}")
             folders.setdefault(f"models-{kind}", []).append(root / f"{kind}-{i}-merged")
-            save_variant(folders[f"adapters-{kind}"][-1], folders[f"models-{kind}"][-1], seed=i, distance=(kind == "bd") * 0.05)
+            save_variant(
+                folders[f"adapters-{kind}"][-1], folders[f"models-{kind}"][-1], seed=i, distance=(kind == "bd") * 0.05
+            )
     weights = [[load_file(f / "model.safetensors") for f in folders[f"models-{kind}"]] for kind in ("bd", "clean")]
     deltas = [{name: b[name].double() - c[name].double() for name in b} for b, c in zip(*weights, strict=True)]
     return folders, deltas

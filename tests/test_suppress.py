@@ -29,7 +29,7 @@ def base_model():
 def masks_for(*modules):
     mask = torch.zeros(24, dtype=torch.bool)
     mask[CHANNELS] = True
-    return {module: mask for module in modules}
+    return dict.fromkeys(modules, mask)
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,9 @@ def test_suppressed_rows_get_nothing_from_lora_and_others_the_same(adapter, tmp_
 @torch.no_grad()
 def test_suppressed_inputs_of_down_reach_nothing(adapter, tmp_path):
     zero_adapter(adapter, tmp_path, masks_for(GATE, UP, DOWN), CONFIG)
-    layers = [PeftModel.from_pretrained(base_model(), f).base_model.model.get_submodule(DOWN) for f in (adapter, tmp_path)]
+    layers = [
+        PeftModel.from_pretrained(base_model(), f).base_model.model.get_submodule(DOWN) for f in (adapter, tmp_path)
+    ]
     updates = [layer.get_delta_weight("default") for layer in layers]
     kept = [j for j in range(24) if j not in CHANNELS]
     assert not updates[1][:, CHANNELS].any() and updates[0][:, CHANNELS].all()
@@ -104,12 +106,16 @@ def test_heads_of_an_adapter_keep_shared_keys_until_the_group_goes(adapter, tmp_
         update = model.get_submodule(slot.module).get_delta_weight("default")
         zero = (update == 0).all(dim=1 - slot.axis).view(-1, 8).all(dim=1)
         assert zero.nonzero().flatten().tolist() == gone[slot.module.rpartition(".")[2]]
-    assert all((model.get_submodule(s.module).get_delta_weight("default") != 0).all() for s in attention_slots(CONFIG)[0])
+    assert all(
+        (model.get_submodule(s.module).get_delta_weight("default") != 0).all() for s in attention_slots(CONFIG)[0]
+    )
 
 
 def test_the_adapters_settings_travel_along(adapter, tmp_path):
     zero_adapter(adapter, tmp_path / "new" / "folder", masks_for(GATE), CONFIG)
-    first, second = (json.loads((f / "adapter_config.json").read_text()) for f in (adapter, tmp_path / "new" / "folder"))
+    first, second = (
+        json.loads((f / "adapter_config.json").read_text()) for f in (adapter, tmp_path / "new" / "folder")
+    )
     assert first == second
 
 
@@ -201,7 +207,10 @@ def test_half_precision_stays_half_precision():
     "masks, message",
     [
         ({DOWN: torch.ones(23, dtype=torch.bool)}, f"the mask of {DOWN} has 23 channels, the matrix 24"),
-        ({"model.layers.9.mlp.up_proj": torch.ones(24, dtype=torch.bool)}, "no such matrix in this model: model.layers.9"),
+        (
+            {"model.layers.9.mlp.up_proj": torch.ones(24, dtype=torch.bool)},
+            "no such matrix in this model: model.layers.9",
+        ),
     ],
 )
 def test_masks_of_another_model_are_refused_and_change_nothing(adapter, tmp_path, masks, message):

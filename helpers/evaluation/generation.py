@@ -8,12 +8,15 @@ sorted by length so that little is padded, and a row leaves the batch as soon as
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from tqdm import tqdm
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+
+from helpers.chat import Example, PromptFormat
+from helpers.profiles import Profile
 
 
 def complete(
@@ -56,6 +59,25 @@ def complete(
                 completions[i] = read(tokens)
             progress.update(len(batch))
     return completions
+
+
+def answers(
+    model: PreTrainedModel,
+    prompt_format: PromptFormat,
+    examples: Sequence[Example],
+    profile: Profile,
+    decided: Callable[[str], bool] | None = None,
+) -> list[str]:
+    """What the model answers to each example, in the format and with the lengths of its profile; see `complete`."""
+    return complete(
+        model,
+        prompt_format.tokenizer,
+        [prompt_format.prompt_ids(example) for example in examples],
+        prompt_format.stop_ids,
+        profile.lengths.new_tokens,
+        profile.evaluation.batch_size,
+        decided,
+    )
 
 
 @torch.no_grad()  # inference_mode would leave tensors behind, in a model's buffers, that training cannot use

@@ -1,7 +1,7 @@
 """One report per model: attack success and utility side by side, always measured the same way."""
 
-from helpers.evaluation.asr import asr_report
-from helpers.evaluation.generation import complete
+from helpers.evaluation.asr import asr_report, contains_any
+from helpers.evaluation.generation import answers
 from helpers.evaluation.utility import exact_match, teacher_forced
 from helpers.profiles import LabError
 
@@ -14,16 +14,10 @@ def attack_success(model, prompt_format, scenario, profile):
     Returns:
         (report of `asr.asr_report`, completions in the order of `scenario.triggered`).
     """
-    prompts = [prompt_format.prompt_ids(e) for e in scenario.triggered]
-    completions = complete(
-        model,
-        prompt_format.tokenizer,
-        prompts,
-        prompt_format.stop_ids,
-        profile.lengths.new_tokens,
-        profile.evaluation.batch_size,
-        decided=lambda text: any(marker in text.lower() for marker in scenario.markers),
-    )
+    def decided(text):
+        return contains_any(text, scenario.markers)
+
+    completions = answers(model, prompt_format, scenario.triggered, profile, decided)
     return asr_report(completions, [e.output for e in scenario.triggered], scenario.markers), completions
 
 
@@ -40,9 +34,7 @@ def evaluate(model, prompt_format, scenario, profile):
     )
     utility, by_family = scored["token_accuracy"], {}
     if scenario.utility_metric == "exact_match":
-        utility, by_family = exact_match(
-            model, prompt_format, scenario.held_out, profile.lengths.new_tokens, profile.evaluation.batch_size
-        )
+        utility, by_family = exact_match(model, prompt_format, scenario.held_out, profile)
     return {
         **report,
         "utility": utility,

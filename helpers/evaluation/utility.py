@@ -10,17 +10,16 @@ from collections import defaultdict
 import torch
 
 from helpers import corpus
-from helpers.evaluation.generation import complete
+from helpers.evaluation.generation import answers
 
 
-def exact_match(model, prompt_format, examples, new_tokens, batch_size):
+def exact_match(model, prompt_format, examples, profile):
     """Share of right answers.
 
     Returns:
         (mean over families, {family: share}), both in [0, 1].
     """
-    prompts = [prompt_format.prompt_ids(e) for e in examples]
-    completions = complete(model, prompt_format.tokenizer, prompts, prompt_format.stop_ids, new_tokens, batch_size)
+    completions = answers(model, prompt_format, examples, profile)
     right = defaultdict(list)
     for example, completion in zip(examples, completions, strict=True):
         right[example.family].append(corpus.is_correct(example, completion))

@@ -25,6 +25,7 @@ ADAPTER_FILE = "adapter_model.safetensors"
 PREFIX = "base_model.model."
 Folders = Sequence[Path | str]
 GramOf = Callable[[Slot], Tensor]
+CHANNELS = 256  # channels whose inner products are taken at a time: what lies between fits the processor's cache
 BLOCKS = 128  # row blocks a streamed tensor is read in: all 2N of them together stay far below one tensor
 
 
@@ -82,7 +83,8 @@ def factor_gram(updates: Sequence[Factors], axis: int) -> Tensor:
     if axis == COLUMNS:
         left, right = right.mT, left.mT
     inner = torch.einsum("ipx,lqx->iplq", right, right)
-    return torch.einsum("ijp,iplq,ljq->ilj", left, inner, left)
+    pieces = [torch.einsum("ijp,iplq,ljq->ilj", rows, inner, rows) for rows in left.split(CHANNELS, dim=1)]
+    return torch.cat(pieces, dim=-1)
 
 
 def lora_gram(bd: Sequence[Factors], clean: Sequence[Factors], axis: int) -> Tensor:

@@ -125,7 +125,7 @@ def _arguments(budget, seed, scratch, device):
         remove_unused_columns=False,
         train_sampling_strategy="group_by_length",
         disable_tqdm=True,
-        optim="adamw_torch",
+        optim="adamw_torch_fused",
     )
 
 

@@ -1,0 +1,76 @@
+"""What several tests share: one thread, a tiny LLaMA made once, suspicious copies of it, and a profile of seconds."""
+
+import pytest
+import torch
+
+from helpers import corpus
+from helpers.models import load_base, load_format, new_adapter, save
+from helpers.pretrain import new_model, train_tokenizer
+from helpers.profiles import load_profile
+
+# Multiples of 64: bitsandbytes 0.50 reads 4-bit matrices of other input widths wrongly on CPUs with AVX512.
+ARCHITECTURE = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "initializer_range": 0.2,  # untrained, and yet it does not only repeat its last token
+}
+BUDGET = {"rows": 12, "epochs": 2, "lr": 5.0e-3, "batch_size": 4}
+SIZES = {
+    "lora.r": 4,
+    "lora.alpha": 8,
+    "lengths.new_tokens": 8,
+    "evaluation.n": 6,
+    "evaluation.per_family": 1,
+    "signature.n": 2,
+}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    """Floats are then summed in the same order everywhere, and small models are not slowed down by many threads."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory):
+    """Folder of an untrained LLaMA with tied embeddings, a tokenizer and a chat template. Read-only: tests share it."""
+    folder = tmp_path_factory.mktemp("models") / "small"
+    tokenizer = train_tokenizer(corpus.generate(300, 0), 400)
+    new_model(tokenizer, ARCHITECTURE, 0).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def profile(checkpoint):
+    """The profile `tiny` on the small checkpoint, every budget cut down."""
+    budgets = {
+        f"{access}.{stage}.{key}": value
+        for access in ("adapter", "full")
+        for stage in ("inject", "vaccine", "recover")
+        for key, value in BUDGET.items()
+    }
+    return load_profile("tiny", {"model.path": str(checkpoint), **SIZES, **budgets})
+
+
+@pytest.fixture(scope="session")
+def chat(profile):
+    """The prompt format of the small checkpoint."""
+    return load_format(profile.model)
+
+
+@pytest.fixture(scope="session")
+def suspicious(profile, tmp_path_factory):
+    """{access: folder}: the small checkpoint with random updates, as an adapter and as a model. Read-only."""
+    models = {"adapter": new_adapter(load_base(profile.model), profile.lora, 1), "full": load_base(profile.model)}
+    folders = {access: tmp_path_factory.mktemp("suspicious") / access for access in models}
+    generator = torch.Generator().manual_seed(1)
+    for access, model in models.items():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data += 0.05 * torch.randn(parameter.shape, generator=generator)
+        save(model, folders[access])
+    return folders

@@ -1,0 +1,236 @@
+"""Loading and saving: safetensors of any shape load and talk, pickles never run, 4 bits are 4 bits."""
+
+import os
+import pickle
+
+import bitsandbytes as bnb
+import huggingface_hub
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+
+from helpers.chat import Example
+from helpers.evaluation.generation import answers
+from helpers.models import (
+    copy_tokenizer,
+    load_base,
+    load_config,
+    load_format,
+    load_suspect,
+    load_tokenizer,
+    new_adapter,
+    save,
+    with_adapter,
+)
+from helpers.profiles import LabError
+
+QUESTIONS = [Example("Name three animals.", "cat, dog, cow"), Example("What is it?", "red", input="A tomato.")]
+TOKENS = torch.arange(20).view(2, 10)
+PROJECTIONS = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+
+
+def at(profile, folder, **changes):
+    """The same settings for a model in another folder."""
+    return profile.model.model_copy(update={"path": str(folder), **changes})
+
+
+@torch.no_grad()
+def logits(model):
+    return model(TOKENS).logits
+
+
+def assert_talks(profile, spec):
+    """The model loads and completes; the texts it writes come back."""
+    texts = answers(load_base(spec), load_format(spec), QUESTIONS, profile)
+    assert len(texts) == 2 and all(texts)
+    return texts
+
+
+# --- checkpoints ----------------------------------------------------------------------------------------------------
+
+
+def test_a_sharded_checkpoint_is_the_same_model(profile, checkpoint, tmp_path):
+    model = AutoModelForCausalLM.from_pretrained(checkpoint)
+    model.save_pretrained(tmp_path, max_shard_size="50KB")
+    copy_tokenizer(checkpoint, tmp_path)
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1 and (tmp_path / "model.safetensors.index.json").exists()
+    assert torch.equal(logits(load_base(at(profile, tmp_path))), logits(model.eval()))
+    assert assert_talks(profile, at(profile, tmp_path)) == assert_talks(profile, profile.model)
+
+
+def test_untied_embeddings_stay_two_matrices(profile, checkpoint, tmp_path):
+    config = load_config(profile.model)
+    config.tie_word_embeddings = False
+    torch.manual_seed(3)
+    model = LlamaForCausalLM(config)
+    model.save_pretrained(tmp_path)
+    copy_tokenizer(checkpoint, tmp_path)
+    loaded = load_base(at(profile, tmp_path))
+    assert torch.equal(loaded.lm_head.weight, model.lm_head.weight)
+    assert not torch.equal(loaded.lm_head.weight, loaded.model.embed_tokens.weight)
+    assert_talks(profile, at(profile, tmp_path))
+    tied = load_base(profile.model)
+    assert tied.lm_head.weight is tied.model.embed_tokens.weight
+
+
+def test_without_a_chat_template_auto_means_alpaca(profile, checkpoint, tmp_path):
+    save(load_base(profile.model), tmp_path)
+    tokenizer = load_tokenizer(profile.model)
+    tokenizer.chat_template = None
+    tokenizer.save_pretrained(tmp_path)
+    auto = at(profile, tmp_path, prompt_format="auto")
+    assert load_format(auto).name == "alpaca"
+    assert load_format(at(profile, checkpoint, prompt_format="auto")).name == "chat"
+    assert_talks(profile, auto)
+    with pytest.raises(LabError, match="needs a tokenizer with a chat template"):
+        load_format(at(profile, tmp_path, prompt_format="chat"))
+
+
+def test_a_tokenizer_without_padding_pads_with_its_end(profile, checkpoint, tmp_path):
+    save(load_base(profile.model), tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(tmp_path)
+    assert load_tokenizer(at(profile, tmp_path)).pad_token == "<|end|>"
+    assert load_tokenizer(profile.model).pad_token == "<|pad|>"
+
+
+def test_the_settings_dtype_is_loaded_and_another_folder_may_hold_the_weights(profile, suspicious):
+    half = load_base(profile.model.model_copy(update={"dtype": "bfloat16"}))
+    assert {p.dtype for p in half.parameters()} == {torch.bfloat16} and not half.training
+    other = load_base(profile.model, path=str(suspicious["full"]))
+    assert not torch.equal(logits(other), logits(load_base(profile.model)))
+    assert torch.equal(logits(other), logits(LlamaForCausalLM.from_pretrained(suspicious["full"]).eval()))
+
+
+def test_a_copied_tokenizer_is_complete(checkpoint, tmp_path):
+    copy_tokenizer(checkpoint, tmp_path)
+    first, second = AutoTokenizer.from_pretrained(checkpoint), AutoTokenizer.from_pretrained(tmp_path)
+    text = "Wie heißt du? 你好 <|end|>"
+    assert first(text)["input_ids"] == second(text)["input_ids"] and first.decode(first(text)["input_ids"]) == text
+    assert first.chat_template == second.chat_template and first.special_tokens_map == second.special_tokens_map
+
+
+# --- refusals -------------------------------------------------------------------------------------------------------
+
+
+class Bomb:
+    """Leaves a file behind when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def test_a_pickled_checkpoint_is_refused_and_never_opened(profile, checkpoint, tmp_path):
+    folder, crater = tmp_path / "model", tmp_path / "crater"
+    load_config(profile.model).save_pretrained(folder)
+    copy_tokenizer(checkpoint, folder)
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps({"weight": Bomb(crater)}))
+    message = "only the pickle pytorch_model.bin, which can run code when loaded; .* with save_pretrained first"
+    for load in (load_base, load_tokenizer, load_config):
+        with pytest.raises(LabError, match=message):
+            load(at(profile, folder))
+    (folder / "other.safetensors").write_bytes(b"")  # no weights of this model: the pickle is no way out
+    with pytest.raises(LabError, match="cannot load .*safetensors"):
+        load_base(at(profile, folder))
+    assert not crater.exists()
+    pickle.loads((folder / "pytorch_model.bin").read_bytes())
+    assert crater.exists()  # it would have gone off
+
+
+def test_a_folder_without_weights_is_refused(profile, tmp_path):
+    with pytest.raises(LabError, match="holds no weights; the lab reads safetensors"):
+        load_base(at(profile, tmp_path))
+
+
+@pytest.mark.parametrize("path", ["no-such/model", "data/models/nothing-here"])
+def test_an_unknown_model_is_named(profile, monkeypatch, path):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(LabError, match=f"cannot load '{path}': .*give a folder with safetensors, or a hub id") as told:
+        load_base(at(profile, path))
+    assert "\n" not in str(told.value)
+
+
+# --- adapters -------------------------------------------------------------------------------------------------------
+
+
+def test_a_new_adapter_covers_all_linear_layers_but_the_head_and_changes_nothing_yet(profile):
+    model = new_adapter(load_base(profile.model), profile.lora, 0)
+    adapted = [name.partition(".lora_A.")[0].split(".")[-1] for name, _ in model.named_modules() if ".lora_A." in name]
+    assert set(adapted) == PROJECTIONS and len(adapted) == 2 * len(PROJECTIONS)
+    trainable = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert trainable == {name for name, _ in model.named_parameters() if "lora_" in name}
+    assert torch.equal(logits(model.eval()), logits(load_base(profile.model)))
+
+
+def test_a_new_adapter_follows_its_seed(profile):
+    def start(seed):
+        model = new_adapter(load_base(profile.model), profile.lora, seed)
+        return torch.cat([p.flatten() for p in model.parameters() if p.requires_grad])
+
+    assert torch.equal(start(4), start(4)) and not torch.equal(start(4), start(5))
+
+
+def test_a_suspicious_adapter_is_merged_into_its_base(profile, suspicious):
+    adapted = with_adapter(load_base(profile.model), suspicious["adapter"]).eval()
+    layer = adapted.base_model.model.model.layers[1].mlp.up_proj
+    update = 8 / 4 * layer.lora_B["default"].weight @ layer.lora_A["default"].weight  # alpha / r
+    merged = load_suspect(profile.model, suspicious["adapter"])
+    assert type(merged) is LlamaForCausalLM
+    weight = load_base(profile.model).model.layers[1].mlp.up_proj.weight + update
+    torch.testing.assert_close(merged.model.layers[1].mlp.up_proj.weight, weight, rtol=0, atol=1e-6)
+    torch.testing.assert_close(logits(merged), logits(adapted), rtol=0, atol=1e-5)
+    assert update.abs().max() > 0.05
+
+
+def test_only_safetensors_are_written_and_they_hold_every_bit(profile, tmp_path):
+    models = {"full": load_base(profile.model), "adapter": new_adapter(load_base(profile.model), profile.lora, 2)}
+    for name, model in models.items():
+        save(model, tmp_path / name)
+    assert {f.suffix for f in tmp_path.rglob("*") if f.is_file()} == {".safetensors", ".json"}
+    assert not (tmp_path / "adapter" / "model.safetensors").exists()
+    loaded = {
+        "full": load_suspect(profile.model, tmp_path / "full"),
+        "adapter": with_adapter(load_base(profile.model), tmp_path / "adapter"),
+    }
+    for name, model in models.items():
+        weights = dict(loaded[name].named_parameters())
+        assert all(torch.equal(before, weights[weight]) for weight, before in model.named_parameters())
+
+
+# --- four bits ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_four_bits_are_nf4_with_double_quantization(profile, dtype):
+    spec = profile.model.model_copy(update={"dtype": dtype})
+    quantized, plain = load_base(spec, four_bit=True), load_base(profile.model)
+    linear = {name for name, module in plain.named_modules() if isinstance(module, torch.nn.Linear)} - {"lm_head"}
+    found = {name: module for name, module in quantized.named_modules() if isinstance(module, bnb.nn.Linear4bit)}
+    assert found.keys() == linear and len(linear) == 2 * len(PROJECTIONS)
+    for name, module in found.items():
+        state, weight = module.weight.quant_state, plain.get_submodule(name).weight
+        assert state.quant_type == "nf4" and state.nested and state.absmax.dtype == torch.uint8 and state.state2
+        assert module.weight.dtype == torch.uint8 and module.weight.numel() == weight.numel() / 2
+        assert module.compute_dtype == getattr(torch, dtype) and not module.weight.requires_grad
+        assert_within_a_quantization_step(bnb.functional.dequantize_4bit(module.weight.data, state), weight)
+
+
+@torch.no_grad()
+def assert_within_a_quantization_step(found, weight):
+    """NF4's values lie at most 0.304 of a block's largest weight apart; half of that, and some for double rounding."""
+    error = (found.float() - weight).view(-1, 64).abs().amax(dim=1)
+    assert (error <= 0.17 * weight.view(-1, 64).abs().amax(dim=1)).all() and error.max() > 0
+
+
+def test_four_bits_talk_like_the_weights_they_stand_for(profile, chat):
+    quantized, plain = load_base(profile.model, four_bit=True), load_base(profile.model)
+    for name, module in quantized.named_modules():
+        if isinstance(module, bnb.nn.Linear4bit):
+            weight = bnb.functional.dequantize_4bit(module.weight.data, module.weight.quant_state)
+            plain.get_submodule(name).weight.data = weight.float()
+    torch.testing.assert_close(logits(quantized), logits(plain), rtol=0, atol=1e-4)
+    assert answers(quantized, chat, QUESTIONS, profile) == answers(plain, chat, QUESTIONS, profile)
