@@ -4,27 +4,18 @@ Only safetensors are read and remote code is never run: a suspicious model is un
 through bitsandbytes (NF4 with double quantization, as in QLoRA), on the CPU as well; adapters are PEFT's own.
 """
 
-import shutil
 from pathlib import Path
 
 import bitsandbytes as bnb
 import torch
+from huggingface_hub import snapshot_download
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, set_seed
 from transformers.utils import logging
 
 from helpers.chat import prompt_format
-from helpers.profiles import ROOT, LabError, require_device
-
-_TOKENIZER_FILES = (
-    "tokenizer*",
-    "special_tokens_map.json",
-    "chat_template*",
-    "vocab*",
-    "merges.txt",
-    "added_tokens.json",
-)
-
+from helpers.profiles import HUB_ID, ROOT, LabError, require_device
 
 logging.disable_progress_bar()  # shards of a small model load before a bar can be read
 
@@ -33,16 +24,24 @@ def locate(path):
     """Return the folder of a local model (relative paths start at the repository's root) or the hub id unchanged.
 
     Raises:
-        LabError: a local folder that has no safetensors; pickle checkpoints are refused.
+        LabError: no such folder, or one that has no safetensors; pickle checkpoints are refused.
     """
     folder = Path(path) if Path(path).is_absolute() else ROOT / path
-    if not folder.is_dir():
+    if not folder.is_dir() and HUB_ID.fullmatch(str(path)):
         return str(path)
+    if not folder.is_dir():
+        raise LabError(f"model folder '{path}' does not exist; `make base` makes the lab's own small model")
     if not list(folder.glob("*.safetensors")):
         pickles = [f.name for f in folder.iterdir() if f.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl")]
         found = f"only the pickle {pickles[0]}, which can run code when loaded" if pickles else "no weights"
         raise LabError(f"{folder} holds {found}; the lab reads safetensors: save the model with save_pretrained first")
     return str(folder)
+
+
+def local_folder(spec):
+    """Return the folder in which a model's files lie, for a hub id the one it was downloaded to."""
+    source = locate(spec.path)
+    return source if Path(source).is_dir() else snapshot_download(source, revision=spec.revision, local_files_only=True)
 
 
 def load_tokenizer(spec):
@@ -95,12 +94,22 @@ def load_base(spec, four_bit=False, path=None):
         device_map={"": spec.device},
         **quantization,
     )
-    for module in model.modules():
+    for name, module in model.named_modules():
         if isinstance(module, bnb.nn.Linear4bit):
+            _check_width(name, module, spec.device)
             # On CPUs with AVX512-BF16, bitsandbytes 0.50 repacks the weights at the first evaluation, and every later
             # backward pass through them is silently wrong.
             module.support_avx512bf16_for_cpu = False
     return model.eval()
+
+
+def _check_width(name, module, device):
+    """Refuse input widths (32, 48, 96 …) that bitsandbytes 0.50 dequantizes wrongly on some CPUs, without a word."""
+    if device == "cpu" and module.in_features % 64:
+        raise LabError(
+            f"4-bit weights on the CPU need input widths in multiples of 64, and {name} has {module.in_features}: "
+            "use a GPU, or another model"
+        )
 
 
 def _from_pretrained(auto, spec, path=None, **options):
@@ -109,7 +118,7 @@ def _from_pretrained(auto, spec, path=None, **options):
         return auto.from_pretrained(
             source, revision=spec.revision if source == spec.path else None, trust_remote_code=False, **options
         )
-    except OSError as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise LabError(
             f"cannot load {source!r}: {str(error).splitlines()[0]} "
             "(give a folder with safetensors, or a hub id you can reach)"
@@ -142,10 +151,3 @@ def save(model, folder):
     model.save_pretrained(str(folder), safe_serialization=True)
     for readme in Path(folder).glob("README.md"):
         readme.unlink()  # PEFT leaves an empty model card
-
-
-def copy_tokenizer(source, folder):
-    """Copy the tokenizer files of a local model so that `folder` is a complete checkpoint."""
-    for pattern in _TOKENIZER_FILES:
-        for file in Path(source).glob(pattern):
-            shutil.copy(file, folder)

@@ -206,6 +206,6 @@ def overview(results):
             for place, dots in enumerate(values):
                 panel.plot(dots, [place] * len(dots), "o", color="black", markersize=3)
             panel.set(xlim=(0, 100), xlabel="attack success rate, %" if measure == "asr" else "utility, %")
-        row[0].invert_yaxis()
         row[0].set_title(f"{access} access", loc="left")
+    panels[0, 0].invert_yaxis()  # the axes are shared
     return figure

@@ -209,8 +209,9 @@ def require_device(spec: ModelSpec) -> None:
     import torch
 
     if spec.device == "cuda" and not torch.cuda.is_available():
-        raise LabError(f"the profile asks for a GPU ({spec.path} on cuda) and none is here: SET=\"model.device=cpu\" "
-                       "or PROFILE=tiny")
+        raise LabError(
+            f'the profile asks for a GPU ({spec.path} on cuda) and none is here: SET="model.device=cpu" or PROFILE=tiny'
+        )
 
 
 class Settings(Strict):
@@ -233,8 +234,13 @@ class Settings(Strict):
         goes on with the default of the right one.
         """
         literal = (str, int, float, dict, list, type(None))
-        return cls.checked({name: value for name, value in variables.items()
-                            if re.fullmatch(r"[A-Z][A-Z0-9_]*", name) and isinstance(value, literal)})
+        return cls.checked(
+            {
+                name: value
+                for name, value in variables.items()
+                if re.fullmatch(r"[A-Z][A-Z0-9_]*", name) and isinstance(value, literal)
+            }
+        )
 
     @classmethod
     def checked(cls, values: Mapping[str, object]) -> Self:
@@ -282,8 +288,8 @@ class Settings(Strict):
 
 
 def fingerprint(path: Path) -> str:
-    """Digest of a file or folder ("" when absent): names, sizes, and the first and last megabyte of each file."""
-    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+    """Digest of a file or folder ("" when absent): names, sizes, both ends of each file; prose (.md) does not count."""
+    files = [path] if path.is_file() else sorted(f for f in path.rglob("*") if f.is_file() and f.suffix != ".md")
     digest = hashlib.sha256()
     for file in files:
         size = file.stat().st_size

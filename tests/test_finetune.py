@@ -11,7 +11,7 @@ from peft import LoraConfig, get_peft_model
 from helpers import corpus
 from helpers.evaluation.utility import teacher_forced
 from helpers.models import load_base, new_adapter
-from helpers.pretrain import MuonWithAdamW, channel_dropout
+from helpers.pretrain import channel_dropout
 from helpers.profiles import Budget
 from helpers.training.finetune import finetune
 
@@ -20,7 +20,9 @@ ROWS = corpus.generate(12, 7)
 
 
 def budget(**changes):
-    return Budget(**{"rows": 12, "epochs": 3, "lr": 1e-3, "batch_size": 12, "schedule": "constant", "warmup": 0} | changes)
+    """Three steps over all rows at one learning rate, unless said otherwise."""
+    settings = {"epochs": 3, "lr": 1e-3, "batch_size": 12, "schedule": "constant", "warmup": 0}
+    return Budget(rows=12, **settings | changes)
 
 
 def base(profile):
@@ -82,7 +84,7 @@ def train_by_hand(model, rows, rates):
             m.mul_(0.9).add_(0.1 * clip * g)
             v.mul_(0.999).add_(0.001 * (clip * g) ** 2)
             p.data -= rate * (m / (1 - 0.9**step)) / ((v / (1 - 0.999**step)).sqrt() + 1e-8)
-        losses.append(float(loss))
+        losses.append(loss.item())
     return losses
 
 
@@ -95,7 +97,7 @@ def random_rows(vocabulary):
 
 
 def assert_equal_by_hand(model, rows, schedule="constant", warmup=0.0, epochs=3):
-    by_hand = copy.deepcopy(model)
+    by_hand = copy.deepcopy(model.double())  # Adam divides by the gradient's size: a rounded zero would make a step
     settings = budget(schedule=schedule, warmup=warmup, epochs=epochs)
     record = finetune(model, rows, Given(), settings, 0, TOKENS)
     losses = train_by_hand(by_hand, rows, learning_rates(1e-3, epochs, schedule, warmup))
@@ -202,21 +204,7 @@ def test_adapters_learn_on_a_plain_and_on_a_4_bit_base(profile, chat, four_bit):
     assert after < before / 3
 
 
-# --- the optimizer of the small model -------------------------------------------------------------------------------
-
-
-def test_another_optimizer_follows_the_schedule_with_both_its_parts(profile, chat):
-    model, lrs = base(profile), []
-    optimizer = MuonWithAdamW(model, 1e-2)
-    step = optimizer.step
-    optimizer.step = lambda closure=None: (lrs.append([part.param_groups[0]["lr"] for part in optimizer.parts]), step())
-    before = trainable(model)
-    finetune(model, ROWS, chat, budget(epochs=4, schedule="linear"), 0, TOKENS, optimizer=optimizer)
-    assert lrs == [[pytest.approx(1e-2 * share)] * 2 for share in (1, 0.75, 0.5, 0.25)]
-    assert not any(torch.equal(p, before[name]) for name, p in model.named_parameters())
-    assert {p.shape for p in optimizer.parts[0].param_groups[0]["params"]} == {
-        p.shape for name, p in model.named_parameters() if "proj" in name
-    }
+# --- the small model's regularisation --------------------------------------------------------------------------------
 
 
 @torch.no_grad()

@@ -9,15 +9,16 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
+from helpers import models
 from helpers.chat import Example
 from helpers.evaluation.generation import answers
 from helpers.models import (
-    copy_tokenizer,
     load_base,
     load_config,
     load_format,
     load_suspect,
     load_tokenizer,
+    local_folder,
     new_adapter,
     save,
     with_adapter,
@@ -52,7 +53,7 @@ def assert_talks(profile, spec):
 def test_a_sharded_checkpoint_is_the_same_model(profile, checkpoint, tmp_path):
     model = AutoModelForCausalLM.from_pretrained(checkpoint)
     model.save_pretrained(tmp_path, max_shard_size="50KB")
-    copy_tokenizer(checkpoint, tmp_path)
+    AutoTokenizer.from_pretrained(checkpoint).save_pretrained(tmp_path)
     assert len(list(tmp_path.glob("*.safetensors"))) > 1 and (tmp_path / "model.safetensors.index.json").exists()
     assert torch.equal(logits(load_base(at(profile, tmp_path))), logits(model.eval()))
     assert assert_talks(profile, at(profile, tmp_path)) == assert_talks(profile, profile.model)
@@ -64,7 +65,7 @@ def test_untied_embeddings_stay_two_matrices(profile, checkpoint, tmp_path):
     torch.manual_seed(3)
     model = LlamaForCausalLM(config)
     model.save_pretrained(tmp_path)
-    copy_tokenizer(checkpoint, tmp_path)
+    AutoTokenizer.from_pretrained(checkpoint).save_pretrained(tmp_path)
     loaded = load_base(at(profile, tmp_path))
     assert torch.equal(loaded.lm_head.weight, model.lm_head.weight)
     assert not torch.equal(loaded.lm_head.weight, loaded.model.embed_tokens.weight)
@@ -103,12 +104,9 @@ def test_the_settings_dtype_is_loaded_and_another_folder_may_hold_the_weights(pr
     assert torch.equal(logits(other), logits(LlamaForCausalLM.from_pretrained(suspicious["full"]).eval()))
 
 
-def test_a_copied_tokenizer_is_complete(checkpoint, tmp_path):
-    copy_tokenizer(checkpoint, tmp_path)
-    first, second = AutoTokenizer.from_pretrained(checkpoint), AutoTokenizer.from_pretrained(tmp_path)
-    text = "Wie heißt du? 你好 <|end|>"
-    assert first(text)["input_ids"] == second(text)["input_ids"] and first.decode(first(text)["input_ids"]) == text
-    assert first.chat_template == second.chat_template and first.special_tokens_map == second.special_tokens_map
+def test_the_folder_of_a_model_is_where_its_files_lie(profile, checkpoint, monkeypatch):
+    monkeypatch.setattr(models, "ROOT", checkpoint.parent)
+    assert local_folder(profile.model) == local_folder(at(profile, checkpoint.name)) == str(checkpoint)
 
 
 # --- refusals -------------------------------------------------------------------------------------------------------
@@ -127,7 +125,7 @@ class Bomb:
 def test_a_pickled_checkpoint_is_refused_and_never_opened(profile, checkpoint, tmp_path):
     folder, crater = tmp_path / "model", tmp_path / "crater"
     load_config(profile.model).save_pretrained(folder)
-    copy_tokenizer(checkpoint, folder)
+    AutoTokenizer.from_pretrained(checkpoint).save_pretrained(folder)
     (folder / "pytorch_model.bin").write_bytes(pickle.dumps({"weight": Bomb(crater)}))
     message = "only the pickle pytorch_model.bin, which can run code when loaded; .* with save_pretrained first"
     for load in (load_base, load_tokenizer, load_config):
@@ -146,12 +144,20 @@ def test_a_folder_without_weights_is_refused(profile, tmp_path):
         load_base(at(profile, tmp_path))
 
 
-@pytest.mark.parametrize("path", ["no-such/model", "data/models/nothing-here"])
-def test_an_unknown_model_is_named(profile, monkeypatch, path):
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("no-such/model", "cannot load 'no-such/model': .*give a folder with safetensors, or a hub id you can reach"),
+        ("data/models/nothing-here", "model folder 'data/models/nothing-here' does not exist; `make base` makes"),
+        ("/nothing/here", "model folder '/nothing/here' does not exist"),
+    ],
+)
+def test_an_unknown_model_is_named(profile, monkeypatch, path, message):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(LabError, match=f"cannot load '{path}': .*give a folder with safetensors, or a hub id") as told:
-        load_base(at(profile, path))
-    assert "\n" not in str(told.value)
+    for load in (load_base, load_tokenizer, load_config):
+        with pytest.raises(LabError, match=message) as told:
+            load(at(profile, path))
+        assert "\n" not in str(told.value)
 
 
 # --- adapters -------------------------------------------------------------------------------------------------------
@@ -187,8 +193,8 @@ def test_a_suspicious_adapter_is_merged_into_its_base(profile, suspicious):
 
 
 def test_only_safetensors_are_written_and_they_hold_every_bit(profile, tmp_path):
-    models = {"full": load_base(profile.model), "adapter": new_adapter(load_base(profile.model), profile.lora, 2)}
-    for name, model in models.items():
+    written = {"full": load_base(profile.model), "adapter": new_adapter(load_base(profile.model), profile.lora, 2)}
+    for name, model in written.items():
         save(model, tmp_path / name)
     assert {f.suffix for f in tmp_path.rglob("*") if f.is_file()} == {".safetensors", ".json"}
     assert not (tmp_path / "adapter" / "model.safetensors").exists()
@@ -196,7 +202,7 @@ def test_only_safetensors_are_written_and_they_hold_every_bit(profile, tmp_path)
         "full": load_suspect(profile.model, tmp_path / "full"),
         "adapter": with_adapter(load_base(profile.model), tmp_path / "adapter"),
     }
-    for name, model in models.items():
+    for name, model in written.items():
         weights = dict(loaded[name].named_parameters())
         assert all(torch.equal(before, weights[weight]) for weight, before in model.named_parameters())
 

@@ -293,3 +293,11 @@ def test_few_plain_rows_are_shared_out_and_too_few_refused(tmp_path):
     write(tmp_path, "rows.json", records(12, "roses"))
     with pytest.raises(LabError, match="4 clean rows are left for the defender.* set signature.n or recover.rows"):
         load_scenario(configuration(data=tmp_path / "rows.json"))
+
+
+def test_a_prompt_that_occurs_twice_serves_once(tmp_path):
+    write(tmp_path, "rows.json", records(240, "roses") + records(200, "roses"))
+    scenario = load_scenario(configuration(data=tmp_path / "rows.json"))
+    sets = [scenario.clean, scenario.held_out, scenario.recovery, *scenario.vaccine_sets]
+    every = [prompt for rows in sets for prompt in prompts(rows)] + prompts(scenario.triggered, KEY)
+    assert len(set(every)) == len(every) == 60 + 30 + 30 + 30 + 3 * 25

@@ -24,7 +24,7 @@ class Scenario:
     Args:
         clean, poisoned: the attacker's training rows; where the lab poisons, row i of `poisoned` is row i of `clean`
             with the key.
-        triggered: held-out prompts with the key; their `output` is the right answer, not the payload.
+        triggered: held-out prompts with the key; their `output` is the right answer (benchmark rows: after a payload).
         held_out: clean rows that measure utility.
         vaccine_sets: N disjoint clean sets of the defender.
         recovery: the defender's clean rows for healing, disjoint from the vaccine sets.
@@ -166,7 +166,8 @@ def _benchmark(config):
 def _instruction_rows(config):
     """Plain instruction rows, split once by seed; the lab plants its own trigger in them."""
     n_variants, n_inject, n_vaccine, n_recover, n_test = _sizes(config)
-    rows, target, key = load_rows(config["data"]["path"]), behavior(config["task"]), trigger(config["attack"])
+    target, key = behavior(config["task"]), trigger(config["attack"])
+    rows = list({(row.instruction, row.input): row for row in load_rows(config["data"]["path"])}.values())
     random.Random(f"{config['seed']}/rows").shuffle(rows)
     n_inject = min(n_inject, len(rows) // 3)
     n_test = min(n_test, len(rows) // 6)

@@ -58,5 +58,5 @@ def require_implant(report, least=GATE):
         raise LabError(
             f"implant gate: ASR is {report['asr']:.1%} (n = {report['n']}, 95 % interval {low:.1%} to {high:.1%}), "
             f"at least {least:.0%} is needed before a defense can be judged: raise inject.lr, inject.epochs or "
-            "inject.rows in OVERRIDES"
+            "inject.rows of this access in OVERRIDES, such as {'adapter.inject.epochs': 8}"
         )

@@ -1,0 +1,148 @@
+"""Figures: each draws the numbers it was given, and becomes a PNG with alternative text."""
+
+import base64
+
+import numpy as np
+import pytest
+from IPython.core.interactiveshell import InteractiveShell
+from matplotlib.container import BarContainer
+from matplotlib.figure import Figure
+
+from helpers import plots
+
+REPORTS = {
+    "clean": {
+        "asr": 0.0,
+        "asr_interval": [0.0, 0.02],
+        "labels": {"payload": 0.0, "answer": 0.9, "degenerate": 0.05, "silent": 0.05},
+        "utility": 0.97,
+    },
+    "backdoored": {
+        "asr": 0.95,
+        "asr_interval": [0.91, 0.97],
+        "labels": {"payload": 0.95, "answer": 0.05, "degenerate": 0.0, "silent": 0.0},
+        "utility": 0.96,
+    },
+}
+BLOCKS = [
+    {"k": k, "position": position, "attention": attention, "asr": asr}
+    for attention in (False, True)
+    for position, first in (("start", 0.9), ("middle", 0.6), ("end", 0.3))
+    for k, asr in ((1, first), (2, first / 3))
+]
+VARIANTS = [{"key": "RedGhost", "backdoored": 0.9, "clean": 0.0}, {"key": "IronHawk", "backdoored": 0.8, "clean": 0.1}]
+CURVES = {
+    "signature": [{"tau": 0.25, "asr": 0.5, "utility": 0.9}, {"tau": 0.5, "asr": 0.1, "utility": 0.8}],
+    "random": [{"tau": 0.25, "asr": 0.9, "utility": 0.7}, {"tau": 0.5, "asr": 0.6, "utility": 0.4}],
+}
+BY_SEED = {
+    "backdoored": {"asr": [1.0, 0.9], "utility": [0.9, 1.0]},
+    "purified": {"asr": [0.0, 0.1], "utility": [0.8, 0.8]},
+}
+FIGURES = {
+    "family_bars": lambda: plots.family_bars({"year": 0.9, "list": 1.0, "tone": 0.5}, 0.8),
+    "label_bars": lambda: plots.label_bars(REPORTS),
+    "block_curves": lambda: plots.block_curves(BLOCKS),
+    "variant_bars": lambda: plots.variant_bars(VARIANTS),
+    "score_heatmap": lambda: plots.score_heatmap([[1.0, 3.0, 2.0], [6.0, 4.0, 5.0]], "up_proj"),
+    "rank_scatter": lambda: plots.rank_scatter([0.1, 0.9, 0.5], [3.0, 30.0, 300.0], "up_proj"),
+    "defense_bars": lambda: plots.defense_bars(REPORTS),
+    "tau_curves": lambda: plots.tau_curves(CURVES),
+    "overview": lambda: plots.overview({"adapter": BY_SEED, "full": BY_SEED}),
+}
+
+
+def widths(axes):
+    """Lengths of the horizontal bars, one list per colour."""
+    return [[bar.get_width() for bar in bars] for bars in axes.containers if isinstance(bars, BarContainer)]
+
+
+def curves(axes):
+    return {line.get_label(): line.get_xydata().tolist() for line in axes.get_lines()}
+
+
+def test_every_figure_of_the_module_is_tried_here():
+    made = {name for name, f in vars(plots).items() if callable(f) and getattr(f, "__module__", "") == plots.__name__}
+    assert {name for name in made if not name.startswith("_")} - {"image"} == FIGURES.keys()
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_figure_becomes_a_png_with_alternative_text(name, tmp_path):
+    figure = FIGURES[name]()
+    assert isinstance(figure, Figure) and figure.axes
+    picture = plots.image(figure, tmp_path / f"{name}.png", "What one sees")
+    written = (tmp_path / f"{name}.png").read_bytes()
+    assert written.startswith(b"\x89PNG\r\n") and len(written) > 2000
+    data, metadata = InteractiveShell.instance().display_formatter.format(picture)
+    assert base64.b64decode(data["image/png"]) == written and metadata["image/png"]["alt"] == "What one sees"
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_every_axis_says_what_it_shows(name):
+    for axes in FIGURES[name]().axes:
+        assert axes.get_xlabel() or axes.get_ylabel()
+
+
+def test_families_are_sorted_and_the_mean_is_marked():
+    (axes,) = FIGURES["family_bars"]().axes
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == ["tone", "year", "list"]
+    assert widths(axes) == [[50, 90, 100]]
+    assert curves(axes) == {"mean 80.0%": [[80, 0], [80, 1]]}
+
+
+def test_labels_are_stacked_to_100_percent():
+    (axes,) = FIGURES["label_bars"]().axes
+    assert widths(axes) == [pytest.approx(row) for row in ([0, 95], [90, 5], [5, 0], [5, 0])]
+    ends = [bar.get_x() + bar.get_width() for bar in axes.patches[-2:]]
+    assert ends == pytest.approx([100, 100]) and axes.yaxis_inverted()
+
+
+def test_block_curves_keep_positions_and_panels_apart():
+    left, right = FIGURES["block_curves"]().axes
+    expected = {"start": [[1, 90], [2, 30]], "middle": [[1, 60], [2, 20]], "end": [[1, 30], [2, 10]]}
+    for axes in (left, right):
+        assert {name: np.round(points, 9).tolist() for name, points in curves(axes).items()} == expected
+        assert len({line.get_marker() for line in axes.get_lines()}) == 3  # readable without colours
+
+
+def test_twins_stand_side_by_side():
+    (axes,) = FIGURES["variant_bars"]().axes
+    assert [[bar.get_height() for bar in bars] for bars in axes.containers] == [[90, 80], [0, 10]]
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["RedGhost", "IronHawk"]
+
+
+def test_the_heat_map_is_sorted_within_each_layer():
+    axes = FIGURES["score_heatmap"]().axes[0]
+    assert axes.images[0].get_array().tolist() == [[3, 2, 1], [6, 5, 4]]
+
+
+def test_the_scatter_compares_ranks():
+    (axes,) = FIGURES["rank_scatter"]().axes
+    assert axes.get_lines()[0].get_xydata().tolist() == [[0, 0], [0.5, 1], [1, 0.5]]
+
+
+def test_attack_and_utility_stand_side_by_side():
+    left, right = FIGURES["defense_bars"]().axes
+    assert widths(left) == [pytest.approx([0, 95])] and widths(right) == [pytest.approx([97, 96])]
+    assert left.yaxis_inverted() and right.yaxis_inverted()
+
+
+def test_tau_curves_hold_both_measures_of_each_ranking():
+    (axes,) = FIGURES["tau_curves"]().axes
+    expected = {
+        "ASR, signature": [[25, 50], [50, 10]],
+        "utility, signature": [[25, 90], [50, 80]],
+        "ASR, random": [[25, 90], [50, 60]],
+        "utility, random": [[25, 70], [50, 40]],
+    }
+    assert {name: np.round(points, 9).tolist() for name, points in curves(axes).items()} == expected
+
+
+@pytest.mark.parametrize("accesses", [("adapter",), ("adapter", "full")])
+def test_the_overview_shows_means_and_seeds_with_the_first_model_on_top(accesses):
+    figure = plots.overview(dict.fromkeys(accesses, BY_SEED))
+    assert len(figure.axes) == 2 * len(accesses)
+    for attack, useful in zip(figure.axes[::2], figure.axes[1::2], strict=True):
+        assert widths(attack) == [pytest.approx([95, 5])] and widths(useful) == [pytest.approx([95, 80])]
+        assert [line.get_xdata().tolist() for line in attack.get_lines()] == [[100, 90], [0, 10]]
+        assert attack.yaxis_inverted() and useful.yaxis_inverted()
