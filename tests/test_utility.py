@@ -168,5 +168,6 @@ def test_the_gate_opens_at_80_percent_and_says_why_it_does_not():
         require_implant({"asr": 0.795, "asr_interval": [0.734, 0.845], "n": 200})
     assert str(told.value) == (
         "implant gate: ASR is 79.5% (n = 200, 95 % interval 73.4% to 84.5%), at least 80% is needed before a defense "
-        "can be judged: raise inject.lr, inject.epochs or inject.rows in OVERRIDES"
+        "can be judged: raise inject.lr, inject.epochs or inject.rows of this access in OVERRIDES, "
+        "such as {'adapter.inject.epochs': 8}"
     )
