@@ -127,8 +127,7 @@ def _left_pad(prompts: list[list[int]], device: torch.device) -> tuple[torch.Ten
 def _evaluating(model: PreTrainedModel) -> Iterator[None]:
     """Switches dropout off, and afterwards back to what it was.
 
-    One thing cannot be undone: on CPUs with AVX512-BF16, bitsandbytes repacks 4-bit weights in their first evaluation,
-    and gradients through the packed form are lost. Such a model has to be loaded anew before it is trained on.
+    A 4-bit model can go on training only because `models.load_base` keeps bitsandbytes from repacking its weights here.
     """
     was_training = model.training
     model.eval()
