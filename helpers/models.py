@@ -9,13 +9,15 @@ from pathlib import Path
 import bitsandbytes as bnb
 import torch
 from huggingface_hub import snapshot_download
-from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors import SafetensorError
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, set_seed
 from transformers.utils import logging
 
 from helpers.chat import prompt_format
 from helpers.profiles import HUB_ID, ROOT, LabError, require_device
+
+ADAPTER_FILE = "adapter_model.safetensors"
 
 logging.disable_progress_bar()  # shards of a small model load before a bar can be read
 
@@ -26,7 +28,7 @@ def locate(path):
     Raises:
         LabError: no such folder, or one that has no safetensors; pickle checkpoints are refused.
     """
-    folder = Path(path) if Path(path).is_absolute() else ROOT / path
+    folder = ROOT / Path(path).expanduser()
     if not folder.is_dir() and HUB_ID.fullmatch(str(path)):
         return str(path)
     if not folder.is_dir():
@@ -71,7 +73,7 @@ def load_base(spec, four_bit=False, path=None):
         path: another folder with the same architecture, such as a suspicious model of full access.
 
     Raises:
-        LabError: pickle-only checkpoint, unknown model, or a profile that wants a GPU where there is none.
+        LabError: pickle-only, unknown or incomplete checkpoint, or a profile that wants a GPU where there is none.
     """
     require_device(spec)
     dtype = getattr(torch, spec.dtype)
@@ -85,15 +87,17 @@ def load_base(spec, four_bit=False, path=None):
                 bnb_4bit_compute_dtype=dtype,
             )
         }
-    model = _from_pretrained(
+    model, report = _from_pretrained(
         AutoModelForCausalLM,
         spec,
         path,
         dtype=dtype,
         use_safetensors=True,
         device_map={"": spec.device},
+        output_loading_info=True,
         **quantization,
     )
+    _check_complete(report, path or spec.path)
     for name, module in model.named_modules():
         if isinstance(module, bnb.nn.Linear4bit):
             _check_width(name, module, spec.device)
@@ -101,6 +105,13 @@ def load_base(spec, four_bit=False, path=None):
             # backward pass through them is silently wrong.
             module.support_avx512bf16_for_cpu = False
     return model.eval()
+
+
+def _check_complete(report, path):
+    """Refuse a checkpoint in which tensors are missing; transformers would draw them at random and go on."""
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise LabError(f"{path} lacks {len(missing)} of the model's tensors, such as {missing[0]}: copy it anew")
 
 
 def _check_width(name, module, device):
@@ -135,8 +146,17 @@ def new_adapter(model, lora, seed):
 
 
 def with_adapter(model, folder, trainable=False):
-    """Wrap `model` with the adapter stored in `folder`; `trainable` goes on training it."""
-    return PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+    """Wrap `model` with the adapter stored in `folder`; `trainable` goes on training it.
+
+    Raises:
+        LabError: the stored tensors are not those this model needs: PEFT would start the missing ones anew.
+    """
+    adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+    with safe_open(Path(folder) / ADAPTER_FILE, "pt") as stored:
+        odd = sorted(set(stored.keys()) ^ get_peft_model_state_dict(adapted).keys())
+    if odd:
+        raise LabError(f"the adapter in {folder} does not fit its base: {len(odd)} tensors differ, such as {odd[0]}")
+    return adapted
 
 
 def load_suspect(spec, folder):

@@ -62,8 +62,13 @@ def tidy(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     """Strip what differs between two equal executions: timings, widget state, papermill's notes, the kernel's name."""
     notebook.metadata = nbformat.from_dict({"kernelspec": KERNEL, "language_info": {"name": "python"}})
     for cell in notebook.cells:
-        cell.metadata = nbformat.from_dict({key: value for key, value in cell.metadata.items()
-                                            if key not in ("papermill", "execution") and (key, value) != ("tags", [])})
+        cell.metadata = nbformat.from_dict(
+            {
+                key: value
+                for key, value in cell.metadata.items()
+                if key not in ("papermill", "execution") and (key, value) != ("tags", [])
+            }
+        )
     return notebook
 
 
@@ -95,13 +100,21 @@ def table(summary: Mapping[str, Any]) -> str:
     for row in ROWS:
         entry = summary[row]
         low, high = entry["asr_interval"]
-        lines.append((row, f"{entry['asr']:.1%}"[:-1], f"{low:.1%} – {high:.1%}".replace("%", ""),
-                      *(f"{entry['labels'][label]:g}" for label in LABELS),
-                      f"{entry['utility']:.1%}"[:-1], f"{entry['perplexity']:.2f}"))
+        lines.append(
+            (
+                row,
+                f"{entry['asr']:.1%}"[:-1],
+                f"{low:.1%} – {high:.1%}".replace("%", ""),
+                *(f"{entry['labels'][label]:g}" for label in LABELS),
+                f"{entry['utility']:.1%}"[:-1],
+                f"{entry['perplexity']:.2f}",
+            )
+        )
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join("  ".join([first.ljust(widths[0]), *(cell.rjust(width) for cell, width
-                                                            in zip(rest, widths[1:], strict=True))])
-                     for first, *rest in lines)
+    return "\n".join(
+        "  ".join([first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True))])
+        for first, *rest in lines
+    )
 
 
 def record(names: Sequence[str], results: Path = ROOT / "data" / "results" / "tiny.json") -> None:
@@ -151,8 +164,13 @@ def _parser() -> argparse.ArgumentParser:
     for name, field in Settings.model_fields.items():
         if name != "OVERRIDES":
             run.add_argument(f"--{name.lower()}", dest=name, default=argparse.SUPPRESS, help=field.description)
-    run.add_argument("--set", dest="OVERRIDES", default="", metavar='"KEY=VALUE …"',
-                     help=Settings.model_fields["OVERRIDES"].description)
+    run.add_argument(
+        "--set",
+        dest="OVERRIDES",
+        default="",
+        metavar='"KEY=VALUE …"',
+        help=Settings.model_fields["OVERRIDES"].description,
+    )
     run.set_defaults(command=_run)
     execute = commands.add_parser("execute", help="refresh the outputs stored in the notebooks")
     execute.set_defaults(command=lambda options, folder: refresh_outputs(folder))
@@ -191,8 +209,16 @@ def _execute(notebook: Path, output: Path, parameters: Mapping[str, Any]) -> Non
     print(f"{notebook.stem:<28}", end="", flush=True)
     start = time.perf_counter()
     try:
-        papermill.execute_notebook(notebook, output, dict(parameters), kernel_name="python3", cwd=notebook.parent,
-                                   execution_timeout=CELL_SECONDS, progress_bar=False, extra_arguments=QUIET)
+        papermill.execute_notebook(
+            notebook,
+            output,
+            dict(parameters),
+            kernel_name="python3",
+            cwd=notebook.parent,
+            execution_timeout=CELL_SECONDS,
+            progress_bar=False,
+            extra_arguments=QUIET,
+        )
     except PapermillExecutionError as error:
         print(" failed")
         last = (error.evalue.strip().splitlines() or [""])[-1]
@@ -200,8 +226,11 @@ def _execute(notebook: Path, output: Path, parameters: Mapping[str, Any]) -> Non
         raise LabError(f"{notebook.name}, cell {error.exec_count}: {cause}") from error
     except (CellTimeoutError, DeadKernelError) as error:
         print(" failed")
-        cause = f"a cell took more than {CELL_SECONDS} s" if isinstance(error, CellTimeoutError) else (
-            "its kernel died; most often the memory did not suffice")
+        cause = (
+            f"a cell took more than {CELL_SECONDS} s"
+            if isinstance(error, CellTimeoutError)
+            else ("its kernel died; most often the memory did not suffice")
+        )
         raise LabError(f"{notebook.name}: {cause}") from error
     print(f"{time.perf_counter() - start:7.1f} s", flush=True)
 

@@ -87,6 +87,7 @@ def channel_dropout(model, most):
     """Drop MLP channels while training, at the input of `down_proj`: of each row a share drawn from [0, `most`]."""
 
     def drop(module, inputs):
+        """Zero random channels of `down_proj`'s input and scale up the rest, as dropout does."""
         (hidden,) = inputs  # [batch, tokens, d_ff]
         if not module.training:
             return None

@@ -96,19 +96,6 @@ class ModelSpec(Strict):
     prompt_format: Literal["auto", "chat", "alpaca"]
     device: Literal["cpu", "cuda"] = "cpu"
 
-    @property
-    def source(self) -> str:
-        """What `from_pretrained` is given: an existing folder (relative ones start at the repository) or a hub id.
-
-        Raises: LabError when the path is neither.
-        """
-        folder = ROOT / Path(self.path).expanduser()
-        if folder.is_dir():
-            return str(folder)
-        if HUB_ID.fullmatch(self.path):
-            return self.path
-        raise LabError(f"model folder '{self.path}' does not exist; `make base` makes the lab's own small model")
-
 
 class Lengths(Strict):
     """Tokens: longest training row, longest completion."""

@@ -97,8 +97,14 @@ class Run:
         path.mkdir(exist_ok=True)
         return path
 
-    def stage(self, name: str, make: Callable[[Path], dict[str, Any] | None], uses: Sequence[str] = (),
-              parents: Sequence[Stage] = (), note: str = "") -> Stage:
+    def stage(
+        self,
+        name: str,
+        make: Callable[[Path], dict[str, Any] | None],
+        uses: Sequence[str] = (),
+        parents: Sequence[Stage] = (),
+        note: str = "",
+    ) -> Stage:
         """Load a stage, or make it when it is missing or anything it depends on has changed.
 
         Args:
@@ -110,8 +116,12 @@ class Run:
         Raises: LabError when the disk is full; whatever `make` raises, after removing its half-made folder.
         """
         used = {path: _lookup(self.config, path) for path in uses}
-        inputs = {"name": name, "uses": used, "parents": {parent.name: parent.digest for parent in parents},
-                  "code": code_version()}
+        inputs = {
+            "name": name,
+            "uses": used,
+            "parents": {parent.name: parent.digest for parent in parents},
+            "code": code_version(),
+        }
         digest = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
         known = self._read(name)
         if known and known.digest == digest:
@@ -170,8 +180,13 @@ class Run:
             partial.mkdir(parents=True)
             with measured() as cost:
                 result = make(partial) or {}
-            manifest.update(cost, result=json.loads(json.dumps(result)), files=_sizes(partial), versions=versions(),
-                            finished=datetime.now(UTC).isoformat(timespec="microseconds"))
+            manifest.update(
+                cost,
+                result=json.loads(json.dumps(result)),
+                files=_sizes(partial),
+                versions=versions(),
+                finished=datetime.now(UTC).isoformat(timespec="microseconds"),
+            )
             write_json(partial / MANIFEST, manifest)
             if path.exists():
                 path.rename(replaced)
@@ -182,8 +197,10 @@ class Run:
                 replaced.rename(path)
             if _disk_full(error):
                 free = shutil.disk_usage(self.folder).free // MEGABYTE
-                raise LabError(f"disk full while writing {self._shown(manifest['name'])} ({free} MB free): make room "
-                               "and rerun, finished stages are kept") from error
+                raise LabError(
+                    f"disk full while writing {self._shown(manifest['name'])} ({free} MB free): make room "
+                    "and rerun, finished stages are kept"
+                ) from error
             raise
         shutil.rmtree(replaced, ignore_errors=True)
 
@@ -278,8 +295,10 @@ def _lookup(config: Mapping[str, Any], path: str) -> Any:
     value = config
     for key in path.split("."):
         if not isinstance(value, Mapping) or key not in value:
-            raise LabError(f"no setting '{path}' in the configuration"
-                           + (nearest(key, value) if isinstance(value, Mapping) else ""))
+            raise LabError(
+                f"no setting '{path}' in the configuration"
+                + (nearest(key, value) if isinstance(value, Mapping) else "")
+            )
         value = value[key]
     return value
 

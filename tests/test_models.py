@@ -2,11 +2,13 @@
 
 import os
 import pickle
+import shutil
 
 import bitsandbytes as bnb
 import huggingface_hub
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from helpers import models
@@ -158,6 +160,24 @@ def test_an_unknown_model_is_named(profile, monkeypatch, path, message):
         with pytest.raises(LabError, match=message) as told:
             load(at(profile, path))
         assert "\n" not in str(told.value)
+
+
+def test_a_checkpoint_that_lacks_tensors_is_refused(profile, checkpoint, tmp_path):
+    folder = shutil.copytree(checkpoint, tmp_path / "model")
+    tensors = load_file(folder / "model.safetensors")
+    lost = "model.layers.1.mlp.down_proj.weight"
+    save_file({name: t for name, t in tensors.items() if name != lost}, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(LabError, match=f"lacks 1 of the model's tensors, such as {lost}"):
+        load_base(at(profile, folder))
+
+
+def test_an_adapter_that_does_not_fit_is_refused(profile, suspicious, tmp_path):
+    folder = shutil.copytree(suspicious["adapter"], tmp_path / "adapter")
+    tensors = load_file(folder / "adapter_model.safetensors")
+    lost = next(name for name in tensors if name.endswith("layers.1.mlp.up_proj.lora_B.weight"))
+    save_file({name: t for name, t in tensors.items() if name != lost}, folder / "adapter_model.safetensors")
+    with pytest.raises(LabError, match=f"does not fit its base: 1 tensors differ, such as {lost}"):
+        with_adapter(load_base(profile.model), folder)
 
 
 # --- adapters -------------------------------------------------------------------------------------------------------

@@ -39,8 +39,9 @@ def lab(tmp_path, monkeypatch):
 
 def write(lab, name, *cells, parameters=PARAMETERS):
     tagged = new_code_cell(parameters, metadata={"tags": ["parameters"]})
-    notebook = new_notebook(cells=[tagged, new_code_cell(OPEN), *map(new_code_cell, cells)],
-                            metadata={"kernelspec": pipeline.KERNEL})
+    notebook = new_notebook(
+        cells=[tagged, new_code_cell(OPEN), *map(new_code_cell, cells)], metadata={"kernelspec": pipeline.KERNEL}
+    )
     nbformat.write(notebook, lab / "notebooks" / f"{name}.ipynb")
 
 
@@ -58,8 +59,11 @@ def test_a_run_executes_in_order_summarises_and_names_its_folders(lab, capsys):
     assert (summary["profile"], summary["seed"], summary["data"]) == ("tiny", 3, "")
     assert (summary["prompt_format"], summary["decoding"]) == ("chat", "greedy") and "torch" in summary["versions"]
     assert summary["purified"]["asr"] == 0.1 and summary["clean"]["labels"]["answer"] == 7
-    assert summary["seconds"].keys() == summary["peak_rss_mb"].keys() == (
-        {"inject"} | {f"evaluate/{row}" for row in pipeline.ROWS})
+    assert (
+        summary["seconds"].keys()
+        == summary["peak_rss_mb"].keys()
+        == ({"inject"} | {f"evaluate/{row}" for row in pipeline.ROWS})
+    )
     executed = sorted(path.name for path in (folder / "notebooks").iterdir())
     assert executed == ["00_first.ipynb", "01_second.ipynb"]
     printed = capsys.readouterr().out
@@ -68,13 +72,16 @@ def test_a_run_executes_in_order_summarises_and_names_its_folders(lab, capsys):
         assert str(folder / name) in printed
 
 
-@pytest.mark.parametrize(("options", "message"), [
-    (["--seed", "three"], "SEED = 'three' should be a valid integer"),
-    (["--attack", "badnet"], "unknown ATTACK = 'badnet'; did you mean 'badnets'?"),
-    (["--profile", "tinny"], "unknown profile 'tinny'; did you mean 'tiny'?"),
-    (["--set", "recover.lr=1.0e-4"], "did you mean 'adapter.recover.lr' or 'full.recover.lr'?"),
-    (["--set", "full.suppress.tau=2"], "full.suppress.tau = 2 should be less than 1"),
-])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--seed", "three"], "SEED = 'three' should be a valid integer"),
+        (["--attack", "badnet"], "unknown ATTACK = 'badnet'; did you mean 'badnets'?"),
+        (["--profile", "tinny"], "unknown profile 'tinny'; did you mean 'tiny'?"),
+        (["--set", "recover.lr=1.0e-4"], "did you mean 'adapter.recover.lr' or 'full.recover.lr'?"),
+        (["--set", "full.suppress.tau=2"], "full.suppress.tau = 2 should be less than 1"),
+    ],
+)
 def test_wrong_parameters_are_refused_before_anything_runs(lab, capsys, options, message):
     write(lab, "00_first", "raise SystemExit")
     assert run(lab, *options) == 2
@@ -89,10 +96,13 @@ def test_a_gpu_profile_is_refused_without_a_gpu(lab, capsys, monkeypatch):
     assert "asks for a GPU" in capsys.readouterr().err and not (lab / "runs").exists()
 
 
-@pytest.mark.parametrize(("cell", "message"), [
-    ("raise LabError('the base model is missing: `make base`')", "the base model is missing: `make base`"),
-    ("raise ValueError('first line\\nlast line')", "ValueError: last line"),
-])
+@pytest.mark.parametrize(
+    ("cell", "message"),
+    [
+        ("raise LabError('the base model is missing: `make base`')", "the base model is missing: `make base`"),
+        ("raise ValueError('first line\\nlast line')", "ValueError: last line"),
+    ],
+)
 def test_a_failing_notebook_is_told_in_one_line(lab, capsys, cell, message):
     write(lab, "00_first", cell)
     write(lab, "01_never", "(run.folder / 'reached').touch()")
@@ -124,10 +134,13 @@ def test_plain_papermill_refuses_an_unknown_parameter(lab):
 
 def test_ctrl_c_says_how_to_resume_and_a_rerun_does(lab):
     slow = "import time\nrun.stage('scores', lambda folder: time.sleep(0 if (run.folder / 'go').exists() else 60))"
-    write(lab, "00_first", "run.stage('inject', lambda folder: None)", "(run.folder / 'waiting').touch()", slow,
-          MEASURED)
-    program = ("import sys; from pathlib import Path; from helpers.pipeline import main\n"
-               "sys.exit(main(['run', '--name', 'mine'], Path(sys.argv[1])))")
+    write(
+        lab, "00_first", "run.stage('inject', lambda folder: None)", "(run.folder / 'waiting').touch()", slow, MEASURED
+    )
+    program = (
+        "import sys; from pathlib import Path; from helpers.pipeline import main\n"
+        "sys.exit(main(['run', '--name', 'mine'], Path(sys.argv[1])))"
+    )
     folder = lab / "runs" / "mine"
     command = [sys.executable, "-c", program, lab / "notebooks"]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
@@ -150,8 +163,14 @@ def test_a_folder_without_notebooks_is_told(lab, capsys):
 
 
 def measured(lab, **changed):
-    config = {"attack": "badnets", "task": "sentiment", "access": "full", "seed": 0, "data": {"path": "", "files": ""},
-              "profile": {"name": "tiny"}}
+    config = {
+        "attack": "badnets",
+        "task": "sentiment",
+        "access": "full",
+        "seed": 0,
+        "data": {"path": "", "files": ""},
+        "profile": {"name": "tiny"},
+    }
     run = Run(lab / "runs" / "mine", config)
     scope = {"run": run, "settings": type("Seed", (), {"SEED": 0})}
     exec(MEASURED, scope)
@@ -196,8 +215,9 @@ def test_refreshed_outputs_are_tidy_and_a_failure_leaves_the_notebook_alone(lab)
 
 def test_tidying_keeps_tags_and_outputs():
     noise = {"execution": {"iopub.status.busy": "now"}, "papermill": {}}
-    cell = new_code_cell("1", metadata={"tags": ["nbval-check-output"], **noise},
-                         outputs=[new_output("stream", text="1")])
+    cell = new_code_cell(
+        "1", metadata={"tags": ["nbval-check-output"], **noise}, outputs=[new_output("stream", text="1")]
+    )
     kernel = pipeline.KERNEL | {"name": "mine"}
     notebook = tidy(new_notebook(cells=[cell], metadata={"widgets": {}, "papermill": {}, "kernelspec": kernel}))
     assert notebook.cells[0].metadata == {"tags": ["nbval-check-output"]} and notebook.cells[0].outputs

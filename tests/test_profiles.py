@@ -39,21 +39,27 @@ def test_overrides_reach_their_leaf_and_leave_the_rest():
     assert profile.full == load_profile("tiny").full
 
 
-@pytest.mark.parametrize(("key", "value", "message"), [
-    ("recover.lr", 0.1, "unknown setting 'recover.lr'; did you mean 'adapter.recover.lr' or 'full.recover.lr'?"),
-    ("signature.lamb", 0.1, "unknown setting 'signature.lamb'; did you mean 'signature.lam'?"),
-    ("name", "other", "unknown setting 'name'"),
-    ("lora.r", "8", "lora.r = '8' should be a valid integer"),
-    ("lora.r", True, "lora.r = True should be a valid integer"),
-    ("lora.r", 0, "lora.r = 0 should be greater than or equal to 1"),
-    ("adapter.inject.lr", "1e-4", "adapter.inject.lr = '1e-4' should be a valid number; YAML reads 1e-4 as text, "
-                                  "write 1.0e-4"),
-    ("adapter.inject.lr", float("nan"), "adapter.inject.lr = nan should be a finite number"),
-    ("adapter.suppress.tau", 1.0, "adapter.suppress.tau = 1.0 should be less than 1"),
-    ("full.suppress.tau", 0, "full.suppress.tau = 0 should be greater than 0"),
-    ("signature.scope", "layer", "signature.scope = 'layer' should be 'module' or 'model'"),
-    ("signature.n", 1, "signature.n = 1 but alignment compares variants: use 2 or more, or combine 'norm'"),
-])
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("recover.lr", 0.1, "unknown setting 'recover.lr'; did you mean 'adapter.recover.lr' or 'full.recover.lr'?"),
+        ("signature.lamb", 0.1, "unknown setting 'signature.lamb'; did you mean 'signature.lam'?"),
+        ("name", "other", "unknown setting 'name'"),
+        ("lora.r", "8", "lora.r = '8' should be a valid integer"),
+        ("lora.r", True, "lora.r = True should be a valid integer"),
+        ("lora.r", 0, "lora.r = 0 should be greater than or equal to 1"),
+        (
+            "adapter.inject.lr",
+            "1e-4",
+            "adapter.inject.lr = '1e-4' should be a valid number; YAML reads 1e-4 as text, write 1.0e-4",
+        ),
+        ("adapter.inject.lr", float("nan"), "adapter.inject.lr = nan should be a finite number"),
+        ("adapter.suppress.tau", 1.0, "adapter.suppress.tau = 1.0 should be less than 1"),
+        ("full.suppress.tau", 0, "full.suppress.tau = 0 should be greater than 0"),
+        ("signature.scope", "layer", "signature.scope = 'layer' should be 'module' or 'model'"),
+        ("signature.n", 1, "signature.n = 1 but alignment compares variants: use 2 or more, or combine 'norm'"),
+    ],
+)
 def test_a_wrong_override_is_named_with_what_was_expected(key, value, message):
     assert message in told(load_profile, "tiny", {key: value})
 
@@ -90,23 +96,18 @@ def test_a_checkpoint_folder_is_a_profile(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     settings = Settings.checked({"PROFILE": "my-llama"})
     assert settings.PROFILE == str(folder), "notebooks run in another folder than the shell"
-    assert settings.profile.model.source == str(folder)
+    assert settings.profile.model.path == str(folder)
     assert settings.profile.adapter == load_profile("local").adapter
     assert settings.name == "my-llama-badnets-sentiment-adapter-0"
 
 
-def test_a_model_path_is_a_folder_or_a_hub_id():
-    spec = load_profile("tiny").model
-    assert spec.model_copy(update={"path": "data/profiles"}).source == str(profiles.PROFILES)
-    assert spec.model_copy(update={"path": "someone/model"}).source == "someone/model"
-    lost = spec.model_copy(update={"path": "data/models/lost"})
-    with pytest.raises(LabError, match="model folder 'data/models/lost' does not exist; `make base`"):
-        _ = lost.source
-
-
 def test_set_is_read_as_yaml_literals():
     assert parse_overrides("signature.lam=0.1  lora.r=4 signature.scope=model model.revision=null") == {
-        "signature.lam": 0.1, "lora.r": 4, "signature.scope": "model", "model.revision": None}
+        "signature.lam": 0.1,
+        "lora.r": 4,
+        "signature.scope": "model",
+        "model.revision": None,
+    }
     assert "'lora.r' is not key=value" in told(parse_overrides, "lora.r")
     assert "not a YAML literal" in told(parse_overrides, "lora.r={")
 
@@ -126,23 +127,26 @@ def test_a_notebooks_parameters_are_its_capitals_with_literal_values():
     assert settings.name == "tiny-badnets-refusal-adapter-3"
 
 
-@pytest.mark.parametrize(("values", "message"), [
-    ({"SEDE": 3}, "unknown parameter 'SEDE'; did you mean 'SEED'?"),
-    ({"SEED": "3"}, "SEED = '3' should be a valid integer"),
-    ({"SEED": -1}, "SEED = -1 should be greater than or equal to 0"),
-    ({"PROFILE": "tinny"}, "unknown profile 'tinny'; did you mean 'tiny'?"),
-    ({"ATTACK": "badnet"}, "unknown ATTACK = 'badnet'; did you mean 'badnets'?"),
-    ({"ATTACK": "vpi"}, "ATTACK = 'vpi' needs real rows (DATA=<folder>); without them: badnets"),
-    ({"TASK": "sentimen"}, "unknown TASK = 'sentimen'; did you mean 'sentiment'?"),
-    ({"ACCESS": "adaptor"}, "ACCESS = 'adaptor' should be 'adapter' or 'full'"),
-    ({"NAME": "../elsewhere"}, "NAME = '../elsewhere' should be a plain folder name"),
-    ({"NAME": ".hidden"}, "NAME = '.hidden' should be a plain folder name"),
-    ({"DATA": "no-such-rows.json"}, "DATA = 'no-such-rows.json' does not exist"),
-    ({"DATA": "rows/lost.jsonl"}, "DATA = 'rows/lost.jsonl' does not exist"),
-    ({"DATA": "../lost"}, "DATA = '../lost' does not exist"),
-    ({"OVERRIDES": {"signature.lamb": 1}}, "did you mean 'signature.lam'?"),
-    ({"OVERRIDES": {"lora.r": "4"}}, "lora.r = '4' should be a valid integer"),
-])
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"SEDE": 3}, "unknown parameter 'SEDE'; did you mean 'SEED'?"),
+        ({"SEED": "3"}, "SEED = '3' should be a valid integer"),
+        ({"SEED": -1}, "SEED = -1 should be greater than or equal to 0"),
+        ({"PROFILE": "tinny"}, "unknown profile 'tinny'; did you mean 'tiny'?"),
+        ({"ATTACK": "badnet"}, "unknown ATTACK = 'badnet'; did you mean 'badnets'?"),
+        ({"ATTACK": "vpi"}, "ATTACK = 'vpi' needs real rows (DATA=<folder>); without them: badnets"),
+        ({"TASK": "sentimen"}, "unknown TASK = 'sentimen'; did you mean 'sentiment'?"),
+        ({"ACCESS": "adaptor"}, "ACCESS = 'adaptor' should be 'adapter' or 'full'"),
+        ({"NAME": "../elsewhere"}, "NAME = '../elsewhere' should be a plain folder name"),
+        ({"NAME": ".hidden"}, "NAME = '.hidden' should be a plain folder name"),
+        ({"DATA": "no-such-rows.json"}, "DATA = 'no-such-rows.json' does not exist"),
+        ({"DATA": "rows/lost.jsonl"}, "DATA = 'rows/lost.jsonl' does not exist"),
+        ({"DATA": "../lost"}, "DATA = '../lost' does not exist"),
+        ({"OVERRIDES": {"signature.lamb": 1}}, "did you mean 'signature.lam'?"),
+        ({"OVERRIDES": {"lora.r": "4"}}, "lora.r = '4' should be a valid integer"),
+    ],
+)
 def test_a_wrong_parameter_is_refused_before_anything_runs(values, message):
     assert message in told(Settings.from_notebook, values)
 

@@ -90,14 +90,17 @@ def test_new_code_makes_a_new_stage_and_refuses_the_old(run, monkeypatch):
     make = Maker()
     run.stage("inject", make)
     monkeypatch.setattr(runs, "code_version", lambda: "later")
-    assert told(run.need, "inject") == ("runs/x/inject was made by another version of helpers/: rerun notebook "
-                                        "01_inject_backdoor.ipynb or choose another NAME")
+    assert told(run.need, "inject") == (
+        "runs/x/inject was made by another version of helpers/: rerun notebook "
+        "01_inject_backdoor.ipynb or choose another NAME"
+    )
     assert run.stage("inject", make).fresh and make.calls == 2
 
 
 def test_an_unknown_setting_is_named(run):
     assert told(run.stage, "inject", Maker(), uses=["sede"]) == (
-        "no setting 'sede' in the configuration; did you mean 'seed'?")
+        "no setting 'sede' in the configuration; did you mean 'seed'?"
+    )
     assert "no setting 'seed.deeper'" in told(run.stage, "inject", Maker(), uses=["seed.deeper"])
 
 
@@ -151,11 +154,14 @@ def test_an_older_result_survives_an_interruption_while_it_is_replaced(run, monk
     assert (run.need("inject").path / "sub" / "model.bin").read_text() == "older" and not hidden(run)
 
 
-@pytest.mark.parametrize("error", [
-    OSError(errno.ENOSPC, "No space left on device"),
-    OSError(errno.EDQUOT, "Disk quota exceeded"),
-    RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),
-])
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError(errno.EDQUOT, "Disk quota exceeded"),
+        RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ],
+)
 def test_a_full_disk_is_told_and_loses_nothing(run, error):
     def full(folder):
         raise error
@@ -190,15 +196,18 @@ def test_a_lost_or_cut_off_file_counts_as_missing(run, damage):
     assert "runs/x/inject is missing" in told(run.need, "inject")
 
 
-@pytest.mark.parametrize(("name", "maker"), [
-    ("inject", "notebook 01_inject_backdoor.ipynb"),
-    ("evaluate/clean", "notebook 01_inject_backdoor.ipynb"),
-    ("variants/3-clean", "notebook 03_train_vaccines.ipynb"),
-    ("scores", "notebook 04_score_signature.ipynb"),
-    ("suppressed", "notebook 05_suppress_channels.ipynb"),
-    ("purified", "notebook 06_recover_fluency.ipynb"),
-    ("mine", "the notebook that makes it"),
-])
+@pytest.mark.parametrize(
+    ("name", "maker"),
+    [
+        ("inject", "notebook 01_inject_backdoor.ipynb"),
+        ("evaluate/clean", "notebook 01_inject_backdoor.ipynb"),
+        ("variants/3-clean", "notebook 03_train_vaccines.ipynb"),
+        ("scores", "notebook 04_score_signature.ipynb"),
+        ("suppressed", "notebook 05_suppress_channels.ipynb"),
+        ("purified", "notebook 06_recover_fluency.ipynb"),
+        ("mine", "the notebook that makes it"),
+    ],
+)
 def test_a_missing_stage_is_told_with_the_notebook_that_makes_it(run, name, maker):
     assert told(run.need, name) == f"runs/x/{name} is missing: run {maker} or `make run` first"
 
@@ -223,8 +232,10 @@ def test_a_needed_stage_must_be_made_from_the_present_settings(run):
 def test_a_child_of_a_remade_or_vanished_parent_is_refused(run):
     run.stage("scores", Maker(), parents=[run.stage("inject", Maker())])
     run.stage("inject", Maker(), uses=["task"])
-    assert told(run.need, "scores") == ("runs/x/scores was made from an earlier runs/x/inject: rerun notebook "
-                                        "04_score_signature.ipynb or choose another NAME")
+    assert told(run.need, "scores") == (
+        "runs/x/scores was made from an earlier runs/x/inject: rerun notebook "
+        "04_score_signature.ipynb or choose another NAME"
+    )
     (run.folder / "inject" / MANIFEST).unlink()
     assert "runs/x/inject is missing" in told(run.need, "scores")
 

@@ -14,6 +14,7 @@ def attack_success(model, prompt_format, scenario, profile):
     Returns:
         (report of `asr.asr_report`, completions in the order of `scenario.triggered`).
     """
+
     def decided(text):
         return contains_any(text, scenario.markers)
 

@@ -16,9 +16,9 @@ from torch import BoolTensor, Generator, Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from helpers.anatomy import COLUMNS, ROWS, channel_axes, head_masks
-from helpers.models import load_base, load_config, save
+from helpers.models import ADAPTER_FILE, load_base, load_config, save
 from helpers.profiles import LabError, Profile
-from helpers.signature.deltas import ADAPTER_FILE, PREFIX
+from helpers.signature.deltas import PREFIX
 
 Masks = Mapping[str, BoolTensor]
 

@@ -19,9 +19,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from helpers.anatomy import COLUMNS, ROWS, Slot
+from helpers.models import ADAPTER_FILE
 from helpers.profiles import LabError, nearest
 
-ADAPTER_FILE = "adapter_model.safetensors"
 PREFIX = "base_model.model."
 Folders = Sequence[Path | str]
 GramOf = Callable[[Slot], Tensor]

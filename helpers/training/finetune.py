@@ -9,6 +9,7 @@ import random
 import tempfile
 import time
 
+import numpy as np
 import torch
 from tqdm import tqdm
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
@@ -56,6 +57,7 @@ class _AnswerTrainer(Trainer):
     """The Trainer, with logits only where there are answers to predict: prompts need not reach the head."""
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """Return the cross-entropy summed over answer tokens, divided by their number in the whole optimizer step."""
         labels = inputs.pop("labels")
         first = max(
             int((labels != -100).any(dim=0).nonzero()[0]) - 1, 0
@@ -131,11 +133,12 @@ def _arguments(budget, seed, scratch, device):
 
 @contextlib.contextmanager
 def _restored_rng(seed):
-    """Seed the global generators for a training and give the caller's state back afterwards."""
-    python, state = random.getstate(), torch.get_rng_state()
-    set_seed(seed)
-    try:
-        yield
-    finally:
-        random.setstate(python)
-        torch.set_rng_state(state)
+    """Seed the generators of Python, NumPy, CPU and GPUs for a training; afterwards the caller has its state back."""
+    python, numbers = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng():
+        set_seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numbers)
