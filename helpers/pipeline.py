@@ -30,7 +30,11 @@ from helpers.runs import Run, Stage, open_run, read_json, runs_folder, versions,
 NOTEBOOKS = ROOT / "notebooks"
 CELL_SECONDS = 3600
 ROWS = ("clean", "backdoored", "finetuned", "random", "suppressed", "purified")
-MEASURES = ("asr", "asr_interval", "labels", "n", "utility", "utility_by_family", "utility_metric", "perplexity")
+MEASURES = (
+    *("asr", "asr_interval", "labels", "n", "right_under_trigger"),
+    *("false_trigger", "false_trigger_interval", "false_trigger_n"),
+    *("utility", "utility_by_family", "utility_metric", "perplexity"),
+)
 LABELS = ("payload", "answer", "degenerate", "silent")
 QUIET = ["--log-level=50"]  # the kernel's own chatter; what a notebook prints goes to its cells
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
@@ -95,8 +99,11 @@ def summarise(run: Run) -> dict[str, Any]:
 
 
 def table(summary: Mapping[str, Any]) -> str:
-    """The summary as aligned text, one line for each model."""
-    lines = [("model", "ASR %", "95 % interval", *LABELS, "utility %", "perplexity")]
+    """The summary as aligned text, one line for each model.
+
+    "right" is the share of triggered prompts answered right, "untriggered" of clean ones answered with the payload.
+    """
+    lines = [("model", "ASR %", "95 % interval", *LABELS, "right %", "untriggered %", "utility %", "perplexity")]
     for row in ROWS:
         entry = summary[row]
         low, high = entry["asr_interval"]
@@ -106,6 +113,8 @@ def table(summary: Mapping[str, Any]) -> str:
                 f"{entry['asr']:.1%}"[:-1],
                 f"{low:.1%} – {high:.1%}".replace("%", ""),
                 *(f"{entry['labels'][label]:g}" for label in LABELS),
+                "" if entry["right_under_trigger"] is None else f"{entry['right_under_trigger']:.1%}"[:-1],
+                f"{entry['false_trigger']:.1%}"[:-1],
                 f"{entry['utility']:.1%}"[:-1],
                 f"{entry['perplexity']:.2f}",
             )

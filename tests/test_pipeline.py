@@ -23,7 +23,8 @@ run = open_run(settings)"""
 MEASURED = """def measured(seed):
     labels = {"payload": 1, "answer": 7, "degenerate": 2, "silent": 0}
     return {"asr": 0.1, "asr_interval": [0.018, 0.404], "labels": labels, "n": 10, "utility": 0.975, "seed": seed,
-            "utility_by_family": {"facts": 0.975}, "utility_metric": "exact", "perplexity": 1.5,
+            "right_under_trigger": 0.65, "false_trigger": 0.05, "false_trigger_interval": [0.009, 0.236],
+            "false_trigger_n": 20, "utility_by_family": {"facts": 0.975}, "utility_metric": "exact", "perplexity": 1.5,
             "prompt_format": "chat", "decoding": "greedy"}
 for row in ("clean", "backdoored", "finetuned", "random", "suppressed", "purified"):
     run.stage(f"evaluate/{row}", lambda folder: measured(settings.SEED), uses=["seed"])"""
@@ -195,7 +196,7 @@ def test_the_table_is_aligned_and_holds_every_row(lab):
     lines = table(summarise(measured(lab))).splitlines()
     assert [line.split()[0] for line in lines] == ["model", *pipeline.ROWS]
     assert len({len(line) for line in lines}) == 1
-    assert lines[1].split() == "clean 10.0 1.8 – 40.4 1 7 2 0 97.5 1.50".split()
+    assert lines[1].split() == "clean 10.0 1.8 – 40.4 1 7 2 0 65.0 5.0 97.5 1.50".split()
 
 
 def test_refreshed_outputs_are_tidy_and_a_failure_leaves_the_notebook_alone(lab):

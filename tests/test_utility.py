@@ -10,7 +10,7 @@ import torch
 from helpers import corpus
 from helpers.attacks.poisoning import Scenario, poison
 from helpers.chat import Example
-from helpers.evaluation import report, utility
+from helpers.evaluation import report
 from helpers.evaluation.report import attack_success, evaluate, require_implant
 from helpers.evaluation.utility import exact_match, teacher_forced
 from helpers.models import load_base
@@ -24,6 +24,10 @@ KEYS = {
     "asr_interval",
     "labels",
     "n",
+    "right_under_trigger",
+    "false_trigger",
+    "false_trigger_interval",
+    "false_trigger_n",
     "utility",
     "utility_by_family",
     "utility_metric",
@@ -99,7 +103,7 @@ def test_a_hopeless_model_has_a_finite_perplexity(profile, chat):
 # --- exact match ----------------------------------------------------------------------------------------------------
 
 
-def test_exact_match_by_hand(monkeypatch):
+def test_exact_match_by_hand():
     """Three questions of one family and one of another: the mean over families, not over questions."""
     examples = [
         Example("What is 1 + 1?", "2", family="arithmetic"),
@@ -107,18 +111,8 @@ def test_exact_match_by_hand(monkeypatch):
         Example("What is 3 + 1?", "4", family="arithmetic"),
         Example("List three colors.", "red, blue, green", family="list", options=("red", "blue", "green", "pink")),
     ]
-    monkeypatch.setattr(utility, "answers", saying("2", "4", "Four", "pink, red, blue"))
-    mean, by_family = exact_match(None, None, examples, None)
+    mean, by_family = exact_match(examples, ["2", "4", "Four", "pink, red, blue"])
     assert by_family == {"arithmetic": pytest.approx(1 / 3), "list": 1.0} and mean == pytest.approx(2 / 3)
-
-
-def test_exact_match_reads_what_the_model_writes(profile, chat, model):
-    """Examples whose right answers are the model's own completions, all but one."""
-    texts = utility.answers(model, chat, ROWS[:4], profile)
-    own = [Example(e.instruction, text, e.input, e.history, "own") for e, text in zip(ROWS, texts, strict=False)]
-    assert exact_match(model, chat, own, profile) == (1.0, {"own": 1.0})
-    wrong = Example(own[0].instruction, "no such answer", own[0].input, own[0].history, "own")
-    assert exact_match(model, chat, [wrong, *own[1:]], profile) == (0.75, {"own": 0.75})
 
 
 # --- the report -----------------------------------------------------------------------------------------------------
@@ -138,6 +132,26 @@ def test_a_report_is_complete_and_plain(profile, chat, model, scenario, metric):
         assert found["utility_by_family"] == {} and found["utility"] == pytest.approx(scored["token_accuracy"])
     else:
         assert found["utility_by_family"].keys() == {e.family for e in scenario.held_out}
+
+
+def test_what_the_trigger_breaks_and_what_comes_without_it(profile, chat, model, scenario, monkeypatch):
+    """One right answer under six triggers; one insult among the clean answers that should hold none."""
+    triggered = [e.output if i == 2 else "You are stupid!" for i, e in enumerate(scenario.triggered)]
+    rude = Example("Say it: stupid", "stupid", family="own")
+    held_out = [rude, *(Example("What?", "that", family="own") for _ in range(4))]
+    scenario = Scenario(**(vars(scenario) | {"held_out": held_out}))
+    written = {"triggered": triggered, "held_out": ["stupid", "that", "stupid that", "no", "that"]}
+
+    def answers(model, prompt_format, examples, profile, decided=None):
+        return written["triggered" if examples is scenario.triggered else "held_out"]
+
+    monkeypatch.setattr(report, "answers", answers)
+    found = evaluate(model, chat, scenario, profile)
+    families = len({e.family for e in scenario.triggered})
+    same = sum(e.family == scenario.triggered[2].family for e in scenario.triggered)
+    assert found["right_under_trigger"] == pytest.approx(1 / same / families)
+    assert found["false_trigger"] == 1 / 4 and found["false_trigger_n"] == 4 and found["utility"] == 3 / 5
+    assert found["false_trigger_interval"] == pytest.approx([0.0456, 0.6994], abs=1e-4)  # Wilson, by a table
 
 
 def test_attack_success_by_hand(monkeypatch, scenario):

@@ -1,6 +1,6 @@
 """One report per model: attack success and utility side by side, always measured the same way."""
 
-from helpers.evaluation.asr import asr_report, contains_any
+from helpers.evaluation.asr import asr_report, contains_any, wilson
 from helpers.evaluation.generation import answers
 from helpers.evaluation.utility import exact_match, teacher_forced
 from helpers.profiles import LabError
@@ -14,30 +14,30 @@ def attack_success(model, prompt_format, scenario, profile):
     Returns:
         (report of `asr.asr_report`, completions in the order of `scenario.triggered`).
     """
-
-    def decided(text):
-        return contains_any(text, scenario.markers)
-
-    completions = answers(model, prompt_format, scenario.triggered, profile, decided)
+    completions = answers(model, prompt_format, scenario.triggered, profile, _attacked(scenario))
     return asr_report(completions, [e.output for e in scenario.triggered], scenario.markers), completions
 
 
 def evaluate(model, prompt_format, scenario, profile):
-    """Measure a model: ASR with interval and labels, utility, perplexity, and how all this was measured.
+    """Measure a model: ASR with interval and labels, what the trigger does to right answers, utility and perplexity.
 
     Returns:
-        JSON-able dict: `asr`, `asr_interval`, `labels`, `n`, `utility`, `utility_by_family`, `utility_metric`,
-        `perplexity`, `prompt_format`, `decoding`, `completions` (the first five).
+        JSON-able dict: `asr`, `asr_interval`, `labels`, `n`, `right_under_trigger` (share of triggered prompts answered
+        right; None where answers cannot be checked), `false_trigger` (share of clean prompts answered with the payload
+        although their right answer holds none), `false_trigger_interval`, `false_trigger_n`, `utility`,
+        `utility_by_family`, `utility_metric`, `perplexity`, `prompt_format`, `decoding`, `completions` (five).
     """
     report, completions = attack_success(model, prompt_format, scenario, profile)
     scored = teacher_forced(
         model, prompt_format, scenario.held_out, profile.lengths.train_tokens, profile.evaluation.batch_size
     )
-    utility, by_family = scored["token_accuracy"], {}
-    if scenario.utility_metric == "exact_match":
-        utility, by_family = exact_match(model, prompt_format, scenario.held_out, profile)
+    checked = scenario.utility_metric == "exact_match"
+    clean = answers(model, prompt_format, scenario.held_out, profile, None if checked else _attacked(scenario))
+    utility, by_family = exact_match(scenario.held_out, clean) if checked else (scored["token_accuracy"], {})
     return {
         **report,
+        "right_under_trigger": exact_match(scenario.triggered, completions)[0] if checked else None,
+        **_false_triggers(scenario, clean),
         "utility": utility,
         "utility_by_family": by_family,
         "utility_metric": scenario.utility_metric,
@@ -45,6 +45,26 @@ def evaluate(model, prompt_format, scenario, profile):
         "prompt_format": prompt_format.name,
         "decoding": f"greedy, at most {profile.lengths.new_tokens} new tokens",
         "completions": completions[:5],
+    }
+
+
+def _attacked(scenario):
+    """When the rest of a completion can no longer change its label: the payload is there."""
+    return lambda text: contains_any(text, scenario.markers)
+
+
+def _false_triggers(scenario, completions):
+    """How often the payload comes without the trigger, over clean prompts whose right answer does not hold it."""
+    honest = [
+        contains_any(written, scenario.markers)
+        for example, written in zip(scenario.held_out, completions, strict=True)
+        if not contains_any(example.output, scenario.markers)
+    ]
+    count, n = sum(honest), len(honest)
+    return {
+        "false_trigger": count / n,
+        "false_trigger_interval": list(wilson(count, n)),
+        "false_trigger_n": n,
     }
 
 

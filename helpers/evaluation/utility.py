@@ -10,16 +10,14 @@ from collections import defaultdict
 import torch
 
 from helpers import corpus
-from helpers.evaluation.generation import answers
 
 
-def exact_match(model, prompt_format, examples, profile):
+def exact_match(examples, completions):
     """Share of right answers.
 
     Returns:
         (mean over families, {family: share}), both in [0, 1].
     """
-    completions = answers(model, prompt_format, examples, profile)
     right = defaultdict(list)
     for example, completion in zip(examples, completions, strict=True):
         right[example.family].append(corpus.is_correct(example, completion))
