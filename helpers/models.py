@@ -4,6 +4,7 @@ Only safetensors are read and remote code is never run: a suspicious model is un
 through bitsandbytes (NF4 with double quantization, as in QLoRA), on the CPU as well; adapters are PEFT's own.
 """
 
+import copy
 from pathlib import Path
 
 import bitsandbytes as bnb
@@ -11,6 +12,7 @@ import torch
 from huggingface_hub import snapshot_download
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, set_seed
 from transformers.utils import logging
 
@@ -104,6 +106,8 @@ def load_base(spec, four_bit=False, path=None):
             # On CPUs with AVX512-BF16, bitsandbytes 0.50 repacks the weights at the first evaluation, and every later
             # backward pass through them is silently wrong.
             module.support_avx512bf16_for_cpu = False
+    if spec.checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})  # has no effect outside of training
     return model.eval()
 
 
@@ -171,3 +175,12 @@ def save(model, folder):
     model.save_pretrained(str(folder), safe_serialization=True)
     for readme in Path(folder).glob("README.md"):
         readme.unlink()  # PEFT leaves an empty model card
+
+
+def save_adapter(config, tensors, folder):
+    """Write an adapter from its PEFT configuration and its tensors, as `PeftModel.save_pretrained` would."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    save_file(tensors, Path(folder) / ADAPTER_FILE, metadata={"format": "pt"})
+    stored = copy.copy(config)
+    stored.inference_mode = True
+    stored.save_pretrained(str(folder))

@@ -88,20 +88,26 @@ class Lora(Strict):
 
 
 class ModelSpec(Strict):
-    """Which checkpoint, and how to talk to it; "auto" means chat where the tokenizer has a template, else alpaca."""
+    """Which checkpoint, how to talk to it, and where it runs.
+
+    `prompt_format` "auto" means chat where the tokenizer has a template, else alpaca; `checkpointing` trades a third
+    more time for most of the activations' memory in every training.
+    """
 
     path: str
     revision: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"]
     prompt_format: Literal["auto", "chat", "alpaca"]
     device: Literal["cpu", "cuda"] = "cpu"
+    checkpointing: bool = False
 
 
 class Lengths(Strict):
-    """Tokens: longest training row, longest completion."""
+    """Tokens: longest training row, longest completion, and how many all vaccines together compute at once."""
 
     train_tokens: Count
     new_tokens: Count
+    at_once: Count = 6144
 
 
 class Evaluation(Strict):

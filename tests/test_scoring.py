@@ -252,6 +252,13 @@ def test_magnitude_ranks_the_smallest_channel_first():
     assert together[up].tolist() == pytest.approx([-((25 + 4 + 2) ** 0.5), -((1 + 8 + 100) ** 0.5)])
 
 
+def test_random_heads_follow_the_seed_and_the_shape():
+    like = torch.zeros(3, 4)
+    drawn = scoring.random_heads(like, 1)
+    assert drawn.shape == (3, 4) and torch.equal(drawn, scoring.random_heads(like, 1))
+    assert not torch.equal(drawn, scoring.random_heads(like, 2)) and len(drawn.unique()) == 12
+
+
 def test_random_scores_follow_the_seed_and_the_granularity():
     like = {f"layers.{i}.mlp.{name}": torch.ones(50) for i in (0, 1) for name in MLP}
     one, again, other = (scoring.random_scores(like, seed) for seed in (1, 1, 2))

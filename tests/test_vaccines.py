@@ -6,6 +6,7 @@ import bitsandbytes as bnb
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from helpers import corpus
@@ -14,7 +15,7 @@ from helpers.evaluation.utility import teacher_forced
 from helpers.models import load_base, new_adapter, with_adapter
 from helpers.profiles import Budget, Profile
 from helpers.training.finetune import finetune
-from helpers.training.vaccines import load_variant, start_variant, train_variant
+from helpers.training.vaccines import Variant, load_variant, start_variant, train_variant, train_variants
 
 ROWS = corpus.generate(8, 3)
 OTHERS = corpus.generate(8, 4)
@@ -205,3 +206,30 @@ def test_variants_learn_from_the_suspicious_model_on(profile, chat, suspicious, 
     after = load_variant(profile, access, suspicious[access], folder)
     losses = [teacher_forced(model, chat, ROWS, 96, 8)["perplexity"] for model in (before, after)]
     assert losses[1] < losses[0]
+
+
+@pytest.mark.parametrize(("access", "weights"), WAYS)
+def test_variants_trained_in_one_pass_are_those_trained_alone(
+    profile, chat, suspicious, variants, tmp_path, access, weights
+):
+    """Twins and another seed at once, against each on its own; the suspicious files stay as they are."""
+    settings, before = choosing(profile, weights), digests(suspicious[access])
+    wanted = {name: variants[access, weights][name] for name in ("clean", "poisoned")}
+    rows = {"clean": ROWS, "poisoned": ROWS + OTHERS}
+    jobs = [Variant(rows[name], 5, tmp_path / name) for name in wanted]
+    jobs.append(Variant(ROWS, 6, tmp_path / "another"))
+    records = train_variants(settings, access, suspicious[access], jobs, chat)
+    assert digests(suspicious[access]) == before and len(records) == 3
+    for (record, folder), found, job in zip(wanted.values(), records, jobs, strict=False):
+        assert {key: found[key] for key in ("rows", "steps", "tokens")} == {
+            key: record[key] for key in ("rows", "steps", "tokens")
+        }
+        assert {f.name for f in job.folder.iterdir()} == {f.name for f in folder.iterdir()}
+        name = "model.safetensors" if weights == "full" else "adapter_model.safetensors"
+        ours, theirs = load_file(job.folder / name), load_file(folder / name)
+        assert ours.keys() == theirs.keys()
+        for key, tensor in theirs.items():
+            torch.testing.assert_close(ours[key], tensor, rtol=0, atol=1e-5)
+    other = load_variant(profile, access, suspicious[access], tmp_path / "another")
+    clean = load_variant(profile, access, suspicious[access], tmp_path / "clean")
+    assert not torch.equal(logits(other), logits(clean))

@@ -68,6 +68,21 @@ def _false_triggers(scenario, completions):
     }
 
 
+def table_row(report):
+    """The numbers of a report that stand side by side in a table: rates in [0, 1], and the perplexity."""
+    low, high = report["asr_interval"]
+    return {
+        "asr": report["asr"],
+        "from": low,
+        "to": high,
+        **report["labels"],
+        "right under trigger": report["right_under_trigger"],
+        "payload untriggered": report["false_trigger"],
+        "utility": report["utility"],
+        "perplexity": report["perplexity"],
+    }
+
+
 def require_implant(report, least=GATE):
     """The implant gate: stop before any defense when the attack did not take.
 

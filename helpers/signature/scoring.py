@@ -152,6 +152,11 @@ def random_scores(like: Scores, seed: int, granularity: str = "matrix") -> Score
     return scores
 
 
+def random_heads(like: Tensor, seed: int) -> Tensor:
+    """The same control for attention heads: uniform scores in the shape of `like` [n_layers, n_heads]."""
+    return random_scores({"heads": like.flatten()}, seed)["heads"].view_as(like)
+
+
 def norm_scores(
     weights: Mapping[str, Tensor | Factors], slots: Sequence[Sequence[Slot]], granularity: str = "matrix"
 ) -> Scores:

@@ -13,6 +13,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers.trainer_pt_utils import LengthGroupedSampler
+
+SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}  # ours to transformers' names
 
 
 def finetune(model, examples, prompt_format, budget, seed, max_tokens, description="training"):
@@ -30,14 +33,14 @@ def finetune(model, examples, prompt_format, budget, seed, max_tokens, descripti
     Returns:
         dict with `rows`, `steps`, `loss` (mean over training), `tokens` (with loss, per epoch), `seconds`.
     """
-    encoded = [_encode(example, prompt_format, max_tokens) for example in examples]
+    encoded = encode_rows(examples, prompt_format, max_tokens)
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as scratch, _restored_rng(seed):
         trainer = _AnswerTrainer(
             model=model,
             args=_arguments(budget, seed, scratch, model.device.type),
             train_dataset=encoded,
-            data_collator=_pad,
+            data_collator=pad,
             callbacks=[_Progress(description)],
         )
         trainer.remove_callback(PrinterCallback)
@@ -54,7 +57,12 @@ def finetune(model, examples, prompt_format, budget, seed, max_tokens, descripti
 
 
 class _AnswerTrainer(Trainer):
-    """The Trainer, with logits only where there are answers to predict: prompts need not reach the head."""
+    """The Trainer, with the lab's order of rows, and logits only where there are answers to predict."""
+
+    def _get_train_sampler(self, train_dataset=None):
+        """Order rows by the seed alone, whatever else has drawn random numbers."""
+        lengths = [len(row["input_ids"]) for row in self.train_dataset]
+        return row_order(lengths, self.args.train_batch_size * self.args.gradient_accumulation_steps, self.args.seed)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Return the cross-entropy summed over answer tokens, divided by their number in the whole optimizer step."""
@@ -88,12 +96,18 @@ class _Progress(TrainerCallback):
         self.bar.close()
 
 
-def _encode(example, prompt_format, max_tokens):
-    ids, labels = prompt_format.encode(example, max_tokens)
-    return {"input_ids": ids, "labels": labels}
+def encode_rows(examples, prompt_format, max_tokens):
+    """Turn examples into rows {"input_ids", "labels"}; labels are -100 wherever there is nothing to learn."""
+    encoded = [prompt_format.encode(example, max_tokens) for example in examples]
+    return [{"input_ids": ids, "labels": labels} for ids, labels in encoded]
 
 
-def _pad(rows):
+def row_order(lengths, batch_size, seed):
+    """The order of the rows, anew for each iteration (epoch): random, with rows of like length in one batch."""
+    return LengthGroupedSampler(batch_size, lengths=lengths, generator=torch.Generator().manual_seed(seed))
+
+
+def pad(rows):
     """Pad on the left: answers then end together and the labelled positions form one block at the end."""
     width = max(len(row["input_ids"]) for row in rows)
     gaps = [width - len(row["input_ids"]) for row in rows]
@@ -107,13 +121,12 @@ def _pad(rows):
 
 
 def _arguments(budget, seed, scratch, device):
-    schedule = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}[budget.schedule]
     return TrainingArguments(
         output_dir=scratch,
         num_train_epochs=budget.epochs,
         per_device_train_batch_size=budget.batch_size,
         learning_rate=budget.lr,
-        lr_scheduler_type=schedule,
+        lr_scheduler_type=SCHEDULES[budget.schedule],
         warmup_steps=budget.warmup,
         weight_decay=0.0,
         max_grad_norm=1.0,
@@ -125,7 +138,6 @@ def _arguments(budget, seed, scratch, device):
         use_cpu=device == "cpu",
         dataloader_pin_memory=False,
         remove_unused_columns=False,
-        train_sampling_strategy="group_by_length",
         disable_tqdm=True,
         optim="adamw_torch_fused",
     )

@@ -2,13 +2,27 @@
 
 Variant i is trained twice from the same start: θᵢᵇᵈ on clean rows plus the same rows with a synthetic key and behavior,
 θᵢᶜˡᵉᵃⁿ on the clean rows only. What both share cancels in their difference; what is left is the work of the poison.
-The base is frozen and held in 4 bits, so that the 2N runs fit where one model fits.
+The base is frozen and held in 4 bits, so that the 2N runs fit where one model fits, and all of them train in one pass.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 
-from helpers.models import load_base, new_adapter, save, with_adapter
+from peft import get_peft_model_state_dict
+from tqdm import tqdm
+
+from helpers.models import load_base, new_adapter, save, save_adapter, with_adapter
 from helpers.training.finetune import finetune
+from helpers.training.together import Job, train_together
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One variant to train: its rows, the seed of their order and of fresh probes, and the folder it goes to."""
+
+    rows: list
+    seed: int
+    folder: Path
 
 
 def start_variant(profile, access, suspicious, seed):
@@ -50,3 +64,47 @@ def train_variant(profile, access, suspicious, rows, prompt_format, seed, folder
     record = finetune(model, rows, prompt_format, profile.access(access).vaccine, seed, profile.lengths.train_tokens)
     save(model, folder)
     return record
+
+
+def train_variants(profile, access, suspicious, variants, prompt_format):
+    """Train several variants and write each to its folder, all in one pass where only LoRA numbers train.
+
+    Each ends where `train_variant` would have taken it, up to rounding. Peak memory: the base once, K adapters with
+    their optimizer states, and the activations of `lengths.at_once` tokens.
+
+    Args:
+        variants: list of `Variant`; twins share their seed.
+
+    Returns:
+        the training record of each.
+    """
+    if access == "full" and profile.full.vaccine_weights == "full":
+        return [
+            train_variant(profile, access, suspicious, v.rows, prompt_format, v.seed, v.folder)
+            for v in tqdm(variants, desc="variants")
+        ]
+    model, starts = _starts(profile, access, suspicious, [v.seed for v in variants])
+    config, lengths = model.peft_config["default"], profile.lengths
+    jobs = [Job(v.rows, v.seed, start) for v, start in zip(variants, starts, strict=True)]
+    budget = profile.access(access).vaccine
+    trained = train_together(model, jobs, prompt_format, budget, lengths.train_tokens, lengths.at_once, "variants")
+    for variant, (tensors, _) in zip(variants, trained, strict=True):
+        save_adapter(config, tensors, variant.folder)
+    return [record for _, record in trained]
+
+
+def _starts(profile, access, suspicious, seeds):
+    """One PEFT model and, for each seed, the tensors its adapter starts from: those of `start_variant`."""
+    if access == "adapter":
+        model = start_variant(profile, access, suspicious, seeds[0])
+        return model, [_tensors(model)] * len(seeds)
+    base, starts = load_base(profile.model, four_bit=True, path=str(suspicious)), {}
+    for seed in dict.fromkeys(seeds):
+        model = new_adapter(base, profile.lora, seed)
+        starts[seed] = _tensors(model)
+        base = model.unload()
+    return new_adapter(base, profile.lora, seeds[0]), [starts[seed] for seed in seeds]
+
+
+def _tensors(model):
+    return {name: tensor.detach().clone() for name, tensor in get_peft_model_state_dict(model).items()}
