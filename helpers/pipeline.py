@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import mean
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -28,6 +29,7 @@ from helpers.profiles import ROOT, LabError, Settings, parse_overrides, require_
 from helpers.runs import Run, Stage, open_run, read_json, runs_folder, versions, write_json
 
 NOTEBOOKS = ROOT / "notebooks"
+RESULTS = ROOT / "data" / "results" / "tiny.json"
 CELL_SECONDS = 3600
 ROWS = ("clean", "backdoored", "finetuned", "random", "suppressed", "purified")
 MEASURES = (
@@ -126,23 +128,48 @@ def table(summary: Mapping[str, Any]) -> str:
     )
 
 
-def record(names: Sequence[str], results: Path = ROOT / "data" / "results" / "tiny.json") -> None:
-    """Keep the summaries of finished runs as the lab's recorded results, and draw the overview from them.
+def record(names: Sequence[str], results: Path = RESULTS, figure: Path = ROOT / "figures" / "overview.png") -> None:
+    """Keep the summaries of finished runs as the lab's recorded results, draw the overview and print the table.
 
-    Args: names of runs below `runs/`; results, the JSON file to write; the figure goes to `figures/overview.png`.
+    Args: names of runs below `runs/`; results, the JSON file to write; figure, the PNG.
     Raises: LabError when a run has no summary.
     """
     summaries = {name: read_json(_summary(name)) for name in names}
-    drawn: dict[str, dict[str, dict[str, list[float]]]] = {}
-    for summary in summaries.values():
-        models = drawn.setdefault(summary["access"], {})
-        for row in ROWS:
-            measured = models.setdefault(row, {"asr": [], "utility": []})
-            for measure in measured:
-                measured[measure].append(summary[row][measure])
     results.parent.mkdir(parents=True, exist_ok=True)
     write_json(results, summaries)
-    plots.image(plots.overview(drawn), ROOT / "figures" / "overview.png", "")
+    plots.image(plots.overview(by_setting(summaries)), figure, "")
+    print(results_table(summaries))
+
+
+def by_setting(summaries: Mapping[str, Any]) -> dict[str, dict[str, dict[str, list[float]]]]:
+    """Recorded runs sorted by what was attacked and how.
+
+    Returns: {"adapter, sentiment": {model: {measure: [one value per seed]}}}, rates in [0, 1].
+    """
+    found: dict[str, dict[str, dict[str, list[float]]]] = {}
+    for summary in summaries.values():
+        models = found.setdefault(f"{summary['access']}, {summary['task']}", {})
+        for row in ROWS:
+            measured = models.setdefault(row, {"asr": [], "right_under_trigger": [], "utility": []})
+            for measure, values in measured.items():
+                values.append(summary[row][measure])
+    return found
+
+
+def results_table(summaries: Mapping[str, Any]) -> str:
+    """The recorded runs as a Markdown table: means over the seeds in percent, the range of the ASR in brackets."""
+    settings = by_setting(summaries)
+    seeds = {setting: len(models["clean"]["asr"]) for setting, models in settings.items()}
+    heads = [f"{setting} (seeds: {seeds[setting]}): ASR · right · utility" for setting in settings]
+    lines = [f"| small model, % | {' | '.join(heads)} |", "|---" * (1 + len(heads)) + "|"]
+    for row in ROWS:
+        cells = []
+        for models in settings.values():
+            asr = [100 * value for value in models[row]["asr"]]
+            right, utility = (100 * mean(models[row][m]) for m in ("right_under_trigger", "utility"))
+            cells.append(f"{mean(asr):.1f} ({min(asr):.1f} – {max(asr):.1f}) · {right:.1f} · {utility:.1f}")
+        lines.append(f"| {row} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def _summary(name: str) -> Path:

@@ -196,16 +196,16 @@ def overview(results):
     """The lab's result in one picture: ASR and utility of each model, bars for the mean over seeds, dots for the seeds.
 
     Args:
-        results: {access: {model: {"asr": [per seed], "utility": [per seed]}}}, shares in [0, 1].
+        results: {setting: {model: {"asr": [per seed], "utility": [per seed]}}}, shares in [0, 1].
     """
     figure, panels = _axes(9, 2.6 * len(results), nrows=len(results), ncols=2, sharey=True, squeeze=False)
-    for (access, models), row in zip(results.items(), panels, strict=True):
+    for (setting, models), row in zip(results.items(), panels, strict=True):
         for measure, color, panel in zip(("asr", "utility"), (RED, BLUE), row, strict=True):
             values = [100 * np.array(models[name][measure]) for name in models]
             panel.barh(list(models), [v.mean() for v in values], color=color, alpha=0.75)
             for place, dots in enumerate(values):
                 panel.plot(dots, [place] * len(dots), "o", color="black", markersize=3)
             panel.set(xlim=(0, 100), xlabel="attack success rate, %" if measure == "asr" else "utility, %")
-        row[0].set_title(f"{access} access", loc="left")
+        row[0].set_title(setting, loc="left")
     panels[0, 0].invert_yaxis()  # the axes are shared
     return figure

@@ -107,7 +107,7 @@ class Lengths(Strict):
 
     train_tokens: Count
     new_tokens: Count
-    at_once: Count = 6144
+    at_once: Count = 1536
 
 
 class Evaluation(Strict):

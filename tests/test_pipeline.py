@@ -12,7 +12,7 @@ from nbformat.v4 import new_code_cell, new_notebook, new_output
 
 from helpers import pipeline
 from helpers.pipeline import main, refresh_outputs, summarise, table, tidy
-from helpers.profiles import ROOT
+from helpers.profiles import ROOT, LabError
 from helpers.runs import Run, read_json
 
 PARAMETERS = 'PROFILE: str = "tiny"\nSEED: int = 0  # any\nNAME: str = ""\nOVERRIDES: dict = {}'
@@ -223,3 +223,31 @@ def test_tidying_keeps_tags_and_outputs():
     notebook = tidy(new_notebook(cells=[cell], metadata={"widgets": {}, "papermill": {}, "kernelspec": kernel}))
     assert notebook.cells[0].metadata == {"tags": ["nbval-check-output"]} and notebook.cells[0].outputs
     assert notebook.metadata == {"kernelspec": pipeline.KERNEL, "language_info": {"name": "python"}}
+
+
+# --- recorded results -----------------------------------------------------------------------------------------------
+
+
+def recorded(lab, name, seed, asr, utility=0.975):
+    summary = summarise(measured(lab)) | {"seed": seed}
+    summary = summary | {row: summary[row] | {"asr": asr, "utility": utility} for row in pipeline.ROWS}
+    (lab / "runs" / name).mkdir(parents=True, exist_ok=True)
+    (lab / "runs" / name / "summary.json").write_text(json.dumps(summary))
+
+
+def test_results_are_recorded_drawn_and_told_as_means_over_seeds(lab, capsys):
+    recorded(lab, "one", 0, 0.1)
+    recorded(lab, "two", 1, 0.4, utility=0.925)
+    results, figure = lab / "tiny.json", lab / "overview.png"
+    pipeline.record(["one", "two"], results, figure)
+    assert read_json(results).keys() == {"one", "two"} and figure.read_bytes().startswith(b"\x89PNG")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "| small model, % | full, sentiment (seeds: 2): ASR · right · utility |"
+    assert lines[2] == "| clean | 25.0 (10.0 – 40.0) · 65.0 · 95.0 |" and len(lines) == 2 + len(pipeline.ROWS)
+    with pytest.raises(LabError, match="runs/lost/summary.json is missing: `make run NAME=lost`"):
+        pipeline.record(["lost"], results, figure)
+    assert read_json(results).keys() == {"one", "two"}
+
+
+def test_the_readme_shows_what_is_recorded():
+    assert pipeline.results_table(read_json(pipeline.RESULTS)) in (ROOT / "README.md").read_text(encoding="utf-8")

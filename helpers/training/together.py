@@ -106,7 +106,7 @@ class AdapterStack:
         return torch.cat([tensors[name].detach().flatten().cpu() for name in names])
 
 
-def train_together(model, jobs, prompt_format, budget, max_tokens, tokens_at_once=6144, description="training"):
+def train_together(model, jobs, prompt_format, budget, max_tokens, tokens_at_once=1536, description="training"):
     """Train one adapter for each job, all at once.
 
     Args:

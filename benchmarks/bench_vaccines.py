@@ -1,0 +1,172 @@
+"""Twelve vaccine adapters on one base: all in one pass, against PEFT with the Trainer and against a plain loop.
+
+All three train the same adapters on the same rows in the same order for the same steps; their results are compared
+(`apart`: the largest distance, relative to the way an adapter has come). The Trainer is the stock one with
+transformers' own collator; the loop is what one writes by hand: pad, loss from the model, clip, step.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from bench_scoring import machine
+from peft import get_peft_model_state_dict
+from torch.nn.utils import clip_grad_norm_
+from transformers import DataCollatorForTokenClassification, PrinterCallback, Trainer, TrainingArguments, get_scheduler
+
+from helpers import corpus
+from helpers.models import load_base, load_format, load_tokenizer, new_adapter
+from helpers.profiles import load_profile
+from helpers.runs import measured, versions
+from helpers.training.finetune import SCHEDULES, encode_rows, row_order
+from helpers.training.together import Job, train_together
+
+RESULTS = Path(__file__).parent / "results" / "vaccines.json"
+
+
+class StockTrainer(Trainer):
+    """The stock Trainer, but for the order of the rows, which all three share."""
+
+    def _get_train_sampler(self, train_dataset=None):
+        lengths = [len(row["input_ids"]) for row in self.train_dataset]
+        return row_order(lengths, self.args.train_batch_size, self.args.seed)
+
+
+class Bench:
+    """The adapters to train, and three ways to do it."""
+
+    def __init__(self, profile, adapters, rows, four_bit):
+        self.profile, self.four_bit = profile, four_bit
+        self.budget, self.max_tokens = profile.adapter.vaccine, profile.lengths.train_tokens
+        self.prompt_format, self.tokenizer = load_format(profile.model), load_tokenizer(profile.model)
+        self.collate = DataCollatorForTokenClassification(self.tokenizer)
+        # as in the lab: every second adapter is a twin with half of the rows
+        self.rows = [corpus.generate(rows if i % 2 else rows // 2, i) for i in range(adapters)]
+
+    def fresh(self, seed):
+        """A new adapter over the base."""
+        return new_adapter(load_base(self.profile.model, four_bit=self.four_bit), self.profile.lora, seed)
+
+    def starts(self):
+        """The tensors that every way starts from."""
+        return [_tensors(self.fresh(seed)) for seed in range(len(self.rows))]
+
+    def together(self):
+        """The lab's way."""
+        jobs = [Job(rows, i, start) for i, (rows, start) in enumerate(zip(self.rows, self.starts(), strict=True))]
+        at_once = self.profile.lengths.at_once
+        trained = train_together(self.fresh(0), jobs, self.prompt_format, self.budget, self.max_tokens, at_once)
+        return [tensors for tensors, _ in trained]
+
+    def trainer(self):
+        """PEFT and the stock Trainer, one adapter after the other."""
+        return [self._with_trainer(i, rows) for i, rows in enumerate(self.rows)]
+
+    def _with_trainer(self, i, rows):
+        model = self.fresh(i)
+        with tempfile.TemporaryDirectory() as scratch:
+            trainer = StockTrainer(
+                model=model,
+                args=TrainingArguments(
+                    output_dir=scratch,
+                    num_train_epochs=self.budget.epochs,
+                    per_device_train_batch_size=self.budget.batch_size,
+                    learning_rate=self.budget.lr,
+                    lr_scheduler_type=SCHEDULES[self.budget.schedule],
+                    warmup_steps=self.budget.warmup,
+                    weight_decay=0.0,
+                    seed=i,
+                    save_strategy="no",
+                    logging_strategy="no",
+                    report_to=[],
+                    use_cpu=model.device.type == "cpu",
+                    remove_unused_columns=False,
+                    disable_tqdm=True,
+                ),
+                train_dataset=encode_rows(rows, self.prompt_format, self.max_tokens),
+                data_collator=self.collate,
+            )
+            trainer.remove_callback(PrinterCallback)
+            trainer.train()
+        return _tensors(model)
+
+    def loop(self):
+        """PEFT and a loop written by hand, one adapter after the other."""
+        return [self._with_loop(i, rows) for i, rows in enumerate(self.rows)]
+
+    def _with_loop(self, i, rows):
+        model, budget = self.fresh(i).train(), self.budget
+        encoded = encode_rows(rows, self.prompt_format, self.max_tokens)
+        order = row_order([len(row["input_ids"]) for row in encoded], budget.batch_size, i)
+        steps = budget.epochs * -(-len(encoded) // budget.batch_size)
+        numbers = [p for p in model.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(numbers, lr=budget.lr, weight_decay=0.0, fused=True)
+        schedule = get_scheduler(SCHEDULES[budget.schedule], optimizer, -int(-budget.warmup * steps // 1), steps)
+        for _ in range(budget.epochs):
+            indices = list(order)
+            for start in range(0, len(indices), budget.batch_size):
+                batch = self.collate([encoded[j] for j in indices[start : start + budget.batch_size]])
+                model(**batch.to(model.device), use_cache=False).loss.backward()
+                clip_grad_norm_(numbers, 1.0)
+                optimizer.step()
+                schedule.step()
+                optimizer.zero_grad()
+        return _tensors(model)
+
+
+def _tensors(model):
+    return {name: t.detach().cpu().clone() for name, t in get_peft_model_state_dict(model).items()}
+
+
+def apart(found, wanted, starts):
+    """The largest distance of two adapters, relative to the way from the start."""
+    return max(_distance(a, b) / _distance(b, s) for a, b, s in zip(found, wanted, starts, strict=True))
+
+
+def _distance(a, b):
+    return sum(float((a[name] - b[name]).norm()) ** 2 for name in a) ** 0.5
+
+
+def main() -> None:
+    """Time the three ways in turn."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--adapters", type=int, default=12)
+    parser.add_argument("--rows", type=int, default=500, help="of a poisoned variant; its twin has half")
+    parser.add_argument("--profile", default="tiny")
+    parser.add_argument("--plain", action="store_true", help="the base in the profile's dtype instead of 4 bits")
+    parser.add_argument("--record", action="store_true", help=f"write {RESULTS.parent.name}/{RESULTS.name}")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    bench = Bench(load_profile(args.profile), args.adapters, args.rows, four_bit=not args.plain)
+    starts, results, trained = bench.starts(), {}, {}
+    for name in ("together", "trainer", "loop"):
+        before = time.perf_counter()
+        with measured() as cost:
+            trained[name] = getattr(bench, name)()
+        results[name] = {"seconds": time.perf_counter() - before, "peak_rss_mb": cost["peak_rss_mb"]}
+    for name, row in results.items():
+        row["times_slower"] = row["seconds"] / results["together"]["seconds"]
+        row["apart"] = apart(trained[name], trained["trainer"], starts)
+        print(f"{name:10}{row['seconds']:8.1f} s{row['times_slower']:7.2f} x{row['peak_rss_mb']:8.0f} MB", end="")
+        print(f"   apart {row['apart']:.1e}")
+    facts = {
+        "profile": args.profile,
+        "adapters": args.adapters,
+        "rows": args.rows,
+        "four_bit": bench.four_bit,
+        "budget": bench.budget.model_dump(),
+        "threads": args.threads,
+        "machine": machine(),
+        "versions": versions(),
+        "results": results,
+    }
+    if args.record:
+        RESULTS.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
