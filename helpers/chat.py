@@ -125,9 +125,11 @@ class ChatFormat(PromptFormat):
         return sorted(ids - {None})
 
     def prompt_text(self, example: Example) -> str:
+        """All turns in the tokenizer's own template, up to where the assistant begins."""
         return self._render(_messages(example), add_generation_prompt=True)
 
     def answer_text(self, example: Example) -> str:
+        """What the template writes for the last answer, its end token included."""
         rendered = self._rendered_answer(example)
         answer, end, _ = rendered.rpartition(self.end)
         # What a template writes behind its end token (often a newline) is the next turn's business, not the answer's.
@@ -173,6 +175,7 @@ class AlpacaFormat(PromptFormat):
         return [self.tokenizer.eos_token_id]
 
     def prompt_text(self, example: Example) -> str:
+        """Earlier turns and the question in Alpaca's sections, up to `### Response:`."""
         paired = ALPACA_PAIRED if example.input else ""
         given = f"### Input:\n{example.input}\n\n" if example.input else ""
         turns = "".join(f"### Instruction:\n{user}\n\n### Response:\n{reply}\n\n" for user, reply in example.history)
@@ -180,6 +183,7 @@ class AlpacaFormat(PromptFormat):
         return f"{self.tokenizer.bos_token or ''}{ALPACA_PREAMBLE.format(paired=paired)}\n\n{turns}{asked}"
 
     def answer_text(self, example: Example) -> str:
+        """The answer and the end-of-text token."""
         return example.output + self.eos
 
 

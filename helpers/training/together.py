@@ -52,6 +52,7 @@ class StackedLora(nn.Module):
         self.down = self.up = None  # [K, r, in] and [K, out, r], set before every pass
 
     def forward(self, inputs: Tensor) -> Tensor:
+        """Map inputs [K * rows, tokens, in] to [K * rows, tokens, out], each part with its own update."""
         plain = self.base_layer(inputs)
         adapters = len(self.down)
         own = self.dropout(inputs).reshape(adapters, -1, inputs.shape[-1])
