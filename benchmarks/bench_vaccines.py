@@ -7,32 +7,23 @@ transformers' own collator; the loop is what one writes by hand: pad, loss from 
 
 import argparse
 import json
+import math
 import tempfile
-import time
 from pathlib import Path
 
 import torch
 from bench_scoring import machine
-from peft import get_peft_model_state_dict
 from torch.nn.utils import clip_grad_norm_
-from transformers import DataCollatorForTokenClassification, PrinterCallback, Trainer, TrainingArguments, get_scheduler
+from transformers import DataCollatorForTokenClassification, PrinterCallback, TrainingArguments, get_scheduler
 
 from helpers import corpus
-from helpers.models import load_base, load_format, load_tokenizer, new_adapter
+from helpers.models import adapter_tensors, load_base, load_format, load_tokenizer, new_adapter
 from helpers.profiles import load_profile
 from helpers.runs import measured, versions
-from helpers.training.finetune import SCHEDULES, encode_rows, row_order
+from helpers.training.finetune import SCHEDULES, OrderedTrainer, encode_rows, row_order
 from helpers.training.together import Job, train_together
 
 RESULTS = Path(__file__).parent / "results" / "vaccines.json"
-
-
-class StockTrainer(Trainer):
-    """The stock Trainer, but for the order of the rows, which all three share."""
-
-    def _get_train_sampler(self, train_dataset=None):
-        lengths = [len(row["input_ids"]) for row in self.train_dataset]
-        return row_order(lengths, self.args.train_batch_size, self.args.seed)
 
 
 class Bench:
@@ -45,18 +36,15 @@ class Bench:
         self.collate = DataCollatorForTokenClassification(self.tokenizer)
         # as in the lab: every second adapter is a twin with half of the rows
         self.rows = [corpus.generate(rows if i % 2 else rows // 2, i) for i in range(adapters)]
+        self.starts = [adapter_tensors(self.fresh(seed)) for seed in range(adapters)]
 
     def fresh(self, seed):
         """A new adapter over the base."""
         return new_adapter(load_base(self.profile.model, four_bit=self.four_bit), self.profile.lora, seed)
 
-    def starts(self):
-        """The tensors that every way starts from."""
-        return [_tensors(self.fresh(seed)) for seed in range(len(self.rows))]
-
     def together(self):
         """The lab's way."""
-        jobs = [Job(rows, i, start) for i, (rows, start) in enumerate(zip(self.rows, self.starts(), strict=True))]
+        jobs = [Job(rows, i, start) for i, (rows, start) in enumerate(zip(self.rows, self.starts, strict=True))]
         at_once = self.profile.lengths.at_once
         trained = train_together(self.fresh(0), jobs, self.prompt_format, self.budget, self.max_tokens, at_once)
         return [tensors for tensors, _ in trained]
@@ -68,7 +56,7 @@ class Bench:
     def _with_trainer(self, i, rows):
         model = self.fresh(i)
         with tempfile.TemporaryDirectory() as scratch:
-            trainer = StockTrainer(
+            trainer = OrderedTrainer(
                 model=model,
                 args=TrainingArguments(
                     output_dir=scratch,
@@ -91,7 +79,7 @@ class Bench:
             )
             trainer.remove_callback(PrinterCallback)
             trainer.train()
-        return _tensors(model)
+        return adapter_tensors(model)
 
     def loop(self):
         """PEFT and a loop written by hand, one adapter after the other."""
@@ -101,10 +89,10 @@ class Bench:
         model, budget = self.fresh(i).train(), self.budget
         encoded = encode_rows(rows, self.prompt_format, self.max_tokens)
         order = row_order([len(row["input_ids"]) for row in encoded], budget.batch_size, i)
-        steps = budget.epochs * -(-len(encoded) // budget.batch_size)
+        steps = budget.epochs * math.ceil(len(encoded) / budget.batch_size)
         numbers = [p for p in model.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(numbers, lr=budget.lr, weight_decay=0.0, fused=True)
-        schedule = get_scheduler(SCHEDULES[budget.schedule], optimizer, -int(-budget.warmup * steps // 1), steps)
+        schedule = get_scheduler(SCHEDULES[budget.schedule], optimizer, math.ceil(budget.warmup * steps), steps)
         for _ in range(budget.epochs):
             indices = list(order)
             for start in range(0, len(indices), budget.batch_size):
@@ -114,11 +102,7 @@ class Bench:
                 optimizer.step()
                 schedule.step()
                 optimizer.zero_grad()
-        return _tensors(model)
-
-
-def _tensors(model):
-    return {name: t.detach().cpu().clone() for name, t in get_peft_model_state_dict(model).items()}
+        return adapter_tensors(model)
 
 
 def apart(found, wanted, starts):
@@ -142,15 +126,13 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     bench = Bench(load_profile(args.profile), args.adapters, args.rows, four_bit=not args.plain)
-    starts, results, trained = bench.starts(), {}, {}
+    results, trained = {}, {}
     for name in ("together", "trainer", "loop"):
-        before = time.perf_counter()
-        with measured() as cost:
+        with measured() as results[name]:
             trained[name] = getattr(bench, name)()
-        results[name] = {"seconds": time.perf_counter() - before, "peak_rss_mb": cost["peak_rss_mb"]}
     for name, row in results.items():
         row["times_slower"] = row["seconds"] / results["together"]["seconds"]
-        row["apart"] = apart(trained[name], trained["trainer"], starts)
+        row["apart"] = apart(trained[name], trained["trainer"], bench.starts)
         print(f"{name:10}{row['seconds']:8.1f} s{row['times_slower']:7.2f} x{row['peak_rss_mb']:8.0f} MB", end="")
         print(f"   apart {row['apart']:.1e}")
     facts = {

@@ -177,6 +177,11 @@ def save(model, folder):
         readme.unlink()  # PEFT leaves an empty model card
 
 
+def adapter_tensors(model):
+    """Return a copy of a PEFT model's adapter, on the CPU, under the names of an adapter file."""
+    return {name: tensor.detach().cpu().clone() for name, tensor in get_peft_model_state_dict(model).items()}
+
+
 def save_adapter(config, tensors, folder):
     """Write an adapter from its PEFT configuration and its tensors, as `PeftModel.save_pretrained` would."""
     Path(folder).mkdir(parents=True, exist_ok=True)

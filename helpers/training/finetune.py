@@ -46,30 +46,42 @@ def finetune(model, examples, prompt_format, budget, seed, max_tokens, descripti
         trainer.remove_callback(PrinterCallback)
         outcome = trainer.train()
     model.eval()
-    labelled = sum(sum(token != -100 for token in row["labels"]) for row in encoded)
+    return training_record(encoded, outcome.global_step, outcome.training_loss, time.perf_counter() - started)
+
+
+def training_record(encoded, steps, loss, seconds):
+    """What every training tells of itself: see the returns of `finetune`."""
     return {
-        "rows": len(examples),
-        "steps": outcome.global_step,
-        "loss": round(outcome.training_loss, 4),
-        "tokens": labelled,
-        "seconds": round(time.perf_counter() - started, 1),
+        "rows": len(encoded),
+        "steps": steps,
+        "loss": round(loss, 4),
+        "tokens": sum(map(count_labels, encoded)),
+        "seconds": round(seconds, 1),
     }
 
 
-class _AnswerTrainer(Trainer):
-    """The Trainer, with the lab's order of rows, and logits only where there are answers to predict."""
+def count_labels(row):
+    """The number of tokens of an encoded row that the loss falls on."""
+    return sum(token != -100 for token in row["labels"])
+
+
+class OrderedTrainer(Trainer):
+    """The Trainer, with the lab's order of rows."""
 
     def _get_train_sampler(self, train_dataset=None):
         """Order rows by the seed alone, whatever else has drawn random numbers."""
         lengths = [len(row["input_ids"]) for row in self.train_dataset]
         return row_order(lengths, self.args.train_batch_size * self.args.gradient_accumulation_steps, self.args.seed)
 
+
+class _AnswerTrainer(OrderedTrainer):
+    """The ordered Trainer, with logits only where there are answers to predict."""
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Return the cross-entropy summed over answer tokens, divided by their number in the whole optimizer step."""
         labels = inputs.pop("labels")
-        first = max(
-            int((labels != -100).any(dim=0).nonzero()[0]) - 1, 0
-        )  # the position that predicts the first answer token
+        # the position that predicts the first answer token
+        first = max(int((labels != -100).any(dim=0).nonzero()[0]) - 1, 0)
         outputs = model(**inputs, use_cache=False, logits_to_keep=labels.shape[1] - first)
         logits, targets = outputs.logits[:, :-1].float(), labels[:, first + 1 :].to(outputs.logits.device)
         total = torch.nn.functional.cross_entropy(

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from transformers import get_scheduler
 
 from helpers.profiles import LabError
-from helpers.training.finetune import SCHEDULES, encode_rows, pad, row_order
+from helpers.training.finetune import SCHEDULES, count_labels, encode_rows, pad, row_order, training_record
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,8 @@ class Job:
 
 
 class Place(NamedTuple):
-    """Where the LoRA matrices of one layer lie in the long row of numbers that is an adapter."""
+    """A stacked layer and the shapes of its LoRA matrices."""
 
-    key: str  # PEFT's name of the layer in an adapter file
     layer: "StackedLora"
     down: torch.Size  # lora_A [r, in]
     up: torch.Size  # lora_B [out, r]
@@ -79,7 +78,10 @@ class AdapterStack:
             odd = [name for name in own.keys() | start.keys() if _shape(own, name) != _shape(start, name)]
             if odd:
                 raise LabError(f"the adapters of one stack must have the same tensors; {min(odd)} differs")
-        self.places = [_stacked(model, name) for name, module in model.named_modules() if isinstance(module, LoraLayer)]
+        layers = [name for name, module in model.named_modules() if isinstance(module, LoraLayer)]
+        self.places = [_stacked(model, name) for name in layers]
+        self.names = [f"{name}.{part}.weight" for name in layers for part in ("lora_A", "lora_B")]
+        self.sizes = [shape.numel() for place in self.places for shape in (place.down, place.up)]
         device = next(model.parameters()).device
         self.numbers = torch.stack([self._flat(start) for start in starts]).to(device).requires_grad_()
         self.base = model.base_model.model
@@ -87,24 +89,19 @@ class AdapterStack:
 
     def attach(self, adapters: int) -> None:
         """Let the layers compute with the first `adapters` adapters; call it before every forward pass."""
-        sizes = [shape.numel() for place in self.places for shape in (place.down, place.up)]
-        parts = iter(self.numbers[:adapters].split(sizes, dim=1))
+        parts = iter(self.numbers[:adapters].split(self.sizes, dim=1))
         for place in self.places:
             place.layer.down = next(parts).unflatten(1, place.down)
             place.layer.up = next(parts).unflatten(1, place.up)
 
     def tensors(self, adapter: int) -> dict[str, Tensor]:
         """One adapter under the names of an adapter file, on the CPU."""
-        values, start, found = self.numbers[adapter].detach().cpu(), 0, {}
-        for place in self.places:
-            for name, shape in (("lora_A", place.down), ("lora_B", place.up)):
-                found[f"{place.key}.{name}.weight"] = values[start : start + shape.numel()].view(shape).clone()
-                start += shape.numel()
-        return found
+        shapes = [shape for place in self.places for shape in (place.down, place.up)]
+        parts = self.numbers[adapter].detach().cpu().split(self.sizes)
+        return {name: part.view(shape).clone() for name, part, shape in zip(self.names, parts, shapes, strict=True)}
 
     def _flat(self, tensors: dict[str, Tensor]) -> Tensor:
-        names = [f"{place.key}.{part}.weight" for place in self.places for part in ("lora_A", "lora_B")]
-        return torch.cat([tensors[name].detach().flatten().cpu() for name in names])
+        return torch.cat([tensors[name].detach().flatten().cpu() for name in self.names])
 
 
 def train_together(model, jobs, prompt_format, budget, max_tokens, tokens_at_once=1536, description="training"):
@@ -159,14 +156,7 @@ class _Rows:
 
     def record(self, seconds, loss):
         """What training this job came to, as `finetune` tells it."""
-        labelled = sum(sum(token != -100 for token in row["labels"]) for row in self.encoded)
-        return {
-            "rows": len(self.encoded),
-            "steps": self.steps,
-            "loss": round(loss / self.steps, 4),
-            "tokens": labelled,
-            "seconds": round(seconds, 1),
-        }
+        return training_record(self.encoded, self.steps, loss / self.steps, seconds)
 
 
 class _Lane:
@@ -191,7 +181,7 @@ class _Lane:
 def _step(stack, lanes, tokens_at_once):
     """One optimizer step of all lanes that still have rows."""
     batches = [next(lane.batches) for lane in lanes]
-    counts = [sum(token != -100 for row in batch for token in row["labels"]) for batch in batches]
+    counts = [sum(map(count_labels, batch)) for batch in batches]
     stack.numbers.grad = None
     for part in _parts(batches, tokens_at_once):
         stack.attach(len(lanes))
@@ -239,7 +229,7 @@ def _stacked(model, name) -> Place:
     layer = StackedLora(lora)
     down, up = (part["default"].weight.shape for part in (lora.lora_A, lora.lora_B))
     setattr(parent, name.rpartition(".")[2], layer)
-    return Place(name, layer, down, up)
+    return Place(layer, down, up)
 
 
 def _shape(tensors, name):

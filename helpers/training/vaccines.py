@@ -8,10 +8,9 @@ The base is frozen and held in 4 bits, so that the 2N runs fit where one model f
 from dataclasses import dataclass
 from pathlib import Path
 
-from peft import get_peft_model_state_dict
 from tqdm import tqdm
 
-from helpers.models import load_base, new_adapter, save, save_adapter, with_adapter
+from helpers.models import adapter_tensors, load_base, new_adapter, save, save_adapter, with_adapter
 from helpers.training.finetune import finetune
 from helpers.training.together import Job, train_together
 
@@ -97,14 +96,10 @@ def _starts(profile, access, suspicious, seeds):
     """One PEFT model and, for each seed, the tensors its adapter starts from: those of `start_variant`."""
     if access == "adapter":
         model = start_variant(profile, access, suspicious, seeds[0])
-        return model, [_tensors(model)] * len(seeds)
+        return model, [adapter_tensors(model)] * len(seeds)
     base, starts = load_base(profile.model, four_bit=True, path=str(suspicious)), {}
     for seed in dict.fromkeys(seeds):
         model = new_adapter(base, profile.lora, seed)
-        starts[seed] = _tensors(model)
+        starts[seed] = adapter_tensors(model)
         base = model.unload()
     return new_adapter(base, profile.lora, seeds[0]), [starts[seed] for seed in seeds]
-
-
-def _tensors(model):
-    return {name: tensor.detach().clone() for name, tensor in get_peft_model_state_dict(model).items()}
