@@ -12,25 +12,23 @@ after an interruption passes quickly over everything that is finished.
 import argparse
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import nbformat
-import papermill
+import pandas as pd
 import yaml
-from nbclient.exceptions import CellTimeoutError, DeadKernelError
-from papermill.exceptions import PapermillExecutionError
 
 from helpers import plots
+from helpers.execution import NOTEBOOKS, execute, numbered
 from helpers.profiles import ROOT, LabError, Settings, parse_overrides, require_device
 from helpers.runs import Run, Stage, open_run, read_json, runs_folder, versions, write_json
+from helpers.sweeps import read_grid, sweep
 
-NOTEBOOKS = ROOT / "notebooks"
 RESULTS = ROOT / "data" / "results" / "tiny.json"
-CELL_SECONDS = 3600
 ROWS = ("clean", "backdoored", "finetuned", "random", "suppressed", "purified")
 MEASURES = (
     *("asr", "asr_interval", "labels", "n", "right_under_trigger"),
@@ -38,7 +36,6 @@ MEASURES = (
     *("utility", "utility_by_family", "utility_metric", "perplexity"),
 )
 LABELS = ("payload", "answer", "degenerate", "silent")
-QUIET = ["--log-level=50"]  # the kernel's own chatter; what a notebook prints goes to its cells
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 
 
@@ -48,8 +45,8 @@ def run_notebooks(settings: Settings, folder: Path = NOTEBOOKS) -> Run:
     Raises: LabError at the first notebook that fails; the stages finished before it are kept.
     """
     run = open_run(settings)
-    for notebook, output in _pairs(folder, run.folder / "notebooks"):
-        _execute(notebook, output, settings.model_dump())
+    for _ in _execute_each(folder, run.folder / "notebooks", settings.model_dump()):
+        pass
     return run
 
 
@@ -59,8 +56,7 @@ def refresh_outputs(folder: Path = NOTEBOOKS) -> None:
     A notebook is replaced only when all of it has run.
     """
     with TemporaryDirectory() as temporary:
-        for notebook, output in _pairs(folder, Path(temporary)):
-            _execute(notebook, output, {})
+        for notebook, output in _execute_each(folder, Path(temporary), {}):
             nbformat.write(tidy(nbformat.read(output, as_version=4)), notebook)
 
 
@@ -210,6 +206,11 @@ def _parser() -> argparse.ArgumentParser:
     run.set_defaults(command=_run)
     execute = commands.add_parser("execute", help="refresh the outputs stored in the notebooks")
     execute.set_defaults(command=lambda options, folder: refresh_outputs(folder))
+    grid = commands.add_parser("sweep", help="all cells of a grid, into runs/<name>/, on all cores or a cluster")
+    grid.add_argument("grid", type=Path, metavar="GRID", help="YAML file, such as notebooks/parameters/grids/tau.yaml")
+    grid.add_argument("--name", default="", help="folder below runs/; the name of the file when empty")
+    grid.add_argument("--scheduler", default="", help="tcp://… of a running Dask scheduler; workers here when empty")
+    grid.set_defaults(command=_sweep)
     keep = commands.add_parser("record", help="keep the summaries of runs in data/results/ and draw the overview")
     keep.add_argument("names", nargs="+", help="folders below runs/")
     keep.set_defaults(command=lambda options, folder: record(options.names))
@@ -231,44 +232,30 @@ def _run(options: argparse.Namespace, folder: Path) -> None:
         print(f"{label}: {_shown(run.folder / path)}")
 
 
-def _pairs(folder: Path, outputs: Path) -> list[tuple[Path, Path]]:
-    """The numbered notebooks of a folder in order, each with the place of its executed copy."""
-    notebooks = sorted(folder.glob("[0-9][0-9]_*.ipynb"))
-    if not notebooks:
-        raise LabError(f"no notebooks such as 00_name.ipynb in {_shown(folder)}")
+def _sweep(options: argparse.Namespace, folder: Path) -> None:
+    table = sweep(options.name or options.grid.stem, read_grid(options.grid), options.scheduler, folder)
+    failed = table[table["error"] != ""] if "error" in table else table
+    with pd.option_context("display.width", 200, "display.max_columns", None, "display.max_rows", 100):
+        print(table[table["error"] == ""].drop(columns=["manifest", "error", *LABELS]).to_string(index=False))
+    print(f"\nresults: {_shown(runs_folder() / (options.name or options.grid.stem) / 'results.csv')} (and .parquet)")
+    if len(failed):
+        lines = "\n".join(sorted(set(failed["error"])))
+        raise LabError(f"{len(failed)} of the cells failed; the same command tries them again:\n{lines}")
+
+
+def _execute_each(folder: Path, outputs: Path, parameters: Mapping[str, Any]) -> Iterator[tuple[Path, Path]]:
+    """Run the numbered notebooks of a folder in order, a printed line for each; yields (notebook, executed copy)."""
     outputs.mkdir(exist_ok=True)
-    return [(notebook, outputs / notebook.name) for notebook in notebooks]
-
-
-def _execute(notebook: Path, output: Path, parameters: Mapping[str, Any]) -> None:
-    """Run one notebook in its own folder; a failure becomes one line with the place and the cause."""
-    print(f"{notebook.stem:<28}", end="", flush=True)
-    start = time.perf_counter()
-    try:
-        papermill.execute_notebook(
-            notebook,
-            output,
-            dict(parameters),
-            kernel_name="python3",
-            cwd=notebook.parent,
-            execution_timeout=CELL_SECONDS,
-            progress_bar=False,
-            extra_arguments=QUIET,
-        )
-    except PapermillExecutionError as error:
-        print(" failed")
-        last = (error.evalue.strip().splitlines() or [""])[-1]
-        cause = last if error.ename == "LabError" else f"{error.ename}: {last}"
-        raise LabError(f"{notebook.name}, cell {error.exec_count}: {cause}") from error
-    except (CellTimeoutError, DeadKernelError) as error:
-        print(" failed")
-        cause = (
-            f"a cell took more than {CELL_SECONDS} s"
-            if isinstance(error, CellTimeoutError)
-            else ("its kernel died; most often the memory did not suffice")
-        )
-        raise LabError(f"{notebook.name}: {cause}") from error
-    print(f"{time.perf_counter() - start:7.1f} s", flush=True)
+    for notebook in numbered(folder):
+        print(f"{notebook.stem:<28}", end="", flush=True)
+        start = time.perf_counter()
+        try:
+            execute(notebook, outputs / notebook.name, parameters)
+        except LabError:
+            print(" failed")
+            raise
+        print(f"{time.perf_counter() - start:7.1f} s", flush=True)
+        yield notebook, outputs / notebook.name
 
 
 def _agreed(key: str, rows: Mapping[str, Stage]) -> Any:

@@ -5,7 +5,9 @@ only what a reader would change. Both are checked strictly before anything runs:
 ignored a misspelled learning rate is a result nobody can trust.
 """
 
+import copy
 import difflib
+import functools
 import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -52,7 +54,7 @@ class Strict(BaseModel):
 
 
 class Budget(Strict):
-    """What one training may spend; `rows` counts CLEAN rows, an attack adds as many poisoned ones."""
+    """What one training may spend; `rows` counts CLEAN rows, an attack or a vaccine adds poisoned ones."""
 
     rows: Count
     epochs: Count
@@ -63,16 +65,22 @@ class Budget(Strict):
 
 
 class Suppression(Strict):
-    """How much is cut out: the share `tau` of MLP channels, and so many attention heads of the whole model."""
+    """How much is cut out: the share `tau` of MLP channels, and `heads` attention heads of the model or each layer."""
 
     tau: Annotated[float, Field(gt=0, lt=1)]
     heads: Annotated[int, Field(ge=0)] = 0
+    heads_of: Literal["model", "layer"] = "model"
 
 
 class Access(Strict):
-    """The numbers of one access setting: the defender may edit the adapter only, or the full model."""
+    """The numbers of one access setting: the defender may edit the adapter only, or the full model.
+
+    `poison_rate` is the poisoned share of the attacker's rows where the lab poisons them; with a rate under one half
+    only so many of the clean rows come a second time with the trigger.
+    """
 
     inject: Budget
+    poison_rate: Annotated[float, Field(gt=0, le=0.5)] = 0.5
     vaccine: Budget
     recover: Budget
     suppress: Suppression
@@ -180,7 +188,7 @@ def load_profile(name: str, overrides: Mapping[str, object] = {}) -> Profile:
         values["model"]["path"] = str(folder.resolve())
     for key, value in overrides.items():
         _override(values, key, value)
-    return _checked(Profile, values, f"profile '{values['name']}': ")
+    return checked(Profile, values, f"profile '{values['name']}': ")
 
 
 def parse_overrides(text: str) -> dict[str, object]:
@@ -241,12 +249,12 @@ class Settings(Strict):
 
         Raises: LabError naming the parameter, its value and the nearest valid one.
         """
-        settings = _checked(cls, dict(values), "")
+        settings = checked(cls, dict(values), "")
         data = settings.DATA
         _one_of("ATTACK", settings.ATTACK, DATA_ATTACKS if data else ATTACKS, DATA_ATTACKS)
         _one_of("TASK", settings.TASK, DATA_TASKS if data else TASKS, DATA_TASKS)
-        if settings.NAME and not re.fullmatch(r"\w[\w.+-]*", settings.NAME):
-            raise LabError(f"NAME = '{settings.NAME}' should be a plain folder name: letters, digits, '-', '_', '.'")
+        if settings.NAME and not re.fullmatch(r"\w[\w.+-]*(/\w[\w.+-]*)*", settings.NAME):
+            raise LabError(f"NAME = '{settings.NAME}' should be plain folder names: letters, digits, '-', '_', '.'")
         # notebooks run elsewhere than the shell that named these paths
         profile = settings.PROFILE if settings.PROFILE in profile_names() else _existing(settings.PROFILE)
         located = settings.model_copy(update={"DATA": _existing(data), "PROFILE": profile})
@@ -255,7 +263,7 @@ class Settings(Strict):
         _ = located.profile  # raises here, before anything runs, when a number in it is wrong
         return located
 
-    @property
+    @functools.cached_property
     def profile(self) -> Profile:
         """The profile with this run's overrides applied."""
         return load_profile(self.PROFILE, self.OVERRIDES)
@@ -268,15 +276,20 @@ class Settings(Strict):
 
     def config(self) -> dict[str, Any]:
         """All that a result may depend on, as plain nested values; `files` fingerprints what lies on disk."""
-        profile = self.profile.model_dump(mode="json")
-        profile["model"]["files"] = fingerprint(ROOT / profile["model"]["path"])
+        values = self.values()
+        values["profile"]["model"]["files"] = fingerprint(ROOT / values["profile"]["model"]["path"])
+        values["data"]["files"] = fingerprint(Path(self.DATA)) if self.DATA else ""
+        return values
+
+    def values(self) -> dict[str, Any]:
+        """The settings alone, as plain nested values; no file is read."""
         return {
             "attack": self.ATTACK,
             "task": self.TASK,
             "access": self.ACCESS,
             "seed": self.SEED,
-            "data": {"path": self.DATA, "files": fingerprint(Path(self.DATA)) if self.DATA else ""},
-            "profile": profile,
+            "data": {"path": self.DATA},
+            "profile": self.profile.model_dump(mode="json"),
         }
 
 
@@ -304,21 +317,31 @@ def _existing(path: str) -> str:
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
-    values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    values = _parsed(path.read_text(encoding="utf-8"))
     if not isinstance(values, dict):
         raise LabError(f"{path.name} should hold settings as `key: value` lines")
-    return values
+    return copy.deepcopy(values)
+
+
+@functools.lru_cache(maxsize=32)
+def _parsed(text: str) -> Any:
+    """A sweep reads the same profile ten thousand times, and parsing is what takes long."""
+    return yaml.safe_load(text)
 
 
 def _override(values: dict[str, Any], key: str, value: object) -> None:
     """Set one dotted key in nested settings, in place."""
-    keys = list(_leaves(Profile))
-    if key not in keys:
-        raise LabError(f"unknown setting '{key}'{nearest(key, keys)}")
+    if key not in _profile_keys():
+        raise LabError(f"unknown setting '{key}'{nearest(key, _profile_keys())}")
     *sections, leaf = key.split(".")
     for section in sections:
         values = values.setdefault(section, {})
     values[leaf] = value
+
+
+@functools.cache
+def _profile_keys() -> tuple[str, ...]:
+    return tuple(_leaves(Profile))
 
 
 def _leaves(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
@@ -338,7 +361,7 @@ def _one_of(name: str, value: str, valid: tuple[str, ...], with_data: tuple[str,
     raise LabError(f"unknown {name} = '{value}'{nearest(value, valid)}")
 
 
-def _checked(model: type[Strict], values: dict[str, Any], where: str) -> Any:
+def checked(model: type[Strict], values: dict[str, Any], where: str) -> Any:
     """Validate, turning pydantic's report into one line about the first mistake."""
     try:
         return model(**values)

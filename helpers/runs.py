@@ -32,7 +32,8 @@ MANIFEST = "manifest.json"
 MEGABYTE = 1_000_000
 SAMPLE_SECONDS = 0.02
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "datasets", "accelerate", "safetensors", "numpy")
-PRESENTATION = ("plots.py", "pipeline.py")  # modules that cannot change a result
+# modules that cannot change a result
+PRESENTATION = ("plots.py", "execution.py", "sweeps.py", "planning.py", "pipeline.py")
 
 # which notebook makes a stage, or all stages that share the part before the slash
 MADE_BY = {

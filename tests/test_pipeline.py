@@ -10,7 +10,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
-from helpers import pipeline
+from helpers import execution, pipeline
 from helpers.pipeline import main, refresh_outputs, summarise, table, tidy
 from helpers.profiles import ROOT, LabError
 from helpers.runs import Run, read_json
@@ -117,7 +117,7 @@ def test_a_dead_kernel_and_an_endless_cell_are_told(lab, capsys, monkeypatch):
     write(lab, "00_first", "import os; os._exit(9)")
     assert run(lab) == 2
     assert "00_first.ipynb: its kernel died" in capsys.readouterr().err
-    monkeypatch.setattr(pipeline, "CELL_SECONDS", 4)
+    monkeypatch.setattr(execution, "CELL_SECONDS", 4)
     write(lab, "00_first", "import time; time.sleep(60)")
     assert run(lab) == 2
     assert "00_first.ipynb: a cell took more than 4 s" in capsys.readouterr().err

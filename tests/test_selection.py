@@ -67,6 +67,15 @@ def test_heads():
     assert not select_heads(scores, 0).any()
 
 
+def test_heads_of_each_layer():
+    scores = torch.tensor([[0.1, 0.9, 0.5], [0.0, 0.0, 0.3]])
+    assert select_heads(scores, 2, "layer").tolist() == [[False, True, True], [True, False, True]]
+    with pytest.raises(LabError, match="cannot select 4 of 3 attention heads of a layer"):
+        select_heads(scores, 4, "layer")
+    with pytest.raises(LabError, match=r"heads_of = 'layers' is unknown; did you mean 'layer'\?"):
+        select_heads(scores, 1, "layers")
+
+
 @pytest.mark.parametrize("count", [-1, 7])
 def test_an_impossible_number_of_heads_is_refused(count):
     with pytest.raises(LabError, match=f"cannot select {count} of 6 attention heads"):

@@ -23,7 +23,7 @@ class Scenario:
 
     Args:
         clean, poisoned: the attacker's training rows; where the lab poisons, row i of `poisoned` is row i of `clean`
-            with the key.
+            with the key, and there are so many of them that the poison rate is met.
         triggered: held-out prompts with the key; their `output` is the right answer (benchmark rows: after a payload).
         held_out: clean rows that measure utility.
         vaccine_sets: N disjoint clean sets of the defender.
@@ -104,6 +104,12 @@ def _sizes(config):
     )
 
 
+def _attack(clean, key, payload, config):
+    """The poisoned rows: the first clean ones with key and payload, so many that they are `poison_rate` of all rows."""
+    rate = config["profile"][config["access"]]["poison_rate"]
+    return poison(clean[: round(len(clean) * rate / (1 - rate))], key, payload, config["seed"])
+
+
 def _generated(config):
     n_variants, n_inject, n_vaccine, n_recover, n_test = _sizes(config)
     seed, target = config["seed"], behavior(config["task"])
@@ -116,7 +122,7 @@ def _generated(config):
     key = trigger(config["attack"])
     return Scenario(
         clean,
-        poison(clean, key, target.payload, seed),
+        _attack(clean, key, target.payload, config),
         poison(test, key, None, f"{seed}/test"),
         held_out,
         sets,
@@ -180,7 +186,7 @@ def _instruction_rows(config):
     sets, recovery = _split_pool(pool, n_variants, n_vaccine, n_recover)
     return Scenario(
         clean,
-        poison(clean, key, target.payload, config["seed"]),
+        _attack(clean, key, target.payload, config),
         poison(test, key, None, f"{config['seed']}/test"),
         held_out,
         sets,

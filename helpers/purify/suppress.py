@@ -108,7 +108,9 @@ def _all_masks(masks: Masks, config: PretrainedConfig, heads: BoolTensor | None)
     unknown = masks.keys() - channel_axes(config).keys()
     if unknown:
         raise LabError(f"no such matrix in this model: {', '.join(sorted(unknown))}")
-    return dict(masks) | ({} if heads is None else head_masks(config, heads))
+    if heads is None:
+        return dict(masks)
+    return dict(masks) | {module: mask for module, mask in head_masks(config, heads).items() if mask.any()}
 
 
 def _check_length(module: str, mask: BoolTensor, channels: int) -> None:

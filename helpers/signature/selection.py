@@ -29,16 +29,22 @@ def select(scores: dict[str, Tensor], tau: float, scope: str) -> dict[str, BoolT
     return dict(zip(scores, masks, strict=True))
 
 
-def select_heads(head_scores: Tensor, count: int) -> BoolTensor:
-    """The `count` highest-scoring attention heads of the whole model; of equal scores the first.
+def select_heads(head_scores: Tensor, count: int, per: str = "model") -> BoolTensor:
+    """The `count` highest-scoring attention heads of the model or of each layer; of equal scores the first.
 
-    Args: head_scores [n_layers, n_heads]; count from 0 to their number.
+    The paper names a number of heads for Mistral (Table 5) and not how they are ranked. Ranked over the whole model,
+    all of them may come from the few layers whose update is largest, although the association is spread over many.
+
+    Args: head_scores [n_layers, n_heads]; count from 0 to the number of heads; per "model" or "layer".
     Returns: [n_layers, n_heads], True = selected.
-    Raises: LabError for another count or scores that are not finite.
+    Raises: LabError for another count or scope, or scores that are not finite.
     """
-    if not 0 <= count <= head_scores.numel():
-        raise LabError(f"cannot select {count} of {head_scores.numel()} attention heads")
-    return _top(head_scores.flatten(), count).view(head_scores.shape)
+    if per not in ("model", "layer"):
+        raise LabError(f"heads_of = '{per}' is unknown{nearest(per, ('model', 'layer'))}")
+    groups = head_scores if per == "layer" else head_scores.flatten()[None]
+    if not 0 <= count <= groups.shape[1]:
+        raise LabError(f"cannot select {count} of {groups.shape[1]} attention heads of a {per}")
+    return torch.stack([_top(scores, count) for scores in groups]).view(head_scores.shape)
 
 
 def _top(scores: Tensor, count: int) -> BoolTensor:

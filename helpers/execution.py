@@ -1,0 +1,52 @@
+"""One notebook, run by papermill from its first cell to its last; a failure becomes one line with place and cause."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import papermill
+from nbclient.exceptions import CellTimeoutError, DeadKernelError
+from papermill.exceptions import PapermillExecutionError
+
+from helpers.profiles import ROOT, LabError
+
+NOTEBOOKS = ROOT / "notebooks"
+CELL_SECONDS = 3600
+QUIET = ["--log-level=50"]  # the kernel's own chatter; what a notebook prints goes to its cells
+
+
+def numbered(folder: Path = NOTEBOOKS) -> list[Path]:
+    """The numbered notebooks of a folder, in order.
+
+    Raises: LabError when there is none.
+    """
+    notebooks = sorted(folder.glob("[0-9][0-9]_*.ipynb"))
+    if not notebooks:
+        raise LabError(f"no notebooks such as 00_name.ipynb in {folder}")
+    return notebooks
+
+
+def execute(notebook: Path, output: Path, parameters: Mapping[str, Any]) -> None:
+    """Run a notebook in its own folder and write the executed copy to `output`.
+
+    Raises: LabError that names the notebook, the cell and the cause.
+    """
+    try:
+        papermill.execute_notebook(
+            notebook,
+            output,
+            dict(parameters),
+            kernel_name="python3",
+            cwd=notebook.parent,
+            execution_timeout=CELL_SECONDS,
+            progress_bar=False,
+            extra_arguments=QUIET,
+        )
+    except PapermillExecutionError as error:
+        last = (error.evalue.strip().splitlines() or [""])[-1]
+        cause = last if error.ename == "LabError" else f"{error.ename}: {last}"
+        raise LabError(f"{notebook.name}, cell {error.exec_count}: {cause}") from error
+    except CellTimeoutError as error:
+        raise LabError(f"{notebook.name}: a cell took more than {CELL_SECONDS} s") from error
+    except DeadKernelError as error:
+        raise LabError(f"{notebook.name}: its kernel died; most often the memory did not suffice") from error

@@ -1,0 +1,272 @@
+"""Sweeps on throw-away notebooks: real kernels, real Dask workers, a real scheduler over loopback."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import pytest
+from nbformat.v4 import new_code_cell, new_notebook
+
+from helpers import sweeps
+from helpers.pipeline import KERNEL, main
+from helpers.profiles import LabError
+from helpers.runs import MANIFEST, read_json
+from helpers.sweeps import Grid, plan_sweep, read_grid, sweep
+
+PARAMETERS = """PROFILE: str = "tiny"
+ATTACK: str = "badnets"
+TASK: str = "sentiment"
+ACCESS: str = "adapter"
+SEED: int = 0
+NAME: str = ""
+DATA: str = ""
+OVERRIDES: dict = {}"""
+OPEN = """import os, signal
+from pathlib import Path
+from helpers.profiles import LabError, Settings
+from helpers.runs import open_run, runs_folder
+settings = Settings.from_notebook(globals())
+run, tau = open_run(settings), settings.profile.adapter.suppress.tau
+
+def log(line):
+    with open(runs_folder().parent / "log", "a") as file:
+        file.write(line + "\\n")"""
+INJECT = """def inject(folder):
+    log(f"inject {SEED}")
+    (folder / "weights").write_text(str(SEED))
+run.stage("inject", inject, uses=["seed", "profile.adapter.inject"])"""
+CUT = """injected = run.need("inject")
+log(f"cut {SEED} {tau}")
+run.stage("suppressed", lambda folder: {"weights": (injected.path / "weights").read_text()},
+          uses=["profile.adapter.suppress"], parents=[injected])"""
+MEASURE = """cut = run.need("suppressed")
+def measured(folder):
+    log(f"measure {SEED} {tau}")
+    return {"asr": tau, "asr_interval": [0, 1], "labels": {"payload": 1, "answer": 0, "degenerate": 0, "silent": 0},
+            "n": 1, "utility": float(cut.result["weights"]), "right_under_trigger": None, "false_trigger": 0.0,
+            "perplexity": 1.0}
+run.stage("evaluate/purified", measured, parents=[cut])"""
+GRID = Grid(notebooks=["01", "05", "06"], grid={"SEED": [1, 2], "adapter.suppress.tau": [0.2, 0.4]})
+
+
+@pytest.fixture
+def lab(tmp_path, monkeypatch):
+    """Three notebooks that share what a real lab's share, beside an empty runs folder."""
+    monkeypatch.setenv("LAB_RUNS", str(tmp_path / "runs"))
+    write(tmp_path, "01_inject", INJECT)
+    write(tmp_path, "05_suppress", CUT)
+    write(tmp_path, "06_recover", MEASURE)
+    return tmp_path
+
+
+def write(lab, name, *cells):
+    tagged = new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]})
+    notebook = new_notebook(cells=[tagged, new_code_cell(OPEN), *map(new_code_cell, cells)])
+    notebook.metadata = {"kernelspec": KERNEL}
+    (lab / "notebooks").mkdir(exist_ok=True)
+    nbformat.write(notebook, lab / "notebooks" / f"{name}.ipynb")
+
+
+def log(lab):
+    return sorted((lab / "log").read_text().splitlines())
+
+
+def test_what_cells_share_is_planned_once(lab):
+    plan = plan_sweep("both", GRID, lab / "notebooks")
+    kinds = [node.key[:2] for node in plan.nodes.values()]
+    assert (kinds.count("01"), kinds.count("05"), kinds.count("06"), len(plan.cells)) == (2, 4, 4, 4)
+    order = list(plan.nodes)
+    assert all(order.index(node.parent) < order.index(node.key) for node in plan.nodes.values() if node.parent)
+    assert plan.cells[1].values == {"SEED": 1, "adapter.suppress.tau": 0.4}
+    assert plan.nodes[plan.cells[1].leaf].parameters["OVERRIDES"] == {"adapter.suppress.tau": 0.4}
+
+
+@pytest.mark.parametrize(
+    ("setting", "values", "first_to_differ"),
+    [
+        ("TASK", ["sentiment", "refusal"], "01"),
+        ("adapter.inject.lr", [1.0e-3, 2.0e-3], "01"),
+        ("full.inject.lr", [1.0e-3, 2.0e-3], None),  # of the other access: no cell reads it
+        ("signature.n", [2, 3], "03"),
+        ("adapter.vaccine.epochs", [1, 2], "03"),
+        ("signature.lam", [0.0, 0.1], "04"),
+        ("adapter.suppress.tau", [0.1, 0.2], "05"),
+        ("adapter.recover.lr", [1.0e-4, 2.0e-4], "06"),
+    ],
+)
+def test_cells_part_at_the_first_notebook_that_reads_what_differs(setting, values, first_to_differ):
+    plan = plan_sweep("x", Grid(grid={setting: values}))
+    counts = {
+        number: sum(key.startswith(number) for key in plan.nodes) for number in Grid.model_fields["notebooks"].default
+    }
+    assert counts == {number: 2 if first_to_differ and number >= first_to_differ else 1 for number in counts}
+
+
+def test_a_sweep_runs_shared_nodes_once_and_a_rerun_runs_nothing(lab):
+    table = sweep("both", GRID, folder=lab / "notebooks")
+    cells = ["1 0.2", "1 0.4", "2 0.2", "2 0.4"]
+    assert log(lab) == [f"cut {c}" for c in cells] + ["inject 1", "inject 2"] + [f"measure {c}" for c in cells]
+    assert table[["SEED", "adapter.suppress.tau", "asr", "utility"]].values.tolist() == [
+        [1, 0.2, 0.2, 1.0],
+        [1, 0.4, 0.4, 1.0],
+        [2, 0.2, 0.2, 2.0],
+        [2, 0.4, 0.4, 2.0],
+    ]
+    root = lab / "runs" / "both"
+    for name in table["manifest"]:
+        assert read_json(root / name)["name"] == "evaluate/purified" and name.endswith(MANIFEST)
+    pd.testing.assert_frame_equal(pd.read_parquet(root / "results.parquet"), table)
+    assert len(pd.read_csv(root / "results.csv")) == 4
+    assert sweep("both", GRID, folder=lab / "notebooks")["asr"].tolist() == table["asr"].tolist()
+    assert len(log(lab)) == 10
+    wider = Grid(notebooks=GRID.notebooks, grid=GRID.grid | {"adapter.suppress.tau": [0.4, 0.6]})
+    assert len(sweep("both", wider, folder=lab / "notebooks")) == 4
+    assert len(log(lab)) == 14  # cut and measure, for two seeds at the one new share
+
+
+def test_changed_notebooks_run_again(lab):
+    one = Grid(notebooks=GRID.notebooks, grid={"SEED": [1]})
+    sweep("one", one, folder=lab / "notebooks")
+    write(lab, "06_recover", MEASURE, "log('more')")
+    assert [node.key[:2] for node in plan_sweep("one", one, lab / "notebooks").missing()] == ["06"]
+    sweep("one", one, folder=lab / "notebooks")
+    assert log(lab) == ["cut 1 0.7", "inject 1", "measure 1 0.7", "more"]  # the stage itself was still good
+
+
+def test_a_failing_cell_is_named_and_the_others_finish(lab, capsys):
+    write(lab, "05_suppress", CUT, "if SEED == 2 and tau == 0.4: raise LabError('nothing left to cut')")
+    (lab / "grid.yaml").write_text(
+        "notebooks: ['01', '05', '06']\ngrid: {SEED: [1, 2], adapter.suppress.tau: [0.2, 0.4]}"
+    )
+    assert main(["sweep", str(lab / "grid.yaml"), "--name", "both"], lab / "notebooks") == 2
+    table = pd.read_csv(lab / "runs" / "both" / "results.csv")
+    assert table["error"].fillna("").tolist() == ["", "", "", "05_suppress.ipynb, cell 5: nothing left to cut"]
+    assert "1 of the cells failed" in capsys.readouterr().err
+    assert not any(line == "measure 2 0.4" for line in log(lab))
+
+
+def test_a_killed_worker_is_replaced_and_the_stage_made_again(lab):
+    die = "marker = run.folder.parent.parent / 'died'\nif not marker.exists():\n    marker.touch()\n    log('killed')\n"
+    die += "    os.kill(os.getppid(), signal.SIGKILL)\n    import time; time.sleep(60)\n"
+    dying = INJECT.replace("    (folder", "    die()\n    (folder")
+    write(lab, "01_inject", "def die():\n" + "".join(f"    {line}\n" for line in die.splitlines()), dying)
+    table = sweep("one", Grid(notebooks=GRID.notebooks, grid={"SEED": [1]}), folder=lab / "notebooks")
+    assert table["utility"].tolist() == [1.0] and (table["error"] == "").all()
+    assert log(lab) == ["cut 1 0.7", "inject 1", "inject 1", "killed", "measure 1 0.7"]
+
+
+def test_a_cell_that_kills_every_worker_is_given_up(lab):
+    write(lab, "05_suppress", CUT, "if SEED == 2: os.kill(os.getppid(), signal.SIGKILL)")
+    grid = Grid(notebooks=GRID.notebooks, grid={"SEED": [1, 2]})
+    table = sweep("both", grid, folder=lab / "notebooks")
+    assert table["error"].tolist() == [
+        "",
+        "05_suppress.ipynb: 3 workers died of it; most often the memory did not suffice",
+    ]
+
+
+@contextmanager
+def command(*words):
+    """A Dask process of its own, stopped afterwards."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "distributed.cli." + words[0], *words[1:]], stderr=subprocess.DEVNULL
+    )
+    try:
+        yield process
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(timeout=30)
+
+
+def test_a_running_scheduler_does_the_work(lab):
+    file = lab / "scheduler.json"
+    scheduler = command(
+        *("dask_scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--scheduler-file", str(file))
+    )
+    options = ("--no-dashboard", "--nthreads", "1", "--local-directory", str(lab / "scratch"))
+    with scheduler:
+        deadline = time.monotonic() + 60
+        while not file.exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        address = json.loads(file.read_text())["address"]
+        with command("dask_worker", address, *options):
+            table = sweep("both", GRID, address, folder=lab / "notebooks")
+    assert (table["error"] == "").all() and len(table) == 4
+    assert log(lab).count("inject 1") == 1
+
+
+def test_a_scheduler_that_is_not_there(lab, monkeypatch):
+    monkeypatch.setattr(sweeps, "SCHEDULER_SECONDS", 1)
+    with pytest.raises(LabError, match="no Dask scheduler answers at SCHEDULER=tcp://127.0.0.1:9"):
+        sweep("both", GRID, "tcp://127.0.0.1:9", folder=lab / "notebooks")
+
+
+def test_ten_thousand_cells_are_planned(lab):
+    grid = Grid(grid={"SEED": list(range(10)), "adapter.suppress.tau": [i / 1001 for i in range(1, 1001)]})
+    plan = plan_sweep("large", grid)
+    assert len(plan.cells) == 10_000 and len(plan.nodes) == 10 * 3 + 10_000 * 2
+    assert not plan.root.exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("grid: {}", "grid"),
+        ("gird: {SEED: [1]}", "unknown parameter 'gird'; did you mean 'grid'"),
+        ("- 1", "should hold `grid:`"),
+        ("grid: {SEED: 3}", "grid.SEED = 3 should be a valid list"),
+    ],
+)
+def test_a_broken_grid_is_refused(tmp_path, text, message):
+    path = tmp_path / "grid.yaml"
+    path.write_text(text)
+    with pytest.raises(LabError, match=message):
+        read_grid(path)
+
+
+@pytest.mark.parametrize(
+    ("grid", "message"),
+    [
+        (Grid(grid={"SEDE": [1]}), r"unknown parameter 'SEDE'; did you mean 'SEED'\?.*in the cell {'SEDE': 1}"),
+        (Grid(grid={"adapter.suppress.tao": [0.1]}), "did you mean 'adapter.suppress.tau'"),
+        (Grid(grid={"adapter.suppress.tau": [0.1, 1.5]}), "in the cell {'adapter.suppress.tau': 1.5}"),
+        (Grid(notebooks=["01", "77"], grid={"SEED": [1]}), "no notebook '77'"),
+    ],
+)
+def test_an_impossible_grid_is_refused_before_anything_runs(grid, message):
+    with pytest.raises(LabError, match=message):
+        plan_sweep("x", grid)
+
+
+def test_a_missing_grid_and_a_run_in_the_way_are_told(lab):
+    with pytest.raises(LabError, match="does not exist; examples lie in notebooks/parameters/grids/"):
+        read_grid(lab / "lost.yaml")
+    (lab / "runs" / "mine").mkdir(parents=True)
+    (lab / "runs" / "mine" / "summary.json").touch()
+    with pytest.raises(LabError, match="is no sweep: choose another NAME"):
+        sweep("mine", GRID, folder=lab / "notebooks")
+
+
+def test_the_shipped_grids_are_valid():
+    for path in sorted((Path(__file__).parent.parent / "notebooks" / "parameters" / "grids").glob("*.yaml")):
+        assert plan_sweep(path.stem, read_grid(path)).cells
+
+
+def test_stages_are_copied_where_links_are_not_possible(tmp_path, monkeypatch):
+    stage = tmp_path / "parent" / "inject"
+    stage.mkdir(parents=True)
+    (stage / MANIFEST).write_text("{}")
+
+    def refuse(source, target):
+        raise OSError("no links here")
+
+    monkeypatch.setattr(os, "link", refuse)
+    sweeps._inherit(tmp_path / "parent", tmp_path / "child")
+    assert (tmp_path / "child" / "inject" / MANIFEST).read_text() == "{}"
