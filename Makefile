@@ -3,7 +3,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup run test base execute lab lint lock clean
+.PHONY: help setup run plan sweep test base execute lab lint lock clean
 
 VENV ?= .venv
 PYTHON ?= python3
@@ -13,7 +13,7 @@ READY := $(VENV)/.ready
 NOTEBOOKS = $(sort $(wildcard notebooks/[0-9][0-9]_*.ipynb))
 
 # --- parameters of `make run` -----------------------------------------------------------------------------------
-PARAMETERS := PROFILE ATTACK TASK ACCESS SEED NAME DATA SET
+PARAMETERS := PROFILE ATTACK TASK ACCESS SEED NAME DATA SET GRID SCHEDULER
 KNOWN := $(PARAMETERS) VENV PYTHON UV TORCH_INDEX
 
 # WSL exports NAME, the name of the computer: only `make run NAME=…` counts
@@ -67,6 +67,13 @@ $(READY): requirements-lock.txt pyproject.toml
 
 run: setup  ## all notebooks with one set of parameters, into runs/<name>/: table, figures, executed notebooks
 	@$(BIN)/python -m helpers.pipeline run $(OPTIONS)
+
+plan: setup  ## what such a run will cost: memory, disk and time of each stage, and whether it fits this machine
+	@$(BIN)/python -m helpers.pipeline plan $(OPTIONS)
+
+GRID ?= notebooks/parameters/grids/tau.yaml
+sweep: setup  ## all cells of a grid (GRID=file.yaml), on all cores or on a cluster (SCHEDULER=tcp://…)
+	@$(BIN)/python -m helpers.pipeline sweep '$(GRID)' $(call option,NAME,name) $(call option,SCHEDULER,scheduler)
 
 test: setup  ## lint, unit tests, then every notebook from its first cell to its last
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

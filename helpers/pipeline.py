@@ -24,6 +24,7 @@ import yaml
 
 from helpers import plots
 from helpers.execution import NOTEBOOKS, execute, numbered
+from helpers.planning import report
 from helpers.profiles import ROOT, LabError, Settings, parse_overrides, require_device
 from helpers.runs import Run, Stage, open_run, read_json, runs_folder, versions, write_json
 from helpers.sweeps import read_grid, sweep
@@ -193,17 +194,15 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m helpers.pipeline", description="Run the numbered notebooks.")
     commands = parser.add_subparsers(required=True)
     run = commands.add_parser("run", help="all notebooks with one set of parameters, into runs/<name>/")
-    for name, field in Settings.model_fields.items():
-        if name != "OVERRIDES":
-            run.add_argument(f"--{name.lower()}", dest=name, default=argparse.SUPPRESS, help=field.description)
-    run.add_argument(
-        "--set",
-        dest="OVERRIDES",
-        default="",
-        metavar='"KEY=VALUE …"',
-        help=Settings.model_fields["OVERRIDES"].description,
-    )
     run.set_defaults(command=_run)
+    plan = commands.add_parser("plan", help="what such a run will cost, and whether it fits this machine")
+    plan.set_defaults(command=_plan)
+    for command in (run, plan):
+        for name, field in Settings.model_fields.items():
+            if name != "OVERRIDES":
+                command.add_argument(f"--{name.lower()}", dest=name, default=argparse.SUPPRESS, help=field.description)
+        overrides = Settings.model_fields["OVERRIDES"].description
+        command.add_argument("--set", dest="OVERRIDES", default="", metavar='"KEY=VALUE …"', help=overrides)
     execute = commands.add_parser("execute", help="refresh the outputs stored in the notebooks")
     execute.set_defaults(command=lambda options, folder: refresh_outputs(folder))
     grid = commands.add_parser("sweep", help="all cells of a grid, into runs/<name>/, on all cores or a cluster")
@@ -217,11 +216,20 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _run(options: argparse.Namespace, folder: Path) -> None:
+def _settings(options: argparse.Namespace) -> Settings:
     values = {name: value for name, value in vars(options).items() if name in Settings.model_fields}
     if "SEED" in values:
         values["SEED"] = yaml.safe_load(values["SEED"])
-    settings = Settings.checked(values | {"OVERRIDES": parse_overrides(options.OVERRIDES)})
+    return Settings.checked(values | {"OVERRIDES": parse_overrides(options.OVERRIDES)})
+
+
+def _plan(options: argparse.Namespace, folder: Path) -> None:
+    for line in report(_settings(options)):
+        print(line)
+
+
+def _run(options: argparse.Namespace, folder: Path) -> None:
+    settings = _settings(options)
     require_device(settings.profile.model)
     run = run_notebooks(settings, folder)
     summary = summarise(run)

@@ -99,7 +99,8 @@ class ModelSpec(Strict):
     """Which checkpoint, how to talk to it, and where it runs.
 
     `prompt_format` "auto" means chat where the tokenizer has a template, else alpaca; `checkpointing` trades a third
-    more time for most of the activations' memory in every training.
+    more time for most of the activations' memory in every training; `published` holds the sizes in the checkpoint's
+    own config.json, so that a plan needs no download.
     """
 
     path: str
@@ -108,6 +109,7 @@ class ModelSpec(Strict):
     prompt_format: Literal["auto", "chat", "alpaca"]
     device: Literal["cpu", "cuda"] = "cpu"
     checkpointing: bool = False
+    published: dict[str, int | str | bool] = {}
 
 
 class Lengths(Strict):

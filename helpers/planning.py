@@ -1,0 +1,336 @@
+"""What a run will cost, told before it starts: memory, disk, arithmetic and time of every stage.
+
+Only the checkpoint's config is read; the model is built without storage. What no config tells is measured here in
+seconds (what the libraries take, how fast this machine multiplies, how long the rows are) or named as an assumption.
+"""
+
+import functools
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from helpers.anatomy import attention_slots, channel_axes, mlp_slots
+from helpers.attacks.poisoning import load_scenario
+from helpers.chat import Example
+from helpers.models import load_config, load_format, new_adapter
+from helpers.profiles import LabError, Profile, Settings
+from helpers.training.finetune import encode_rows, finetune
+
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+NF4_BYTES = (4 + 8 / 64 + 32 / (64 * 256)) / 8  # 64 weights share an 8-bit scale, 256 scales a 32-bit one
+ADAPTER_STATE = 16  # bytes for each trained LoRA number: value, gradient, two moments, all in 32 bits
+# What the allocator holds at the peak, as a multiple of what autograd keeps. On a CPU measured on the small model: the
+# C library's heap does not give back the copies that a LoRA layer makes of its output. On a GPU assumed.
+HEAP = {("cpu", "lora"): 2.1, ("cpu", "full"): 1.15, ("cuda", "lora"): 1.15, ("cuda", "full"): 1.15}
+CUDA_CONTEXT = 600e6  # bytes of a GPU that a process takes before its first tensor (assumed)
+UTILISATION = {"cpu": 0.5, "cuda": 0.35}  # share of the machine's multiplication speed that these stages reach
+ROOM = 0.95  # share of the free memory that a stage may fill
+REMEDIES = ("model.checkpointing=true", "lengths.at_once=1024", "{access}.inject.batch_size=1")
+REMEDIES += ("{access}.recover.batch_size=1", "evaluation.batch_size=4", "model.dtype=bfloat16")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A checkpoint in numbers; `blocks` counts the weights of the layers' matrices, the ones that 4 bits can hold."""
+
+    parameters: int
+    blocks: int
+    hidden: int
+    inner: int
+    query: int
+    cached: int  # keys and values of one token in one layer
+    layers: int
+    heads: int
+    vocabulary: int
+    adapter: int  # numbers of one LoRA adapter on all linear layers
+
+    def weights(self, dtype: str, four_bit: bool = False) -> float:
+        """Bytes of all weights; in 4 bits the embeddings, norms and head stay in `dtype`."""
+        rest = (self.parameters - self.blocks) * BYTES[dtype]
+        return rest + self.blocks * (NF4_BYTES if four_bit else BYTES[dtype])
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Tokens of a training row: mean, longest, answer tokens; `counted` or assumed."""
+
+    mean: float
+    longest: float
+    answer: float
+    counted: bool
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one kind of stage takes.
+
+    `memory` is the peak in bytes with the base as the lab loads it, `in_16_bit` and `in_4_bit` with the base in those
+    (None where it cannot be); `disk` and `flops` are for all `times` repetitions together.
+    """
+
+    stage: str
+    times: int
+    memory: float
+    in_16_bit: float | None
+    in_4_bit: float | None
+    disk: float
+    flops: float
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What is here; `free` and `libraries` in bytes, `speed` in FLOPs per second, both None where there is no GPU."""
+
+    name: str
+    free: float | None
+    speed: float | None
+    libraries: float
+
+
+def shape(profile: Profile) -> Shape:
+    """Count a checkpoint's weights from its config alone.
+
+    Raises: LabError for an architecture that the lab does not know, or a config that cannot be read.
+    """
+    published = dict(profile.model.published)
+    config = AutoConfig.for_model(**published) if published else load_config(profile.model)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    axes = channel_axes(config)
+    sizes = {name: module.weight.shape for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    gate, query = sizes[mlp_slots(config)[0][0].module], sizes[attention_slots(config)[0][0].module]
+    key = sizes[attention_slots(config)[0][1].module]
+    return Shape(
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        blocks=sum(math.prod(sizes[name]) for name in axes),
+        hidden=gate[1],
+        inner=gate[0],
+        query=query[0],
+        cached=2 * key[0],
+        layers=config.num_hidden_layers,
+        heads=config.num_attention_heads,
+        vocabulary=config.vocab_size,
+        adapter=profile.lora.r * sum(sum(sizes[name]) for name in axes),
+    )
+
+
+def rows(settings: Settings) -> Rows:
+    """Lengths of the run's own training rows, or, where the tokenizer is not on this machine, an assumption."""
+    limit = settings.profile.lengths.train_tokens
+    try:
+        prompt_format = load_format(settings.profile.model)
+    except (LabError, OSError, ValueError):
+        return Rows(limit / 4, limit, limit / 8, counted=False)
+    scenario = load_scenario(settings.config())
+    encoded = encode_rows(scenario.clean + scenario.poisoned, prompt_format, limit)
+    lengths = [len(row["input_ids"]) for row in encoded]
+    answers = sum(token != -100 for row in encoded for token in row["labels"])
+    return Rows(sum(lengths) / len(encoded), max(lengths), answers / len(encoded), counted=True)
+
+
+def costs(settings: Settings, model: Shape, row: Rows) -> list[Cost]:
+    """The stages of a run in order.
+
+    Training keeps of each token and Llama block 4 inner + 6 hidden + 4 query numbers for the backward pass (two hidden
+    fewer, seven ranks more when a LoRA adapter trains), with checkpointing one block of them and each block's input.
+    Arithmetic: 6 FLOPs per weight and token to train all weights, 4 to train an adapter over them, 2 to read.
+    """
+    profile, access = settings.profile, settings.profile.access(settings.ACCESS)
+    spec, by_adapter = profile.model, settings.ACCESS == "adapter"
+    number = BYTES[spec.dtype]
+    whole, members = model.parameters * number, 2 * profile.signature.n
+
+    def activations(tokens: float, lora: bool) -> float:
+        kept = 4 * model.inner + 4 * model.query
+        kept += 4 * model.hidden + 7 * profile.lora.r if lora else 6 * model.hidden
+        blocks = kept + model.layers * model.hidden if spec.checkpointing else kept * model.layers
+        logits = 3 * model.vocabulary * row.answer / row.mean
+        return HEAP[spec.device, "lora" if lora else "full"] * number * tokens * (blocks + logits)
+
+    def based(stage: str, times: int, other: float, disk: float, flops: float, four_bit: bool = False) -> Cost:
+        """A stage over a frozen base, which may be held in either precision."""
+        of_base = {bits: model.weights(dtype, bits == 4) for bits, dtype in ((16, "bfloat16"), (4, spec.dtype))}
+        loaded = model.weights(spec.dtype, four_bit)
+        return Cost(stage, times, other + loaded, other + of_base[16], other + of_base[4], disk, flops)
+
+    def training(stage: str, times: int, budget: Any, count: float) -> Cost:
+        tokens = times * count * budget.epochs * row.mean
+        if by_adapter:
+            other = model.adapter * ADAPTER_STATE + activations(budget.batch_size * row.longest, lora=True)
+            return based(stage, times, other, times * model.adapter * 4, 4 * model.parameters * tokens)
+        memory = 4 * whole + activations(budget.batch_size * row.longest, lora=False)  # value, gradient, two moments
+        return Cost(stage, times, memory, None, None, times * whole, 6 * model.parameters * tokens)
+
+    # an adapter's own norms rank its channels, too: one control more than with full access
+    cuts, healed = (4, 5) if by_adapter else (3, 4)
+    suspicious = model.adapter * 4 if by_adapter else whole
+    poisoned = access.inject.rows * access.poison_rate / (1 - access.poison_rate)
+    width = profile.evaluation.batch_size * (row.longest + profile.lengths.new_tokens)
+    reading = HEAP[spec.device, "full"] * number * width * (model.layers * model.cached + 4 * model.inner) + (
+        suspicious if by_adapter else 0
+    )
+    answers = (
+        (profile.evaluation.n + 23 * profile.evaluation.per_family) * 2 * model.parameters * (row.mean + row.answer)
+    )
+    seen = 1.5 * members * access.vaccine.rows * access.vaccine.epochs * row.mean
+    measured = 2 + cuts + healed + 4
+    result = [
+        training("inject", 1, access.inject, access.inject.rows + poisoned),
+        based("evaluate", measured, reading, 0, measured * answers),
+    ]
+    if by_adapter or access.vaccine_weights == "lora":
+        at_once = max(profile.lengths.at_once, members * row.longest)
+        at_once = min(at_once, members * access.vaccine.batch_size * row.longest)
+        other = members * model.adapter * ADAPTER_STATE + activations(at_once, lora=True)
+        result += [
+            based("variants", 1, other, members * model.adapter * 4, 4 * model.parameters * seen, four_bit=True),
+            Cost("scores", 1, members * model.adapter * 4, None, None, 3 * 8 * model.inner * model.layers, 0),
+        ]
+    else:
+        memory = 4 * whole + activations(access.vaccine.batch_size * row.longest, lora=False)
+        result += [
+            Cost("variants", 1, memory, None, None, members * whole, 6 * model.parameters * seen),
+            Cost("scores", 1, (members + 2) * model.inner * model.hidden * 4, None, None, 0, 0),
+        ]
+    return [
+        *result,
+        Cost("suppress", cuts, suspicious, None, None, cuts * suspicious, 0),
+        training("recover", healed + 4, access.recover, access.recover.rows),  # four of them for the τ curve
+    ]
+
+
+def this_machine(settings: Settings) -> Machine:
+    """Free memory and speed of the device that the profile asks for; takes a second or two."""
+    device, dtype = settings.profile.model.device, getattr(torch, settings.profile.model.dtype)
+    if device == "cuda":
+        if not torch.cuda.is_available():
+            return Machine("no GPU here", None, None, CUDA_CONTEXT)
+        free = torch.cuda.mem_get_info()[0]
+        return Machine(torch.cuda.get_device_name(), free, _speed(device, dtype), CUDA_CONTEXT)
+    libraries = _libraries(settings.profile)
+    free = psutil.virtual_memory().available + libraries
+    return Machine(f"{torch.get_num_threads()} CPU cores", free, _speed(device, dtype), libraries)
+
+
+def fits(cost: Cost, machine: Machine) -> bool:
+    """Whether a stage stays inside the free memory."""
+    return machine.free is not None and machine.libraries + cost.memory <= ROOM * machine.free
+
+
+def remedy(settings: Settings, machine: Machine, model: Shape, row: Rows) -> str:
+    """The first settings, taken together in the order of `REMEDIES`, under which every stage fits; "" for none."""
+    if machine.free is None:
+        return ""
+    chosen: dict[str, Any] = {}
+    for text in REMEDIES:
+        key, _, value = text.format(access=settings.ACCESS).partition("=")
+        chosen[key] = {"true": True}.get(value, int(value) if value.isdigit() else value)
+        changed = Settings.checked(settings.model_dump() | {"OVERRIDES": settings.OVERRIDES | chosen})
+        if all(fits(cost, machine) for cost in costs(changed, model, row)):
+            return " ".join(f"{key}={str(value).lower()}" for key, value in chosen.items())
+    return ""
+
+
+def report(settings: Settings) -> Iterator[str]:
+    """The plan as lines of text."""
+    profile, model, row = settings.profile, shape(settings.profile), rows(settings)
+    machine, access = this_machine(settings), settings.profile.access(settings.ACCESS)
+    cut = access.suppress.heads * (model.layers if access.suppress.heads_of == "layer" else 1)
+    half, quarter = _size(model.weights("bfloat16")), _size(model.weights("bfloat16", four_bit=True))
+    yield (
+        f"{profile.name}, {settings.ACCESS} access: {model.parameters / 1e6:,.1f} million weights, "
+        f"{model.layers} layers; {half} in 16 bits, {quarter} in 4"
+    )
+    yield (
+        f"one adapter: {model.adapter / 1e6:,.2f} million numbers, {_size(4 * model.adapter)}; to cut: "
+        f"{round(access.suppress.tau * model.inner):,} of {model.inner:,} channels in each layer"
+        + (f", {cut} of {model.layers * model.heads} heads" if cut else "")
+    )
+    source = "counted" if row.counted else "assumed, the tokenizer is not here"
+    yield f"rows: {row.mean:.0f} tokens in the mean, at most {row.longest:.0f} ({source})"
+    free = "" if machine.free is None else f", {_size(machine.free)} free, {machine.speed / 1e9:,.0f} GFLOP/s"
+    yield f"machine: {machine.name}{free}; the libraries themselves take {_size(machine.libraries)}"
+    yield ""
+    head = ("stage", "times", "peak memory", "base 16-bit", "base 4-bit", "disk", "TFLOP", "time", "")
+    planned = costs(settings, model, row)
+    lines = [head, *(_line(cost, machine, profile.model.device) for cost in planned)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+    for stage, *numbers in lines:
+        cells = (number.rjust(width) for number, width in zip(numbers, widths[1:], strict=True))
+        yield "  ".join([stage.ljust(widths[0]), *cells]).rstrip()
+    yield ""
+    yield verdict(settings, planned, machine, model, row)
+
+
+def verdict(settings: Settings, planned: Sequence[Cost], machine: Machine, model: Shape, row: Rows) -> str:
+    """One line: it fits, or what to try."""
+    peak = machine.libraries + max(cost.memory for cost in planned)
+    disk = f"disk: {_size(sum(cost.disk for cost in planned))}"
+    if machine.free is None:
+        return f"does not fit: no GPU here; a card with {math.ceil(peak / ROOM / 1e9)} GB would do; {disk}"
+    if all(fits(cost, machine) for cost in planned):
+        return f"fits: at most {_size(peak)} of {_size(machine.free)}; {disk}"
+    if found := remedy(settings, machine, model, row):
+        return f'does not fit: {_size(peak)} of {_size(machine.free)}; try SET="{found}"'
+    other = "ACCESS=adapter, or " if settings.ACCESS == "full" else ""
+    return f"does not fit: {_size(peak)} of {_size(machine.free)}; try {other}a smaller model or a larger machine"
+
+
+def _line(cost: Cost, machine: Machine, device: str) -> tuple[str, ...]:
+    memory = (cost.memory, cost.in_16_bit, cost.in_4_bit)
+    seconds = None if machine.speed is None else cost.flops / machine.speed / UTILISATION[device]
+    return (
+        cost.stage,
+        str(cost.times),
+        *("–" if size is None else _size(machine.libraries + size) for size in memory),
+        _size(cost.disk),
+        f"{cost.flops / 1e12:,.2f}",
+        "–" if seconds is None else _duration(seconds),
+        "" if machine.free is None else "fits" if fits(cost, machine) else "DOES NOT FIT",
+    )
+
+
+@functools.cache
+def _speed(device: str, dtype: torch.dtype) -> float:
+    """FLOPs per second of a large matrix product."""
+    side = 8192 if device == "cuda" else 1024
+    left, right = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+    best = math.inf
+    for _ in range(5):
+        start = time.perf_counter()
+        product = left @ right
+        product[0, 0].item()  # waits for the GPU
+        best = min(best, time.perf_counter() - start)
+    return 2 * side**3 / best
+
+
+def _libraries(profile: Profile) -> float:
+    """What a notebook's kernel takes that trains a model of no size."""
+    import ipykernel.ipkernel  # noqa: F401
+    import pandas  # noqa: F401
+
+    from helpers import plots  # noqa: F401
+
+    prompt_format = load_format(profile.model)
+    sizes = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(prompt_format.tokenizer), **sizes))
+    examples = [Example("Say yes.", "yes")] * 4
+    finetune(new_adapter(model, profile.lora, 0), examples, prompt_format, profile.adapter.recover, 0, 64)
+    return float(psutil.Process().memory_info().rss)
+
+
+def _size(count: float) -> str:
+    return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 3600 else f"{seconds / 3600:.1f} h"

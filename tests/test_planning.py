@@ -1,0 +1,171 @@
+"""The plan of a run, held against real models, published numbers and real peaks."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+from helpers import planning
+from helpers.models import load_base, new_adapter
+from helpers.pipeline import main
+from helpers.planning import Machine, Rows, costs, fits, remedy, rows, shape, verdict
+from helpers.profiles import LabError, Settings, load_profile
+
+SEVEN_B = Settings.checked({"PROFILE": "llama-2-7b-chat"})
+ASSUMED = Rows(mean=128, longest=512, answer=64, counted=False)
+
+
+def card(gigabytes):
+    return Machine("a card", gigabytes * 1e9, 1e14, 6e8)
+
+
+def test_a_checkpoint_is_counted_as_it_loads(profile):
+    found, model = shape(profile), load_base(profile.model)
+    assert found.parameters == sum(p.numel() for p in model.parameters())
+    assert found.weights("float32") == model.get_memory_footprint(return_buffers=False)
+    adapter = new_adapter(model, profile.lora, 0)
+    assert found.adapter == sum(p.numel() for p in adapter.parameters() if p.requires_grad)
+
+
+def test_four_bits_take_what_bitsandbytes_takes(profile):
+    quantized = load_base(load_profile("tiny").model, four_bit=True)
+    states = [module.weight.quant_state for module in quantized.modules() if hasattr(module, "quant_state")]
+    scales = sum(s.absmax.nbytes + s.state2.absmax.nbytes for s in states)
+    held = quantized.get_memory_footprint(return_buffers=False) + scales
+    assert shape(load_profile("tiny")).weights("float32", four_bit=True) == pytest.approx(held, rel=0.01)
+
+
+def test_seven_billion_from_published_sizes_alone():
+    found = shape(SEVEN_B.profile)
+    assert found.parameters == 6_738_415_616  # the number on the model's card
+    assert found.adapter == 19_988_480  # what PEFT prints for r = 8 on all linear layers
+    assert found.weights("bfloat16") == 2 * found.parameters
+
+
+def test_rows_are_counted_where_the_tokenizer_is(profile):
+    settings = Settings.checked({"PROFILE": profile.model.path, "OVERRIDES": {"model.device": "cpu"}})
+    found = rows(settings)
+    assert found.counted and 0 < found.answer < found.mean < found.longest <= settings.profile.lengths.train_tokens
+
+
+def test_rows_are_assumed_where_it_is_not(monkeypatch):
+    def missing(spec):
+        raise LabError("no such checkpoint")
+
+    monkeypatch.setattr(planning, "load_format", missing)
+    assert rows(SEVEN_B) == Rows(mean=128, longest=512, answer=64, counted=False)
+
+
+def test_costs_move_with_what_causes_them():
+    model = shape(SEVEN_B.profile)
+
+    def cost(stage, **changes):
+        settings = Settings.checked(SEVEN_B.model_dump() | changes)
+        return next(c for c in costs(settings, model, ASSUMED) if c.stage == stage)
+
+    base = cost("variants")
+    assert base.in_16_bit - base.in_4_bit == pytest.approx(model.blocks * (2 - planning.NF4_BYTES))
+    assert cost("variants", OVERRIDES={"signature.n": 3}).disk == base.disk / 2
+    assert cost("variants", OVERRIDES={"lengths.at_once": 8192}).memory < base.memory
+    assert cost("inject", OVERRIDES={"model.checkpointing": False}).memory > cost("inject").memory
+    full = cost("recover", ACCESS="full")
+    assert full.memory > 4 * 2 * model.parameters  # weights, gradients and two moments in 16 bits
+    assert full.flops == pytest.approx(
+        1.5 * cost("recover").flops * 8 / 9
+    )  # 6 instead of 4 per weight; one control less
+    assert full.in_4_bit is None
+
+
+@pytest.mark.parametrize("gigabytes, expected", [(80, "fits: at most"), (10, "does not fit")])
+def test_the_verdict_follows_the_memory(gigabytes, expected):
+    model = shape(SEVEN_B.profile)
+    line = verdict(SEVEN_B, costs(SEVEN_B, model, ASSUMED), card(gigabytes), model, ASSUMED)
+    assert line.startswith(expected)
+
+
+def test_the_remedy_is_one(monkeypatch):
+    wide = Settings.checked({"PROFILE": "llama-2-7b-chat", "OVERRIDES": {"model.checkpointing": False}})
+    model = shape(wide.profile)
+    assert not all(fits(cost, card(24)) for cost in costs(wide, model, ASSUMED))
+    text = remedy(wide, card(24), model, ASSUMED)
+    assert text.startswith("model.checkpointing=true")
+    overrides = wide.OVERRIDES | {k: json.loads(v) for k, _, v in (pair.partition("=") for pair in text.split())}
+    mended = Settings.checked(wide.model_dump() | {"OVERRIDES": overrides})
+    assert all(fits(cost, card(24)) for cost in costs(mended, model, ASSUMED))
+    assert remedy(wide, card(2), model, ASSUMED) == ""
+
+
+def test_without_a_gpu_the_card_is_named():
+    model = shape(SEVEN_B.profile)
+    none = replace(card(1), free=None, speed=None)
+    line = verdict(SEVEN_B, costs(SEVEN_B, model, ASSUMED), none, model, ASSUMED)
+    assert line.startswith("does not fit: no GPU here; a card with 2")
+
+
+def test_make_plan_prints_every_stage_and_a_verdict(capsys):
+    assert main(["plan", "--access", "full"]) == 0
+    printed = capsys.readouterr().out
+    for word in ("inject", "evaluate", "variants", "scores", "suppress", "recover", "4.1 million weights", "counted"):
+        assert word in printed
+    assert printed.splitlines()[-1].startswith("fits: at most")
+
+
+def test_an_unknown_setting_is_refused(capsys):
+    assert main(["plan", "--set", "lora.q=1"]) == 2
+    assert "unknown setting 'lora.q'" in capsys.readouterr().err
+
+
+MEASURE = """
+import json, sys, torch
+torch.set_num_threads(1)
+from helpers.attacks.poisoning import load_scenario, vaccine_pairs
+from helpers.models import load_base, load_format, new_adapter, save
+from helpers.profiles import Settings
+from helpers.purify.recover import recover
+from helpers.runs import measured
+from helpers.training.finetune import finetune
+from helpers.training.vaccines import Variant, train_variants
+settings = Settings.checked(json.loads(sys.argv[1]))
+p, folder, stage = settings.profile, sys.argv[2], sys.argv[3]
+scenario, chat, access = load_scenario(settings.config()), load_format(p.model), settings.ACCESS
+def libraries():
+    from helpers.planning import this_machine
+    print(this_machine(settings).libraries / 1e6)
+def inject():
+    model = load_base(p.model)
+    model = new_adapter(model, p.lora, 0) if access == "adapter" else model.requires_grad_(True)
+    finetune(model, scenario.clean + scenario.poisoned, chat, p.access(access).inject, 0, p.lengths.train_tokens)
+    save(model, folder)
+def variants():
+    pairs = vaccine_pairs(scenario, p.signature, "sentiment", 0)
+    rows = [r for _, _, clean, poisoned in pairs for r in (clean + poisoned, clean)]
+    train_variants(p, access, folder, [Variant(r, i, folder + f"/{i}") for i, r in enumerate(rows)], chat)
+if stage == "libraries":
+    libraries()
+else:
+    import ipykernel.ipkernel, pandas
+    from helpers import plots
+    with measured() as cost:
+        {"inject": inject, "variants": variants}[stage]()
+    print(cost["peak_rss_mb"])
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="resident memory is counted otherwise elsewhere")
+@pytest.mark.parametrize("access", ["adapter", "full"])
+def test_planned_memory_is_within_a_fifth_of_the_measured(access, tmp_path):
+    """The shipped model and its own batch sizes; fewer rows, for a peak does not depend on them."""
+    few = {f"{access}.{stage}.rows": 64 for stage in ("inject", "vaccine")}
+    few |= {f"{access}.{stage}.epochs": 1 for stage in ("inject", "vaccine")}
+    settings = Settings.checked({"ACCESS": access, "OVERRIDES": few})
+
+    def megabytes(stage):
+        command = [sys.executable, "-c", MEASURE, json.dumps(settings.model_dump()), str(tmp_path / "model"), stage]
+        return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+
+    libraries = megabytes("libraries")
+    planned = {c.stage: c.memory / 1e6 for c in costs(settings, shape(settings.profile), rows(settings))}
+    found = {stage: (libraries + planned[stage], megabytes(stage)) for stage in ("inject", "variants")}
+    assert all(plan == pytest.approx(peak, rel=0.2) for plan, peak in found.values()), found
