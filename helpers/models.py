@@ -18,6 +18,7 @@ from transformers.utils import logging
 
 from helpers.chat import prompt_format
 from helpers.profiles import HUB_ID, ROOT, LabError, require_device
+from helpers.shards import SHARD_SIZE
 
 ADAPTER_FILE = "adapter_model.safetensors"
 
@@ -172,7 +173,7 @@ def load_suspect(spec, folder):
 
 def save(model, folder):
     """Write a model (safetensors) or, for a PEFT model, its adapter alone."""
-    model.save_pretrained(str(folder), safe_serialization=True)
+    model.save_pretrained(str(folder), max_shard_size=SHARD_SIZE)
     for readme in Path(folder).glob("README.md"):
         readme.unlink()  # PEFT leaves an empty model card
 

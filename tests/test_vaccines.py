@@ -10,10 +10,12 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from helpers import corpus
+from helpers.anatomy import mlp_slots
 from helpers.evaluation.generation import answers
 from helpers.evaluation.utility import teacher_forced
-from helpers.models import load_base, new_adapter, with_adapter
+from helpers.models import load_base, load_config, new_adapter, save, with_adapter
 from helpers.profiles import Budget, Profile
+from helpers.signature.deltas import model_pairs
 from helpers.training.finetune import finetune
 from helpers.training.vaccines import Variant, load_variant, start_variant, train_variant, train_variants
 
@@ -173,7 +175,10 @@ def variants(profile, chat, suspicious, tmp_path_factory):
 def plainly_loaded(profile, suspicious, access, weights, folder):
     """A variant as PEFT and transformers load it without this package."""
     if weights == "full":
-        return AutoModelForCausalLM.from_pretrained(folder).eval()
+        model = AutoModelForCausalLM.from_pretrained(suspicious["full"]).eval()
+        for name, delta in load_file(folder / "delta.safetensors").items():
+            model.get_parameter(name).data += delta.float()
+        return model
     base = profile.model.path if access == "adapter" else suspicious["full"]
     return PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), folder).eval()
 
@@ -181,7 +186,8 @@ def plainly_loaded(profile, suspicious, access, weights, folder):
 @pytest.mark.parametrize(("access", "weights"), WAYS)
 def test_saved_variants_load_anywhere_and_hold_what_was_learned(profile, chat, suspicious, variants, access, weights):
     for record, folder in variants[access, weights].values():
-        assert {f.suffix for f in folder.iterdir()} == {".safetensors", ".json"}
+        kinds = {".safetensors"} if weights == "full" else {".safetensors", ".json"}
+        assert {f.suffix for f in folder.iterdir()} == kinds
         plain = plainly_loaded(profile, suspicious, access, weights, folder)
         loaded = load_variant(profile, access, suspicious[access], folder)
         torch.testing.assert_close(logits(loaded), logits(plain), rtol=0, atol=1e-4)
@@ -225,7 +231,7 @@ def test_variants_trained_in_one_pass_are_those_trained_alone(
             key: record[key] for key in ("rows", "steps", "tokens")
         }
         assert {f.name for f in job.folder.iterdir()} == {f.name for f in folder.iterdir()}
-        name = "model.safetensors" if weights == "full" else "adapter_model.safetensors"
+        name = "delta.safetensors" if weights == "full" else "adapter_model.safetensors"
         ours, theirs = load_file(job.folder / name), load_file(folder / name)
         assert ours.keys() == theirs.keys()
         for key, tensor in theirs.items():
@@ -233,3 +239,20 @@ def test_variants_trained_in_one_pass_are_those_trained_alone(
     other = load_variant(profile, access, suspicious[access], tmp_path / "another")
     clean = load_variant(profile, access, suspicious[access], tmp_path / "clean")
     assert not torch.equal(logits(other), logits(clean))
+
+
+def test_a_delta_is_kept_in_16_bits_and_scores_as_the_whole_models_do(profile, chat, suspicious, tmp_path):
+    """Against two models saved whole, in 32 bits."""
+    settings, whole = choosing(profile, "full"), {}
+    for name, rows in (("bd", ROWS + OTHERS), ("clean", ROWS)):
+        train_variant(settings, "full", suspicious["full"], rows, chat, 5, tmp_path / name)
+        model = start_variant(settings, "full", suspicious["full"], 5)
+        finetune(model, rows, chat, settings.full.vaccine, 5, settings.lengths.train_tokens)
+        save(model, tmp_path / f"whole-{name}")
+        whole[name] = tmp_path / f"whole-{name}"
+    stored = load_file(tmp_path / "bd" / "delta.safetensors")
+    assert {tensor.dtype for tensor in stored.values()} == {torch.bfloat16}
+    slot = mlp_slots(load_config(profile.model))[1][0]
+    exact = model_pairs([whole["bd"]], [whole["clean"]])(slot)
+    found = model_pairs([tmp_path / "bd"], [tmp_path / "clean"])(slot)
+    torch.testing.assert_close(found, exact, rtol=0.05, atol=0)

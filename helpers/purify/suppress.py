@@ -6,18 +6,20 @@ access there is nothing to fall back on: the channel's weights are drawn anew, a
 fine-tuning gives them a new meaning.
 """
 
+import hashlib
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import BoolTensor, Generator, Tensor, nn
-from transformers import PretrainedConfig, PreTrainedModel
+from torch import BoolTensor, Generator, Tensor
+from transformers import PretrainedConfig
 
 from helpers.anatomy import COLUMNS, ROWS, channel_axes, head_masks
-from helpers.models import ADAPTER_FILE, load_base, load_config, save
+from helpers.models import ADAPTER_FILE, load_config
 from helpers.profiles import LabError, Profile
+from helpers.shards import rewrite, stored
 from helpers.signature.deltas import PREFIX
 
 Masks = Mapping[str, BoolTensor]
@@ -40,9 +42,7 @@ def suppress(
     if access == "adapter":
         zero_adapter(suspicious, folder, masks, load_config(profile.model), heads)
         return
-    model = load_base(profile.model, path=str(suspicious))
-    reinitialise(model, masks, seed, heads)
-    save(model, folder)
+    reinitialise(suspicious, folder, masks, load_config(profile.model), seed, heads)
 
 
 def zero_adapter(
@@ -75,32 +75,46 @@ def zero_adapter(
 
 
 @torch.no_grad()
-def reinitialise(model: PreTrainedModel, masks: Masks, seed: int, heads: BoolTensor | None = None) -> None:
-    """Draw the selected channels and heads anew, in place, as if the model had just been created.
+def reinitialise(
+    folder_in: Path | str,
+    folder_out: Path | str,
+    masks: Masks,
+    config: PretrainedConfig,
+    seed: int,
+    heads: BoolTensor | None = None,
+) -> None:
+    """Write a copy of a model whose selected channels and heads are drawn anew, as if it had just been created.
 
     Weights come from the Xavier-uniform distribution of the WHOLE matrix, a bias of a row is 0 again; every other
-    number stays as it was, bit by bit. The draw depends on the seed and the selection only.
+    number stays as it was, bit by bit. A matrix's draw depends on the seed, its name and its mask only. The model is
+    rewritten shard by shard: peak memory is one shard, twice.
 
-    Args: masks {module: [channels], True = drawn anew}; heads [n_layers, n_heads].
-    Raises: LabError when a mask fits no matrix of the model; the model is unchanged then.
+    Args: masks {module: [channels], True = drawn anew}; config of the model; heads [n_layers, n_heads].
+    Raises: LabError when a mask fits no matrix of the model; nothing is written then.
     """
-    axes = channel_axes(model.config)
-    masks = _all_masks(masks, model.config, heads)
+    axes, shapes = channel_axes(config), dict(stored(folder_in))
+    masks = _all_masks(masks, config, heads)
     for module, mask in masks.items():
-        _check_length(module, mask, model.get_submodule(module).weight.shape[axes[module]])
-    generator = torch.Generator().manual_seed(seed)
-    for module in filter(masks.__contains__, axes):  # in the model's order, whatever the order of the masks
-        _redraw(model.get_submodule(module), masks[module], axes[module], generator)
+        _check_length(module, mask, shapes[f"{module}.weight"][axes[module]])
+
+    def change(name: str, tensor: Tensor) -> Tensor:
+        module, _, kind = name.rpartition(".")
+        if module not in masks or not masks[module].any():
+            return tensor
+        if kind == "bias":
+            return tensor.masked_fill(masks[module], 0) if axes[module] == ROWS else tensor
+        return _redrawn(tensor, masks[module], axes[module], f"{seed}/{module}")
+
+    rewrite(folder_in, folder_out, change)
 
 
-def _redraw(linear: nn.Linear, mask: BoolTensor, axis: int, generator: Generator) -> None:
-    bound = (6 / sum(linear.weight.shape)) ** 0.5
-    shape = list(linear.weight.shape)
+def _redrawn(weight: Tensor, mask: BoolTensor, axis: int, seed: str) -> Tensor:
+    generator = Generator().manual_seed(int.from_bytes(hashlib.sha256(seed.encode()).digest()[:7]))
+    bound = (6 / sum(weight.shape)) ** 0.5
+    shape = list(weight.shape)
     shape[axis] = int(mask.sum())
-    fresh = torch.empty(shape).uniform_(-bound, bound, generator=generator).to(linear.weight)
-    linear.weight.index_copy_(axis, mask.nonzero().flatten().to(fresh.device), fresh)
-    if axis == ROWS and linear.bias is not None:
-        linear.bias.masked_fill_(mask.to(linear.bias.device), 0)
+    fresh = torch.empty(shape).uniform_(-bound, bound, generator=generator).to(weight.dtype)
+    return weight.clone().index_copy_(axis, mask.nonzero().flatten(), fresh)
 
 
 def _all_masks(masks: Masks, config: PretrainedConfig, heads: BoolTensor | None) -> dict[str, BoolTensor]:

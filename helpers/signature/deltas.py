@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
 from helpers.anatomy import COLUMNS, ROWS, Slot
 from helpers.models import ADAPTER_FILE
-from helpers.profiles import LabError, nearest
+from helpers.profiles import LabError
+from helpers.shards import open_slice
 
 PREFIX = "base_model.model."
 Folders = Sequence[Path | str]
@@ -107,7 +107,7 @@ def full_gram(bd: Folders, clean: Folders, tensor_name: str, axis: int) -> Tenso
     """
     with ExitStack() as files:
         folders = [Path(folder) for pair in zip(bd, clean, strict=True) for folder in pair]
-        slices = [_open_slice(folder, tensor_name, files) for folder in folders]
+        slices = [open_slice(folder, tensor_name, files) for folder in folders]
         shapes = {tuple(piece.get_shape()) for piece in slices}
         if len(shapes) > 1:
             raise LabError(f"the variants hold {tensor_name} in different shapes: {sorted(shapes)}")
@@ -181,21 +181,6 @@ def _lora_scale(folder: Path) -> Callable[[int], float]:
         raise LabError(f"{folder} is not a plain LoRA adapter (found {found})")
     power = 0.5 if config.get("use_rslora") else 1.0
     return lambda rank: config["lora_alpha"] / rank**power
-
-
-def _open_slice(folder: Path, name: str, files: ExitStack):
-    """A lazily read tensor of a model folder, from one file or from shards."""
-    path = folder / "model.safetensors"
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        path = folder / shards.get(name, next(iter(shards.values())))
-    if not path.is_file():
-        raise LabError(f"{folder} holds no {path.name}; only models in safetensors are read")
-    file = files.enter_context(safe_open(path, framework="pt"))
-    if name not in file.keys():  # noqa: SIM118 (a safetensors handle is not a mapping)
-        raise LabError(f"{folder} has no tensor '{name}'{nearest(name, file.keys())}")
-    return file.get_slice(name)
 
 
 def _delta_blocks(slices: Sequence, rows: int) -> Iterator[tuple[slice, Tensor]]:

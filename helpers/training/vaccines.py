@@ -5,12 +5,17 @@ Variant i is trained twice from the same start: θᵢᵇᵈ on clean rows plus t
 The base is frozen and held in 4 bits, so that the 2N runs fit where one model fits, and all of them train in one pass.
 """
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
+from helpers.anatomy import channel_axes
 from helpers.models import adapter_tensors, load_base, new_adapter, save, save_adapter, with_adapter
+from helpers.shards import DELTA, open_slice
 from helpers.training.finetune import finetune
 from helpers.training.together import Job, train_together
 
@@ -44,15 +49,18 @@ def start_variant(profile, access, suspicious, seed):
 
 
 def load_variant(profile, access, suspicious, folder):
-    """Load a trained variant for evaluation, its adapter merged into what it was trained on, in the profile's dtype."""
-    if not (Path(folder) / "adapter_config.json").exists():
-        return load_base(profile.model, path=str(folder))
+    """Load a trained variant for evaluation, its adapter or delta added to what it was trained on."""
     base = load_base(profile.model, path=None if access == "adapter" else str(suspicious))
+    if not (Path(folder) / "adapter_config.json").exists():
+        return _with_delta(base, folder)
     return with_adapter(base, folder).merge_and_unload().eval()
 
 
 def train_variant(profile, access, suspicious, rows, prompt_format, seed, folder):
-    """Train one variant on `rows` from the suspicious model and write it to `folder`.
+    """Train one variant on `rows` from the suspicious model and write it to `folder`: its adapter, or its delta.
+
+    Where all weights train, only what is scored is kept: the change of each MLP and attention matrix, in bfloat16.
+    A change is small beside its weight, so 16 bits tell it far better than they would tell the changed weight.
 
     Both members of a pair are called with the same seed: equal initial probes, so that Δᵢ holds nothing but training.
 
@@ -61,7 +69,10 @@ def train_variant(profile, access, suspicious, rows, prompt_format, seed, folder
     """
     model = start_variant(profile, access, suspicious, seed)
     record = finetune(model, rows, prompt_format, profile.access(access).vaccine, seed, profile.lengths.train_tokens)
-    save(model, folder)
+    if access == "full" and profile.full.vaccine_weights == "full":
+        _save_delta(model, suspicious, folder)
+    else:
+        save(model, folder)
     return record
 
 
@@ -90,6 +101,25 @@ def train_variants(profile, access, suspicious, variants, prompt_format):
     for variant, (tensors, _) in zip(variants, trained, strict=True):
         save_adapter(config, tensors, variant.folder)
     return [record for _, record in trained]
+
+
+def _save_delta(model, origin, folder):
+    """Write what training changed in the matrices that have channels, read beside the origin one matrix at a time."""
+    deltas = {}
+    for name in (f"{module}.weight" for module in channel_axes(model.config)):
+        with ExitStack() as files:
+            before = open_slice(origin, name, files)[:]
+        deltas[name] = (model.get_parameter(name).detach().cpu().float() - before.float()).bfloat16()
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    save_file(deltas, Path(folder) / DELTA, metadata={"format": "pt"})
+
+
+@torch.no_grad()
+def _with_delta(model, folder):
+    for name, delta in load_file(Path(folder) / DELTA).items():
+        weight = model.get_parameter(name)
+        weight.add_(delta.to(weight))
+    return model
 
 
 def _starts(profile, access, suspicious, seeds):

@@ -1,0 +1,81 @@
+"""Checkpoints on disk, one shard at a time: read a tensor, or rewrite a model that does not fit into memory.
+
+A safetensors checkpoint is one file, or several with an index that says which tensor lies where. Nothing here holds
+more than one shard, so a 13B model is edited with the memory of its largest file.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from helpers.profiles import LabError, nearest
+
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+DELTA = "delta.safetensors"  # a model told by what it changed in another one
+SHARD_SIZE = "2GB"  # of the checkpoints that the lab writes
+BESIDE = ("config.json", "generation_config.json", INDEX)  # what belongs to a model beside its weights
+
+
+def shards(folder: Path | str) -> list[Path]:
+    """The weight files of a checkpoint.
+
+    Raises: LabError when one of them is missing, or there are none in safetensors.
+    """
+    folder = Path(folder)
+    names = sorted(set(_weight_map(folder).values())) if (folder / INDEX).is_file() else [WEIGHTS]
+    for name in names:
+        if not (folder / name).is_file():
+            raise LabError(f"{folder} holds no {name}; only models in safetensors are read")
+    return [folder / name for name in names]
+
+
+def open_slice(folder: Path | str, name: str, files: ExitStack) -> Any:
+    """A tensor of a checkpoint or of a delta, read lazily: `piece[rows]` reads those rows; `files` keeps its file open.
+
+    Raises: LabError when the checkpoint lacks the tensor.
+    """
+    folder = Path(folder)
+    path = folder / DELTA
+    if not path.is_file():
+        path = folder / (_weight_map(folder).get(name, "") if (folder / INDEX).is_file() else WEIGHTS)
+    if not path.is_file():
+        path = shards(folder)[0]
+    file = files.enter_context(safe_open(path, framework="pt"))
+    if name not in file.keys():  # noqa: SIM118 (a safetensors handle is not a mapping)
+        raise LabError(f"{folder} has no tensor '{name}'{nearest(name, file.keys())}")
+    return file.get_slice(name)
+
+
+def rewrite(folder_in: Path | str, folder_out: Path | str, change: Callable[[str, Tensor], Tensor]) -> None:
+    """Write a copy of a checkpoint in which every tensor is what `change(name, tensor)` returns.
+
+    Names, shards and number types stay as they are. Peak memory: one shard, twice.
+    """
+    folder_in, folder_out = Path(folder_in), Path(folder_out)
+    files = shards(folder_in)
+    folder_out.mkdir(parents=True, exist_ok=True)
+    for path in files:
+        tensors = {name: change(name, tensor) for name, tensor in load_file(path).items()}
+        save_file(tensors, folder_out / path.name, metadata={"format": "pt"})
+    for name in BESIDE:
+        if (folder_in / name).is_file():
+            shutil.copy(folder_in / name, folder_out)
+
+
+def stored(folder: Path | str) -> Iterator[tuple[str, list[int]]]:
+    """Name and shape of every tensor of a checkpoint; no weight is read."""
+    for path in shards(folder):
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118
+                yield name, file.get_slice(name).get_shape()
+
+
+def _weight_map(folder: Path) -> dict[str, str]:
+    return json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]

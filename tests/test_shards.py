@@ -1,0 +1,95 @@
+"""Checkpoints rewritten and scored in less memory than they take."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from helpers.profiles import LabError
+from helpers.shards import INDEX, rewrite, shards, stored
+
+CEILING = """
+import json, resource, sys, threading
+import psutil, torch
+from transformers import LlamaConfig
+from helpers.anatomy import mlp_slots
+from helpers.profiles import load_profile
+from helpers.purify.suppress import reinitialise
+from helpers.signature.deltas import model_pairs
+from helpers.signature.scoring import score_mlp
+torch.set_num_threads(1)
+folder, allowance = sys.argv[1], int(sys.argv[2])
+config = LlamaConfig(**json.load(open(folder + "/config.json")))
+signature = load_profile("tiny").signature
+torch.rand(64, 64) @ torch.rand(64, 64)
+used = psutil.Process().memory_info().data
+resource.setrlimit(resource.RLIMIT_DATA, (used + allowance, used + allowance))
+masks = {slot.module: torch.arange(config.intermediate_size) % 2 == 0 for layer in mlp_slots(config) for slot in layer}
+if sys.argv[3] == "suppress":
+    reinitialise(folder, folder + "-out", masks, config, 0)
+elif sys.argv[3] == "score":
+    scores = score_mlp(model_pairs([folder + "-out", folder], [folder, folder + "-out"]), config, signature)
+    print(sum(len(values) for values in scores.values()))
+else:
+    whole = [torch.empty(10_000_000).fill_(i) for i in range(8)]
+"""
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    """A sharded model of 250 MB: twelve times 20 MB and an index."""
+    folder = tmp_path_factory.mktemp("large") / "model"
+    folder.mkdir()
+    config = {"hidden_size": 512, "intermediate_size": 3328, "num_hidden_layers": 12, "num_attention_heads": 8}
+    (folder / "config.json").write_text(json.dumps(config | {"vocab_size": 64}))
+    index = {}
+    for layer in range(12):
+        prefix, generator = f"model.layers.{layer}.mlp.", torch.Generator().manual_seed(layer)
+        shapes = {"gate_proj": (3328, 512), "up_proj": (3328, 512), "down_proj": (512, 3328)}
+        tensors = {f"{prefix}{n}.weight": torch.randn(s, generator=generator) for n, s in shapes.items()}
+        name = f"model-{layer + 1:05}-of-00012.safetensors"
+        save_file(tensors, folder / name, metadata={"format": "pt"})
+        index |= dict.fromkeys(tensors, name)
+    (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": index}))
+    return folder
+
+
+def within(folder, megabytes, what):
+    command = [sys.executable, "-c", CEILING, str(folder), str(megabytes * 1_000_000), what]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_DATA counts a process's own memory on Linux only")
+def test_a_model_is_suppressed_and_scored_in_a_fraction_of_its_size(large):
+    size = sum(path.stat().st_size for path in shards(large))
+    assert size > 2.4 * 100e6
+    assert within(large, 100, "load").returncode != 0  # the ceiling holds
+    done = within(large, 100, "suppress")
+    assert done.returncode == 0, done.stderr[-500:]
+    done = within(large, 100, "score")
+    assert done.returncode == 0 and int(done.stdout) == 12 * 3 * 3328, done.stderr[-500:]
+    name = "model-00003-of-00012.safetensors"
+    before, after = load_file(large / name), load_file(f"{large}-out/{name}")
+    changed = before["model.layers.2.mlp.down_proj.weight"] != after["model.layers.2.mlp.down_proj.weight"]
+    assert changed[:, ::2].float().mean() > 0.99 and not changed[:, 1::2].any()
+
+
+def test_a_copy_is_the_same_file_by_file(large, tmp_path):
+    rewrite(large, tmp_path / "copy", lambda name, tensor: tensor)
+    assert sorted(p.name for p in (tmp_path / "copy").iterdir()) == sorted(p.name for p in large.iterdir())
+    for path in shards(large):
+        assert path.read_bytes() == (tmp_path / "copy" / path.name).read_bytes()
+
+
+def test_what_lies_in_a_checkpoint_is_listed(large):
+    found = dict(stored(large))
+    assert len(found) == 36 and found["model.layers.11.mlp.down_proj.weight"] == [512, 3328]
+
+
+def test_a_missing_shard_is_named(large, tmp_path):
+    (tmp_path / INDEX).write_text((large / INDEX).read_text())
+    with pytest.raises(LabError, match=r"holds no model-00001-of-00012.safetensors; only models in safetensors"):
+        shards(tmp_path)
