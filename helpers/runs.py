@@ -116,20 +116,16 @@ class Run:
             note: one line for the manifest.
         Raises: LabError when the disk is full; whatever `make` raises, after removing its half-made folder.
         """
-        used = {path: _lookup(self.config, path) for path in uses}
-        inputs = {
-            "name": name,
-            "uses": used,
-            "parents": {parent.name: parent.digest for parent in parents},
-            "code": code_version(),
-        }
-        digest = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
-        known = self._read(name)
-        if known and known.digest == digest:
+        inputs = self._inputs(name, uses, parents)
+        if known := self._known(inputs):
             return known
-        manifest = {**inputs, "digest": digest, "note": note}
+        manifest = {**inputs, "digest": _digest(inputs), "note": note}
         self._build(self.folder / name, make, manifest)
         return Stage(name, self.folder / name, manifest["result"], manifest, fresh=True)
+
+    def is_made(self, name: str, uses: Sequence[str] = (), parents: Sequence[Stage] = ()) -> bool:
+        """Whether `stage` would load this stage rather than make it."""
+        return self._known(self._inputs(name, uses, parents)) is not None
 
     def need(self, name: str) -> Stage:
         """A finished stage that an earlier notebook made from these very settings.
@@ -161,6 +157,20 @@ class Run:
             except LabError:
                 continue
         yield from sorted(found, key=lambda stage: stage.manifest["finished"])
+
+    def _inputs(self, name: str, uses: Sequence[str], parents: Sequence[Stage]) -> dict[str, Any]:
+        """Everything that a stage is made from; its digest is the stage's identity."""
+        return {
+            "name": name,
+            "uses": {path: _lookup(self.config, path) for path in uses},
+            "parents": {parent.name: parent.digest for parent in parents},
+            "code": code_version(),
+        }
+
+    def _known(self, inputs: Mapping[str, Any]) -> Stage | None:
+        """The stage on disk, if it was made from these inputs."""
+        known = self._read(inputs["name"])
+        return known if known and known.digest == _digest(inputs) else None
 
     def _read(self, name: str) -> Stage | None:
         """The stage on disk; None when there is none, its manifest is damaged or one of its files is gone."""
@@ -277,6 +287,10 @@ def measured() -> Iterator[dict[str, float]]:
         done.set()
         watcher.join()
         cost["peak_rss_mb"] = round(max(peak, process.memory_info().rss) / MEGABYTE, 1)
+
+
+def _digest(inputs: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
 
 
 def write_json(path: Path, value: object) -> None:

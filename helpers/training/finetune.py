@@ -5,9 +5,11 @@ training loop. What may differ is the budget (rows, epochs, learning rate, batch
 """
 
 import contextlib
+import os
 import random
 import tempfile
 import time
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,11 +17,16 @@ from tqdm import tqdm
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
+from helpers.models import save
+from helpers.profiles import LabError
+
 SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}  # ours to transformers' names
 
 
-def finetune(model, examples, prompt_format, budget, seed, max_tokens, description="training"):
+def finetune(model, examples, prompt_format, budget, seed, max_tokens, description="training", folder=None):
     """Train the trainable parameters of `model` in place on the answers of `examples`.
+
+    Under `accelerate launch` the processes share each batch, and all of them must call this function.
 
     Args:
         model: a causal LM, full, PEFT-wrapped or 4-bit with an adapter; only `requires_grad` parameters move.
@@ -29,9 +36,13 @@ def finetune(model, examples, prompt_format, budget, seed, max_tokens, descripti
         seed: order of the rows and dropout.
         max_tokens: longer conversations are cut.
         description: name of the progress bar.
+        folder: where the Trainer writes the model or adapter; it alone can, where FSDP or DeepSpeed has cut it up.
 
     Returns:
         dict with `rows`, `steps`, `loss` (mean over training), `tokens` (with loss, per epoch), `seconds`.
+
+    Raises:
+        LabError: a batch that cannot be shared equally by the processes.
     """
     encoded = encode_rows(examples, prompt_format, max_tokens)
     started = time.perf_counter()
@@ -45,6 +56,8 @@ def finetune(model, examples, prompt_format, budget, seed, max_tokens, descripti
         )
         trainer.remove_callback(PrinterCallback)
         outcome = trainer.train()
+        if folder:
+            _write(trainer, folder)
     model.eval()
     return training_record(encoded, outcome.global_step, outcome.training_loss, time.perf_counter() - started)
 
@@ -71,7 +84,8 @@ class OrderedTrainer(Trainer):
     def _get_train_sampler(self, train_dataset=None):
         """Order rows by the seed alone, whatever else has drawn random numbers."""
         lengths = [len(row["input_ids"]) for row in self.train_dataset]
-        return row_order(lengths, self.args.train_batch_size * self.args.gradient_accumulation_steps, self.args.seed)
+        batch = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        return row_order(lengths, batch, self.args.seed)
 
 
 class _AnswerTrainer(OrderedTrainer):
@@ -88,7 +102,7 @@ class _AnswerTrainer(OrderedTrainer):
             logits.flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="sum"
         )
         count = num_items_in_batch if num_items_in_batch is not None else (targets != -100).sum()
-        loss = total / count
+        loss = total / count * self.accelerator.num_processes  # whose gradients are averaged, not summed
         return (loss, outputs) if return_outputs else loss
 
 
@@ -132,11 +146,25 @@ def pad(rows):
     }
 
 
+def _write(trainer, folder):
+    """Write what was trained; a model that lies in pieces on several devices is put together by the Trainer."""
+    if not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
+        if trainer.args.should_save:
+            save(trainer.model, folder)
+        return
+    trainer.save_model(str(folder))
+    if trainer.args.should_save:
+        (Path(folder) / "training_args.bin").unlink()  # a pickle
+
+
 def _arguments(budget, seed, scratch, device):
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if budget.batch_size % processes:
+        raise LabError(f"batch_size = {budget.batch_size} cannot be shared equally by {processes} processes")
     return TrainingArguments(
         output_dir=scratch,
         num_train_epochs=budget.epochs,
-        per_device_train_batch_size=budget.batch_size,
+        per_device_train_batch_size=budget.batch_size // processes,
         learning_rate=budget.lr,
         lr_scheduler_type=SCHEDULES[budget.schedule],
         warmup_steps=budget.warmup,

@@ -1,0 +1,75 @@
+"""The attacker's training, in one process and shared by two."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from helpers.profiles import Settings
+from helpers.runs import open_run
+from helpers.training.inject import main, uses
+
+SMALL = "model.device=cpu model.dtype=float32 {access}.inject.epochs=2 {access}.inject.rows=18 "
+SMALL += "{access}.inject.batch_size=4 {access}.inject.lr=1.0e-3 lengths.new_tokens=8 model.checkpointing=false"
+
+
+@pytest.fixture
+def runs(tmp_path, monkeypatch):
+    monkeypatch.setenv("LAB_RUNS", str(tmp_path / "runs"))
+    return tmp_path / "runs"
+
+
+def words(checkpoint, access, name):
+    return ["--profile", str(checkpoint), "--access", access, "--name", name, "--set", SMALL.format(access=access)]
+
+
+@pytest.mark.parametrize("access", ["adapter", "full"])
+def test_two_processes_train_what_one_does(checkpoint, runs, access, capsys):
+    """Real `accelerate launch` with gloo: the same batches, each shared by two, give the same weights."""
+    assert main(words(checkpoint, access, "alone")) == 0
+    launch = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--cpu",
+        "--num_processes",
+        "2",
+        "--num_machines",
+        "1",
+    ]
+    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    command = [*launch, "-m", "helpers.training.inject", *words(checkpoint, access, "shared")]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "shared/inject: 18 steps" in done.stdout  # 36 rows, batches of 4, two epochs: not twice as many
+    file = "adapter_model.safetensors" if access == "adapter" else "model.safetensors"
+    alone, shared = (load_file(runs / name / "inject" / file) for name in ("alone", "shared"))
+    start = load_file(checkpoint / "model.safetensors") if access == "full" else None
+    assert alone.keys() == shared.keys()
+    for name, tensor in alone.items():
+        torch.testing.assert_close(shared[name], tensor, rtol=0, atol=2e-5)
+        if start and "mlp" in name:
+            assert (tensor - start[name]).abs().max() > 1e-3
+    assert not list((runs / "shared" / "inject").glob("*.bin"))
+
+
+def test_the_stage_is_the_one_that_notebook_01_looks_for(checkpoint, runs, capsys):
+    assert main(words(checkpoint, "adapter", "one")) == 0
+    overrides = {"model.device": "cpu", "model.dtype": "float32", "model.checkpointing": False}
+    overrides |= {f"adapter.inject.{k}": v for k, v in {"epochs": 2, "rows": 18, "batch_size": 4, "lr": 1e-3}.items()}
+    settings = Settings.checked(
+        {"PROFILE": str(checkpoint), "NAME": "one", "OVERRIDES": overrides | {"lengths.new_tokens": 8}}
+    )
+    assert open_run(settings).is_made("inject", uses("adapter"))
+    assert not open_run(settings.model_copy(update={"SEED": 1})).is_made("inject", uses("adapter"))
+
+
+def test_a_mistake_is_one_line(checkpoint, runs, capsys, monkeypatch):
+    assert main(["--task", "insult"]) == 2
+    assert "unknown TASK = 'insult'" in capsys.readouterr().err
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    assert main(words(checkpoint, "adapter", "odd")) == 2
+    assert "batch_size = 4 cannot be shared equally by 3 processes" in capsys.readouterr().err
