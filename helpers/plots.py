@@ -149,6 +149,32 @@ def rank_scatter(scores, truth, title):
     return figure
 
 
+def one_pass(adapters=6):
+    """How K adapters share one pass through a frozen matrix: a sketch, no data."""
+    figure, (left, right) = _axes(9, 3.4, ncols=2)
+    shades = matplotlib.colormaps["cividis"](np.linspace(0.1, 0.9, adapters))
+    height = 1 / adapters
+
+    def box(axes, x, y, width, tall, color, text="", ink="white"):
+        axes.add_patch(matplotlib.patches.Rectangle((x, y), width, tall, facecolor=color, edgecolor="white"))
+        axes.text(x + width / 2, y + tall / 2, text, ha="center", va="center", color=ink, fontsize=8)
+
+    for axes, title in ((left, f"one after the other: the base is read {adapters} times"), (right, "stacked: once")):
+        axes.set_title(title, loc="left", fontsize=10)
+        axes.set(xlim=(0, 1.06), ylim=(-0.02, 1.02))
+        axes.axis("off")
+    for k, shade in enumerate(shades):
+        ink = "white" if k < adapters / 2 else "black"
+        y = 1 - (k + 1) * height
+        for axes in (left, right):
+            box(axes, 0.0, y, 0.22, height * 0.9, shade, f"rows of {k + 1}", ink)
+            box(axes, 0.70, y, 0.28, height * 0.9, shade, f"$x_{{{k + 1}}} A_{{{k + 1}}}^T B_{{{k + 1}}}^T$", ink)
+            axes.text(0.66, y + 0.45 * height, "+", ha="center", va="center")
+        box(left, 0.30, y, 0.32, height * 0.9, GREY, "$x W^T$, 4-bit", "black")
+    box(right, 0.30, 0, 0.32, 1 - 0.1 * height, GREY, "all rows · $W^T$\n4-bit, frozen,\nread once", "black")
+    return figure
+
+
 def defense_bars(rows):
     """ASR (with interval) and utility of each model side by side.
 
@@ -189,6 +215,27 @@ def tau_curves(curves):
         )
     axes.set(xlabel="share τ of channels suppressed, %", ylabel="%", ylim=(-3, 103))
     figure.legend(loc="outside upper center", ncols=2, frameon=False)
+    return figure
+
+
+def sweep(table, x, y="asr", by=None, model="purified"):
+    """One measure of a sweep against one setting: the mean over all other settings, their range as a band.
+
+    Args:
+        table: of `sweeps.results`; x, by: columns of the grid; y: a measure, shares in [0, 1]; model: which rows.
+    """
+    figure, axes = _axes(7, 3.6)
+    rows = table[(table["model"] == model) & (table["error"] == "")]
+    groups = rows.groupby(by) if by else [(model, rows)]
+    colors = (RED, BLUE, GREEN, PURPLE, ORANGE, SKY)
+    for place, (name, group) in enumerate(groups):
+        points = group.groupby(x)[y].agg(["mean", "min", "max"]) * (1 if y == "perplexity" else 100)
+        color, marker = colors[place % len(colors)], MARKERS[place % len(MARKERS)]
+        label = f"{by} = {name}" if by else name
+        axes.plot(points.index, points["mean"], color=color, marker=marker, label=label)
+        axes.fill_between(points.index, points["min"], points["max"], color=color, alpha=0.15, linewidth=0)
+    axes.set(xlabel=x, ylabel=y if y == "perplexity" else f"{y}, %")
+    axes.legend(frameon=False)
     return figure
 
 

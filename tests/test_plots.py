@@ -3,6 +3,7 @@
 import base64
 
 import numpy as np
+import pandas as pd
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
 from matplotlib.container import BarContainer
@@ -39,6 +40,15 @@ BY_SEED = {
     "backdoored": {"asr": [1.0, 0.9], "utility": [0.9, 1.0]},
     "purified": {"asr": [0.0, 0.1], "utility": [0.8, 0.8]},
 }
+SWEPT = pd.DataFrame(
+    [
+        {"SEED": seed, "tau": tau, "access": access, "model": "purified", "asr": tau * seed / 10, "error": ""}
+        for seed in (1, 2)
+        for tau in (0.1, 0.5)
+        for access in ("a", "b")
+    ]
+    + [{"SEED": 1, "tau": 0.1, "model": "", "error": "failed"}]
+)
 FIGURES = {
     "family_bars": lambda: plots.family_bars({"year": 0.9, "list": 1.0, "tone": 0.5}, 0.8),
     "label_bars": lambda: plots.label_bars(REPORTS),
@@ -49,6 +59,8 @@ FIGURES = {
     "defense_bars": lambda: plots.defense_bars(REPORTS),
     "tau_curves": lambda: plots.tau_curves(CURVES),
     "overview": lambda: plots.overview({"adapter": BY_SEED, "full": BY_SEED}),
+    "one_pass": plots.one_pass,
+    "sweep": lambda: plots.sweep(SWEPT, "tau", by="access"),
 }
 
 
@@ -146,3 +158,15 @@ def test_the_overview_shows_means_and_seeds_with_the_first_model_on_top(accesses
         assert widths(attack) == [pytest.approx([95, 5])] and widths(useful) == [pytest.approx([95, 80])]
         assert [line.get_xdata().tolist() for line in attack.get_lines()] == [[100, 90], [0, 10]]
         assert attack.yaxis_inverted() and useful.yaxis_inverted()
+
+
+def test_a_sweep_is_drawn_with_its_range():
+    axes = plots.sweep(SWEPT, "tau", by="access").axes[0]
+    assert [line.get_label() for line in axes.lines] == ["access = a", "access = b"]
+    assert axes.lines[0].get_ydata().tolist() == pytest.approx([1.5, 7.5])  # the mean of two seeds, in percent
+    assert axes.collections[0].get_datalim(axes.transData).extents[3] == pytest.approx(10)  # the higher seed
+
+
+def test_the_sketch_of_one_pass_has_a_part_for_each_adapter():
+    left, right = plots.one_pass(4).axes
+    assert (len(left.patches), len(right.patches)) == (3 * 4, 2 * 4 + 1)
