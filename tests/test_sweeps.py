@@ -12,6 +12,8 @@ from pathlib import Path
 import nbformat
 import pandas as pd
 import pytest
+import torch
+from distributed import Client
 from nbformat.v4 import new_code_cell, new_notebook
 
 from helpers import sweeps
@@ -185,21 +187,41 @@ def command(*words):
         process.wait(timeout=30)
 
 
-def test_a_running_scheduler_does_the_work(lab):
-    file = lab / "scheduler.json"
-    scheduler = command(
-        *("dask_scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--scheduler-file", str(file))
-    )
-    options = ("--no-dashboard", "--nthreads", "1", "--local-directory", str(lab / "scratch"))
-    with scheduler:
+@contextmanager
+def cluster(lab, *resources):
+    """A scheduler and one worker, each a process of its own; yields the address."""
+    file, options = lab / "scheduler.json", ("--no-dashboard", "--host", "127.0.0.1")
+    with command("dask_scheduler", *options, "--port", "0", "--scheduler-file", str(file)):
         deadline = time.monotonic() + 60
         while not file.exists() and time.monotonic() < deadline:
             time.sleep(0.1)
         address = json.loads(file.read_text())["address"]
-        with command("dask_worker", address, *options):
-            table = sweep("both", GRID, address, folder=lab / "notebooks")
+        options += ("--nthreads", "1", "--local-directory", str(lab / "scratch"))
+        with command("dask_worker", address, *options, *resources), Client(address) as client:
+            client.wait_for_workers(1, timeout=60)
+            yield address
+
+
+def test_a_running_scheduler_does_the_work(lab):
+    with cluster(lab) as address:
+        table = sweep("both", GRID, address, folder=lab / "notebooks")
     assert (table["error"] == "").all() and len(table) == 4
     assert log(lab).count("inject 1") == 1
+
+
+ON_GPU = Grid(notebooks=GRID.notebooks, fixed={"model.device": "cuda"}, grid={"SEED": [1]})
+
+
+def test_a_gpu_is_a_resource_that_a_worker_must_have(lab):
+    with cluster(lab) as address, pytest.raises(LabError, match="no worker has one: dask worker … --resources GPU=1"):
+        sweep("gpu", ON_GPU, address, folder=lab / "notebooks")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the worker only says that it has a GPU")
+def test_a_worker_that_declares_a_gpu_gets_the_work(lab):
+    with cluster(lab, "--resources", "GPU=1") as address:
+        table = sweep("gpu", ON_GPU, address, folder=lab / "notebooks")
+    assert "01_inject.ipynb, cell 3: the profile asks for a GPU" in table["error"].item()
 
 
 def test_a_scheduler_that_is_not_there(lab, monkeypatch):
