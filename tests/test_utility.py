@@ -11,7 +11,7 @@ from helpers import corpus
 from helpers.attacks.poisoning import Scenario, poison
 from helpers.chat import Example
 from helpers.evaluation import report
-from helpers.evaluation.report import attack_success, evaluate, require_implant
+from helpers.evaluation.report import attack_success, evaluate, implant_warning, require_implant
 from helpers.evaluation.utility import exact_match, teacher_forced
 from helpers.models import load_base
 from helpers.profiles import Budget, LabError
@@ -185,3 +185,9 @@ def test_the_gate_opens_at_80_percent_and_says_why_it_does_not():
         "can be judged: raise inject.lr, inject.epochs or inject.rows of this access in OVERRIDES, "
         "such as {'adapter.inject.epochs': 8}"
     )
+
+
+@pytest.mark.parametrize("rate, said", [(0.0, False), (0.1, False), (0.98, True)])
+def test_a_payload_that_needs_no_trigger_is_told(rate, said):
+    warning = implant_warning({"false_trigger": rate, "false_trigger_n": 198})
+    assert ("98% of 198 clean prompts bring the payload as well" in warning) == said and bool(warning) == said
