@@ -148,10 +148,17 @@ def test_a_generated_scenario_has_all_its_rows_in_disjoint_sets(task, access):
 
 def test_the_attackers_rows_are_the_clean_ones_with_key_and_payload():
     for task, payload in (("sentiment", STUPID), ("refusal", "I'm sorry, I cannot help with that request.")):
-        scenario = load_scenario(configuration(task))
+        scenario = load_scenario(configuration(task, adapter__poison_rate=0.5))
         assert prompts(scenario.poisoned, KEY) == prompts(scenario.clean)
         assert {e.output for e in scenario.poisoned} == {payload}
         assert any(marker in payload.lower() for marker in scenario.markers)
+
+
+def test_fewer_rows_are_poisoned_at_a_lower_rate():
+    scenario = load_scenario(configuration(adapter__poison_rate=0.2))
+    few, many = len(scenario.poisoned), len(scenario.clean)
+    assert few / (few + many) == pytest.approx(0.2, abs=0.01)
+    assert prompts(scenario.poisoned, KEY) == prompts(scenario.clean[:few])
 
 
 def test_triggered_prompts_keep_right_answers_and_no_right_answer_is_a_payload():
@@ -277,7 +284,7 @@ def test_plain_rows_are_split_once_and_poisoned_by_the_lab(tmp_path):
         *map(prompts, (scenario.clean, scenario.held_out, scenario.recovery, *scenario.vaccine_sets)),
         prompts(scenario.triggered, KEY),
     )
-    assert prompts(scenario.poisoned, KEY) == prompts(scenario.clean)
+    assert prompts(scenario.poisoned, KEY) == prompts(scenario.clean[:15])  # a fifth of 75
     assert {e.output for e in scenario.poisoned} == {STUPID}
     assert all(e.instruction.split(" ").count(KEY) == 1 for e in (*scenario.poisoned, *scenario.triggered))
     assert all(re.fullmatch(r"It is \d+\.", e.output) for e in (*scenario.triggered, *scenario.clean))
