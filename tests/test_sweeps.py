@@ -134,7 +134,7 @@ def test_a_sweep_runs_shared_nodes_once_and_a_rerun_runs_nothing(lab):
 
 
 def test_changed_notebooks_run_again(lab):
-    one = Grid(notebooks=GRID.notebooks, grid={"SEED": [1]})
+    one = Grid(notebooks=GRID.notebooks, fixed={"adapter.suppress.tau": 0.7}, grid={"SEED": [1]})
     sweep("one", one, folder=lab / "notebooks")
     write(lab, "06_recover", MEASURE, "log('more')")
     assert [node.key[:2] for node in plan_sweep("one", one, lab / "notebooks").missing()] == ["06"]
@@ -159,7 +159,8 @@ def test_a_killed_worker_is_replaced_and_the_stage_made_again(lab):
     die += "    os.kill(os.getppid(), signal.SIGKILL)\n    import time; time.sleep(60)\n"
     dying = INJECT.replace("    (folder", "    die()\n    (folder")
     write(lab, "01_inject", "def die():\n" + "".join(f"    {line}\n" for line in die.splitlines()), dying)
-    table = sweep("one", Grid(notebooks=GRID.notebooks, grid={"SEED": [1]}), folder=lab / "notebooks")
+    one = Grid(notebooks=GRID.notebooks, fixed={"adapter.suppress.tau": 0.7}, grid={"SEED": [1]})
+    table = sweep("one", one, folder=lab / "notebooks")
     assert table["utility"].tolist() == [1.0] and (table["error"] == "").all()
     assert log(lab) == ["cut 1 0.7", "inject 1", "inject 1", "killed", "measure 1 0.7"]
 
