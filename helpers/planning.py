@@ -16,11 +16,12 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from helpers import corpus
 from helpers.anatomy import attention_slots, channel_axes, mlp_slots
 from helpers.attacks.poisoning import load_scenario
 from helpers.chat import Example
 from helpers.models import load_config, load_format, new_adapter
-from helpers.profiles import LabError, Profile, Settings
+from helpers.profiles import Access, Budget, LabError, Profile, Settings
 from helpers.training.finetune import encode_rows, finetune
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -31,6 +32,8 @@ ADAPTER_STATE = 16  # bytes for each trained LoRA number: value, gradient, two m
 HEAP = {("cpu", "lora"): 2.1, ("cpu", "full"): 1.15, ("cuda", "lora"): 1.15, ("cuda", "full"): 1.15}
 CUDA_CONTEXT = 600e6  # bytes of a GPU that a process takes before its first tensor (assumed)
 UTILISATION = {"cpu": 0.5, "cuda": 0.35}  # share of the machine's multiplication speed that these stages reach
+TAU_POINTS = 4  # further points of notebook 06's curve, each a suppression and a recovery
+SHARD_BYTES = 2e9  # see `shards.SHARD_SIZE`
 ROOM = 0.95  # share of the free memory that a stage may fill
 REMEDIES = ("model.checkpointing=true", "lengths.at_once=1024", "{access}.inject.batch_size=1")
 REMEDIES += ("{access}.recover.batch_size=1", "evaluation.batch_size=4", "model.dtype=bfloat16")
@@ -142,68 +145,86 @@ def costs(settings: Settings, model: Shape, row: Rows) -> list[Cost]:
     fewer, seven ranks more when a LoRA adapter trains), with checkpointing one block of them and each block's input.
     Arithmetic: 6 FLOPs per weight and token to train all weights, 4 to train an adapter over them, 2 to read.
     """
-    profile, access = settings.profile, settings.profile.access(settings.ACCESS)
-    spec, by_adapter = profile.model, settings.ACCESS == "adapter"
-    number = BYTES[spec.dtype]
-    whole, members = model.parameters * number, 2 * profile.signature.n
+    run = _Run(settings, model, row)
+    access = settings.profile.access(settings.ACCESS)
+    poisoned = access.inject.rows * access.poison_rate / (1 - access.poison_rate)
+    return [
+        run.training("inject", 1, access.inject, access.inject.rows + poisoned),
+        run.evaluation(2 + run.cuts + run.healed + TAU_POINTS),
+        *run.vaccines(access),
+        Cost("suppress", run.cuts, run.suppressing, None, None, run.cuts * run.suspicious, 0),
+        run.training("recover", run.healed + TAU_POINTS, access.recover, access.recover.rows, kept=run.healed),
+    ]
 
-    def activations(tokens: float, lora: bool) -> float:
+
+class _Run:
+    """The sizes of one run, and what each kind of stage costs at them."""
+
+    def __init__(self, settings: Settings, model: Shape, row: Rows):
+        self.profile, self.model, self.row = settings.profile, model, row
+        self.by_adapter = settings.ACCESS == "adapter"
+        self.number = BYTES[self.profile.model.dtype]
+        self.whole, self.members = model.parameters * self.number, 2 * self.profile.signature.n
+        self.suspicious = model.adapter * 4 if self.by_adapter else self.whole
+        self.suppressing = self.suspicious if self.by_adapter else 2 * min(self.whole, SHARD_BYTES)
+        # an adapter's own norms rank its channels, too: one control more than with full access
+        self.cuts, self.healed = (4, 5) if self.by_adapter else (3, 4)
+
+    def activations(self, tokens: float, lora: bool) -> float:
+        """Bytes held for the backward pass of so many tokens."""
+        model, spec, row = self.model, self.profile.model, self.row
         kept = 4 * model.inner + 4 * model.query
-        kept += 4 * model.hidden + 7 * profile.lora.r if lora else 6 * model.hidden
+        kept += 4 * model.hidden + 7 * self.profile.lora.r if lora else 6 * model.hidden
         blocks = kept + model.layers * model.hidden if spec.checkpointing else kept * model.layers
         logits = 3 * model.vocabulary * row.answer / row.mean
-        return HEAP[spec.device, "lora" if lora else "full"] * number * tokens * (blocks + logits)
+        return HEAP[spec.device, "lora" if lora else "full"] * self.number * tokens * (blocks + logits)
 
-    def based(stage: str, times: int, other: float, disk: float, flops: float, four_bit: bool = False) -> Cost:
+    def based(self, stage: str, times: int, other: float, disk: float, flops: float, four_bit: bool = False) -> Cost:
         """A stage over a frozen base, which may be held in either precision."""
-        of_base = {bits: model.weights(dtype, bits == 4) for bits, dtype in ((16, "bfloat16"), (4, spec.dtype))}
-        loaded = model.weights(spec.dtype, four_bit)
-        return Cost(stage, times, other + loaded, other + of_base[16], other + of_base[4], disk, flops)
+        dtype = self.profile.model.dtype
+        half, quarter = self.model.weights("bfloat16"), self.model.weights(dtype, four_bit=True)
+        loaded = self.model.weights(dtype, four_bit)
+        return Cost(stage, times, other + loaded, other + half, other + quarter, disk, flops)
 
-    def training(stage: str, times: int, budget: Any, count: float) -> Cost:
-        tokens = times * count * budget.epochs * row.mean
-        if by_adapter:
-            other = model.adapter * ADAPTER_STATE + activations(budget.batch_size * row.longest, lora=True)
-            return based(stage, times, other, times * model.adapter * 4, 4 * model.parameters * tokens)
-        memory = 4 * whole + activations(budget.batch_size * row.longest, lora=False)  # value, gradient, two moments
-        return Cost(stage, times, memory, None, None, times * whole, 6 * model.parameters * tokens)
+    def training(self, stage: str, times: int, budget: Budget, count: float, kept: int = 1) -> Cost:
+        """Training on so many rows, repeated `times`; `kept` of the results stay on the disk."""
+        tokens, model = times * count * budget.epochs * self.row.mean, self.model
+        held = self.activations(budget.batch_size * self.row.longest, self.by_adapter)
+        if self.by_adapter:
+            other = model.adapter * ADAPTER_STATE + held
+            return self.based(stage, times, other, kept * model.adapter * 4, 4 * model.parameters * tokens)
+        memory = 4 * self.whole + held  # value, gradient, two moments
+        return Cost(stage, times, memory, None, None, kept * self.whole, 6 * model.parameters * tokens)
 
-    # an adapter's own norms rank its channels, too: one control more than with full access
-    cuts, healed = (4, 5) if by_adapter else (3, 4)
-    suspicious = model.adapter * 4 if by_adapter else whole
-    poisoned = access.inject.rows * access.poison_rate / (1 - access.poison_rate)
-    width = profile.evaluation.batch_size * (row.longest + profile.lengths.new_tokens)
-    reading = HEAP[spec.device, "full"] * number * width * (model.layers * model.cached + 4 * model.inner) + (
-        suspicious if by_adapter else 0
-    )
-    answers = (
-        (profile.evaluation.n + 23 * profile.evaluation.per_family) * 2 * model.parameters * (row.mean + row.answer)
-    )
-    seen = 1.5 * members * access.vaccine.rows * access.vaccine.epochs * row.mean
-    measured = 2 + cuts + healed + 4
-    result = [
-        training("inject", 1, access.inject, access.inject.rows + poisoned),
-        based("evaluate", measured, reading, 0, measured * answers),
-    ]
-    if by_adapter or access.vaccine_weights == "lora":
-        at_once = max(profile.lengths.at_once, members * row.longest)
-        at_once = min(at_once, members * access.vaccine.batch_size * row.longest)
-        other = members * model.adapter * ADAPTER_STATE + activations(at_once, lora=True)
-        result += [
-            based("variants", 1, other, members * model.adapter * 4, 4 * model.parameters * seen, four_bit=True),
-            Cost("scores", 1, members * model.adapter * 4, None, None, 3 * 8 * model.inner * model.layers, 0),
-        ]
-    else:
-        memory = 4 * whole + activations(access.vaccine.batch_size * row.longest, lora=False)
-        result += [
-            Cost("variants", 1, memory, None, None, members * whole, 6 * model.parameters * seen),
+    def evaluation(self, times: int) -> Cost:
+        """Answers to the triggered prompts and the clean questions."""
+        model, row, sizes = self.model, self.row, self.profile.evaluation
+        width = sizes.batch_size * (row.longest + self.profile.lengths.new_tokens)
+        heap = HEAP[self.profile.model.device, "full"]
+        other = heap * self.number * width * (model.layers * model.cached + 4 * model.inner)
+        other += self.suspicious if self.by_adapter else 0
+        rows = sizes.n + sizes.per_family * len(corpus.FAMILIES)
+        return self.based("evaluate", times, other, 0, times * rows * 2 * model.parameters * (row.mean + row.answer))
+
+    def vaccines(self, access: Access) -> list[Cost]:
+        """Training the 2N variants, all at once as adapters or one after the other in full, and scoring them."""
+        model, members, longest = self.model, self.members, self.row.longest
+        seen = 1.5 * members * access.vaccine.rows * access.vaccine.epochs * self.row.mean
+        if self.by_adapter or access.vaccine_weights == "lora":
+            at_once = max(self.profile.lengths.at_once, members * longest)
+            at_once = min(at_once, members * access.vaccine.batch_size * longest)
+            other, stored = members * model.adapter * ADAPTER_STATE, members * model.adapter * 4
+            other += self.activations(at_once, lora=True)
+            return [
+                self.based("variants", 1, other, stored, 4 * model.parameters * seen, four_bit=True),
+                Cost("scores", 1, stored, None, None, 3 * 8 * model.inner * model.layers, 0),
+            ]
+        memory = 4 * self.whole + self.activations(access.vaccine.batch_size * longest, lora=False)
+        stored = members * model.blocks * 2  # changes in 16 bits
+        return [
+            Cost("variants", 1, memory, None, None, stored, 6 * model.parameters * seen),
             Cost("scores", 1, (members + 2) * model.inner * model.hidden * 4, None, None, 0, 0),
         ]
-    return [
-        *result,
-        Cost("suppress", cuts, suspicious, None, None, cuts * suspicious, 0),
-        training("recover", healed + 4, access.recover, access.recover.rows),  # four of them for the τ curve
-    ]
 
 
 def this_machine(settings: Settings) -> Machine:
