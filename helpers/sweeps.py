@@ -276,7 +276,10 @@ def _client(scheduler: str, gpu: bool) -> Iterator[Any]:
                 raise LabError("the profile asks for a GPU and no worker has one: dask worker … --resources GPU=1")
             yield client
         return
-    settings = {"distributed.scheduler.allowed-failures": ATTEMPTS - 1}
+    settings = {
+        "distributed.scheduler.allowed-failures": ATTEMPTS - 1,
+        "distributed.nanny.pre-spawn-environ": {"DASK_LOGGING__DISTRIBUTED": "critical"},  # one progress bar is enough
+    }
     with (
         dask.config.set(settings),
         TemporaryDirectory() as scratch,
