@@ -20,12 +20,11 @@ from typing import Any
 
 import nbformat
 import pandas as pd
-import yaml
 
 from helpers import plots
 from helpers.execution import NOTEBOOKS, execute, numbered
 from helpers.planning import report
-from helpers.profiles import ROOT, LabError, Settings, parse_overrides, require_device
+from helpers.profiles import ROOT, LabError, Settings, require_device
 from helpers.runs import Run, Stage, open_run, read_json, runs_folder, versions, write_json
 from helpers.sweeps import read_grid, sweep
 
@@ -198,11 +197,7 @@ def _parser() -> argparse.ArgumentParser:
     plan = commands.add_parser("plan", help="what such a run will cost, and whether it fits this machine")
     plan.set_defaults(command=_plan)
     for command in (run, plan):
-        for name, field in Settings.model_fields.items():
-            if name != "OVERRIDES":
-                command.add_argument(f"--{name.lower()}", dest=name, default=argparse.SUPPRESS, help=field.description)
-        overrides = Settings.model_fields["OVERRIDES"].description
-        command.add_argument("--set", dest="OVERRIDES", default="", metavar='"KEY=VALUE …"', help=overrides)
+        Settings.add_options(command)
     execute = commands.add_parser("execute", help="refresh the outputs stored in the notebooks")
     execute.set_defaults(command=lambda options, folder: refresh_outputs(folder))
     grid = commands.add_parser("sweep", help="all cells of a grid, into runs/<name>/, on all cores or a cluster")
@@ -216,20 +211,13 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _settings(options: argparse.Namespace) -> Settings:
-    values = {name: value for name, value in vars(options).items() if name in Settings.model_fields}
-    if "SEED" in values:
-        values["SEED"] = yaml.safe_load(values["SEED"])
-    return Settings.checked(values | {"OVERRIDES": parse_overrides(options.OVERRIDES)})
-
-
 def _plan(options: argparse.Namespace, folder: Path) -> None:
-    for line in report(_settings(options)):
+    for line in report(Settings.from_options(options)):
         print(line)
 
 
 def _run(options: argparse.Namespace, folder: Path) -> None:
-    settings = _settings(options)
+    settings = Settings.from_options(options)
     require_device(settings.profile.model)
     run = run_notebooks(settings, folder)
     summary = summarise(run)
@@ -241,11 +229,14 @@ def _run(options: argparse.Namespace, folder: Path) -> None:
 
 
 def _sweep(options: argparse.Namespace, folder: Path) -> None:
-    table = sweep(options.name or options.grid.stem, read_grid(options.grid), options.scheduler, folder)
-    failed = table[table["error"] != ""] if "error" in table else table
+    name = options.name or options.grid.stem
+    table = sweep(name, read_grid(options.grid), options.scheduler, folder)
+    failed = table[table["error"] != ""]
+    # where every cell failed, there are no measures
+    shown = table[table["error"] == ""].drop(columns=["manifest", "error", *LABELS], errors="ignore")
     with pd.option_context("display.width", 200, "display.max_columns", None, "display.max_rows", 100):
-        print(table[table["error"] == ""].drop(columns=["manifest", "error", *LABELS]).to_string(index=False))
-    print(f"\nresults: {_shown(runs_folder() / (options.name or options.grid.stem) / 'results.csv')} (and .parquet)")
+        print(shown.to_string(index=False))
+    print(f"\nresults: {_shown(runs_folder() / name / 'results.csv')} (and .parquet)")
     if len(failed):
         lines = "\n".join(sorted(set(failed["error"])))
         raise LabError(f"{len(failed)} of the cells failed; the same command tries them again:\n{lines}")

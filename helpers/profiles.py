@@ -5,6 +5,7 @@ only what a reader would change. Both are checked strictly before anything runs:
 ignored a misspelled learning rate is a result nobody can trust.
 """
 
+import argparse
 import copy
 import difflib
 import functools
@@ -264,6 +265,23 @@ class Settings(Strict):
             raise LabError(f"DATA = '{data}' does not exist (a folder, a .json, .jsonl or .parquet file, or a hub id)")
         _ = located.profile  # raises here, before anything runs, when a number in it is wrong
         return located
+
+    @classmethod
+    def add_options(cls, parser: argparse.ArgumentParser) -> None:
+        """Give a command line one option for each parameter: `--profile`, `--seed` … and `--set "KEY=VALUE …"`."""
+        for name, field in cls.model_fields.items():
+            if name != "OVERRIDES":
+                parser.add_argument(f"--{name.lower()}", dest=name, default=argparse.SUPPRESS, help=field.description)
+        overrides = cls.model_fields["OVERRIDES"].description
+        parser.add_argument("--set", dest="OVERRIDES", default="", metavar='"KEY=VALUE …"', help=overrides)
+
+    @classmethod
+    def from_options(cls, options: argparse.Namespace) -> Self:
+        """Collect and check what `add_options` has parsed."""
+        values = {name: value for name, value in vars(options).items() if name in cls.model_fields}
+        if "SEED" in values:
+            values["SEED"] = yaml.safe_load(values["SEED"])
+        return cls.checked(values | {"OVERRIDES": parse_overrides(options.OVERRIDES)})
 
     @functools.cached_property
     def profile(self) -> Profile:

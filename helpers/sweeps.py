@@ -201,7 +201,7 @@ def results(plan: Plan, errors: Mapping[str, str]) -> pd.DataFrame:
                         "error": "",
                     }
                 )
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows) if rows else pd.DataFrame(columns=["model", "error"])
 
 
 def run_node(node: Node, root: Path, parent: Outcome | None = None) -> Outcome:
@@ -270,9 +270,8 @@ def _client(scheduler: str, gpu: bool) -> Iterator[Any]:
         except OSError as error:
             raise LabError(f"no Dask scheduler answers at SCHEDULER={scheduler}: `dask scheduler` starts it") from error
         with client:
-            if gpu and not any(
-                "GPU" in worker["resources"] for worker in client.scheduler_info(-1)["workers"].values()
-            ):
+            workers = client.scheduler_info(-1)["workers"].values()
+            if gpu and not any("GPU" in worker["resources"] for worker in workers):
                 raise LabError("the profile asks for a GPU and no worker has one: dask worker … --resources GPU=1")
             yield client
         return

@@ -97,7 +97,8 @@ def reinitialise(
     for module, mask in masks.items():
         _check_length(module, mask, shapes[f"{module}.weight"][axes[module]])
 
-    def change(name: str, tensor: Tensor) -> Tensor:
+    def redraw(name: str, tensor: Tensor) -> Tensor:
+        """One tensor of the checkpoint, its selected channels drawn anew."""
         module, _, kind = name.rpartition(".")
         if module not in masks or not masks[module].any():
             return tensor
@@ -105,7 +106,7 @@ def reinitialise(
             return tensor.masked_fill(masks[module], 0) if axes[module] == ROWS else tensor
         return _redrawn(tensor, masks[module], axes[module], f"{seed}/{module}")
 
-    rewrite(folder_in, folder_out, change)
+    rewrite(folder_in, folder_out, redraw)
 
 
 def _redrawn(weight: Tensor, mask: BoolTensor, axis: int, seed: str) -> Tensor:

@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 
 from helpers.attacks.poisoning import load_scenario
 from helpers.models import load_base, load_format, new_adapter
-from helpers.profiles import LabError, Settings, parse_overrides
+from helpers.profiles import LabError, Settings
 from helpers.runs import open_run
 from helpers.training.finetune import finetune
 
@@ -39,13 +39,10 @@ def inject(profile, access, scenario, prompt_format, seed, folder):
 def main(arguments=None):
     """Make the stage `inject` of a run; every process that `accelerate launch` starts calls this."""
     parser = argparse.ArgumentParser(prog="accelerate launch -m helpers.training.inject")
-    for name in ("profile", "attack", "task", "access", "name", "data"):
-        parser.add_argument(f"--{name}", dest=name.upper(), default=argparse.SUPPRESS)
-    parser.add_argument("--seed", dest="SEED", type=int, default=argparse.SUPPRESS)
-    parser.add_argument("--set", dest="OVERRIDES", default="")
-    options = vars(parser.parse_args(arguments))
+    Settings.add_options(parser)
+    options = parser.parse_args(arguments)
     try:
-        settings = Settings.checked(options | {"OVERRIDES": parse_overrides(options["OVERRIDES"])})
+        settings = Settings.from_options(options)
         run, scenario = open_run(settings), load_scenario(settings.config())
         prompt_format = load_format(settings.profile.model)
 
