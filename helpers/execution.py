@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import papermill
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from papermill.exceptions import PapermillExecutionError
@@ -12,6 +13,7 @@ from helpers.profiles import ROOT, LabError
 
 NOTEBOOKS = ROOT / "notebooks"
 CELL_SECONDS = 3600
+OPTIONAL = "optional"  # tag of cells that no later notebook needs: controls, studies, checks by hand
 QUIET = ["--log-level=50"]  # the kernel's own chatter; what a notebook prints goes to its cells
 
 
@@ -26,14 +28,21 @@ def numbered(folder: Path = NOTEBOOKS) -> list[Path]:
     return notebooks
 
 
-def execute(notebook: Path, output: Path, parameters: Mapping[str, Any]) -> None:
+def code_cells(notebook: Path, optional: bool = True) -> list[nbformat.NotebookNode]:
+    """The cells of a notebook that are run, with or without those tagged `optional`."""
+    cells = [cell for cell in nbformat.read(notebook, as_version=4).cells if cell.cell_type == "code"]
+    return [cell for cell in cells if optional or OPTIONAL not in cell.metadata.get("tags", [])]
+
+
+def execute(notebook: Path, output: Path, parameters: Mapping[str, Any], optional: bool = True) -> None:
     """Run a notebook in its own folder and write the executed copy to `output`.
 
+    Args: optional, whether the cells tagged `optional` run as well; without them only code cells are copied.
     Raises: LabError that names the notebook, the cell and the cause.
     """
     try:
         papermill.execute_notebook(
-            notebook,
+            notebook if optional else nbformat.v4.new_notebook(cells=code_cells(notebook, optional)),
             output,
             dict(parameters),
             kernel_name="python3",

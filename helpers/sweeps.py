@@ -19,14 +19,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import nbformat
 import pandas as pd
 import psutil
 import yaml
 from pydantic import Field
 from tqdm.auto import tqdm
 
-from helpers.execution import NOTEBOOKS, execute, numbered
+from helpers.execution import NOTEBOOKS, code_cells, execute, numbered
 from helpers.profiles import ROOT, LabError, Settings, Strict, checked, fingerprint, nearest
 from helpers.runs import MANIFEST, Run, code_version, read_json, runs_folder, write_json
 
@@ -57,10 +56,12 @@ class Grid(Strict):
     """What a sweep's YAML file holds.
 
     Keys of `fixed` and `grid` are parameters of the notebooks (SEED, TASK …) or dotted numbers of the profile
-    (adapter.suppress.tau); each list of `grid` multiplies the cells.
+    (adapter.suppress.tau); each list of `grid` multiplies the cells. `optional: false` leaves out the notebooks' cells
+    that are tagged so: controls, studies and checks by hand, the larger part of their time.
     """
 
     notebooks: list[str] = ["01", "03", "04", "05", "06"]
+    optional: bool = True
     fixed: dict[str, Any] = {}
     grid: dict[str, list[Any]] = Field(min_length=1)
 
@@ -75,6 +76,7 @@ class Node:
     parent: str | None
     version: str
     gpu: bool
+    optional: bool = True
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,7 @@ def plan_sweep(name: str, grid: Grid, folder: Path = NOTEBOOKS) -> Plan:
     """
     plan = Plan(name, runs_folder() / name)
     notebooks = _chosen(folder, grid.notebooks)
-    versions, files = {path: _version(path) for path in notebooks}, {}
+    versions, files = {path: _version(path, grid.optional) for path in notebooks}, {}
     for values in itertools.product(*grid.grid.values()):
         cell = dict(zip(grid.grid, values, strict=True))
         settings = _settings(grid.fixed | cell)
@@ -148,6 +150,7 @@ def plan_sweep(name: str, grid: Grid, folder: Path = NOTEBOOKS) -> Plan:
                     parent,
                     _digest([versions[path], read, plan.nodes[parent].version if parent else ""]),
                     settings.profile.model.device == "cuda",
+                    grid.optional,
                 )
             parent = key
         plan.cells.append(Cell(cell, parent))
@@ -179,8 +182,9 @@ def sweep(name: str, grid: Grid, scheduler: str = "", folder: Path = NOTEBOOKS) 
 def results(plan: Plan, errors: Mapping[str, str]) -> pd.DataFrame:
     """One row for each model that a cell measured, one for a cell that failed; rates in [0, 1].
 
-    Columns: the keys of the grid, `model`, the measures with the interval of the ASR, `seconds` of the whole chain,
-    `manifest` (the file below `runs/<name>/` that tells how the row was made), `error`.
+    Columns: the keys of the grid, `model`, the measures with the interval of the ASR, the ASR of near misses (`near_…`,
+    for the backdoored model), `seconds` of the whole chain, `manifest` (the file below `runs/<name>/` that tells how
+    the row was made), `error`.
     """
     rows = []
     for cell in plan.cells:
@@ -190,6 +194,7 @@ def results(plan: Plan, errors: Mapping[str, str]) -> pd.DataFrame:
         run = Run(plan.root / cell.leaf, _settings_of(plan, cell).config())
         stages = list(run.stages())
         seconds = sum(stage.manifest["seconds"] for stage in stages)
+        near = {f"near_{kind}": r["asr"] for s in stages if s.name == "near_misses" for kind, r in s.result.items()}
         for stage in stages:
             if stage.name.startswith("evaluate/"):
                 low, high = stage.result["asr_interval"]
@@ -199,6 +204,7 @@ def results(plan: Plan, errors: Mapping[str, str]) -> pd.DataFrame:
                         "model": stage.name.removeprefix("evaluate/"),
                         **{measure: stage.result[measure] for measure in MEASURES},
                         **{"asr_low": low, "asr_high": high, **stage.result["labels"]},
+                        **(near if stage.name == "evaluate/backdoored" else {}),
                         "seconds": seconds,
                         "manifest": (stage.path / MANIFEST).relative_to(plan.root).as_posix(),
                         "error": "",
@@ -221,7 +227,7 @@ def run_node(node: Node, root: Path, parent: Outcome | None = None) -> Outcome:
         _inherit(root / node.parent, folder)
     (folder / "notebooks").mkdir(parents=True, exist_ok=True)
     try:
-        execute(notebook, folder / "notebooks" / notebook.name, node.parameters)
+        execute(notebook, folder / "notebooks" / notebook.name, node.parameters, node.optional)
     except LabError as error:
         return Outcome(node.key, str(error))
     write_json(folder / DONE, {"version": node.version, "parameters": node.parameters})
@@ -390,10 +396,9 @@ def _read_by(notebook: Path, values: Mapping[str, Any]) -> Any:
     return found
 
 
-def _version(notebook: Path) -> str:
+def _version(notebook: Path, optional: bool) -> str:
     """Digest of the code that a notebook runs: its own cells and `helpers/`."""
-    cells = nbformat.read(notebook, as_version=4).cells
-    return _digest([code_version(), [cell.source for cell in cells if cell.cell_type == "code"]])
+    return _digest([code_version(), [cell.source for cell in code_cells(notebook, optional)]])
 
 
 def _digest(value: Any) -> str:
