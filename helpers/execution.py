@@ -28,21 +28,22 @@ def numbered(folder: Path = NOTEBOOKS) -> list[Path]:
     return notebooks
 
 
-def code_cells(notebook: Path, optional: bool = True) -> list[nbformat.NotebookNode]:
-    """The cells of a notebook that are run, with or without those tagged `optional`."""
-    cells = [cell for cell in nbformat.read(notebook, as_version=4).cells if cell.cell_type == "code"]
-    return [cell for cell in cells if optional or OPTIONAL not in cell.metadata.get("tags", [])]
+def required(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """The notebook without the cells tagged `optional`."""
+    kept = [cell for cell in notebook.cells if OPTIONAL not in cell.metadata.get("tags", [])]
+    return nbformat.from_dict({**notebook, "cells": kept})
 
 
 def execute(notebook: Path, output: Path, parameters: Mapping[str, Any], optional: bool = True) -> None:
     """Run a notebook in its own folder and write the executed copy to `output`.
 
-    Args: optional, whether the cells tagged `optional` run as well; without them only code cells are copied.
+    Args: optional, whether the cells tagged `optional` run as well.
     Raises: LabError that names the notebook, the cell and the cause.
     """
+    source = nbformat.read(notebook, as_version=4)
     try:
         papermill.execute_notebook(
-            notebook if optional else nbformat.v4.new_notebook(cells=code_cells(notebook, optional)),
+            source if optional else required(source),
             output,
             dict(parameters),
             kernel_name="python3",

@@ -19,13 +19,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import nbformat
 import pandas as pd
 import psutil
 import yaml
 from pydantic import Field
 from tqdm.auto import tqdm
 
-from helpers.execution import NOTEBOOKS, code_cells, execute, numbered
+from helpers.execution import NOTEBOOKS, execute, numbered, required
 from helpers.profiles import ROOT, LabError, Settings, Strict, checked, fingerprint, nearest
 from helpers.runs import MANIFEST, Run, code_version, read_json, runs_folder, write_json
 
@@ -398,7 +399,9 @@ def _read_by(notebook: Path, values: Mapping[str, Any]) -> Any:
 
 def _version(notebook: Path, optional: bool) -> str:
     """Digest of the code that a notebook runs: its own cells and `helpers/`."""
-    return _digest([code_version(), [cell.source for cell in code_cells(notebook, optional)]])
+    whole = nbformat.read(notebook, as_version=4)
+    cells = (whole if optional else required(whole)).cells
+    return _digest([code_version(), [cell.source for cell in cells if cell.cell_type == "code"]])
 
 
 def _digest(value: Any) -> str:
