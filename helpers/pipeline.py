@@ -8,6 +8,7 @@ after an interruption passes quickly over everything that is finished.
     python -m helpers.pipeline execute          # refresh the outputs stored in the notebooks themselves
     python -m helpers.pipeline inspect DATA     # what lies in a folder or file of real rows
     python -m helpers.pipeline record NAME …    # keep the summaries of finished runs as recorded results
+    python -m helpers.pipeline record-sweep NAME …
 """
 
 import argparse
@@ -28,7 +29,7 @@ from helpers.inspection import inspect
 from helpers.planning import report
 from helpers.profiles import ROOT, LabError, Settings, nearest, require_device
 from helpers.runs import Run, Stage, open_run, read_json, runs_folder, versions, write_json
-from helpers.sweeps import read_grid, sweep
+from helpers.sweeps import read_grid, record_sweep, sweep
 
 RESULTS = ROOT / "data" / "results" / "tiny.json"
 _BDVAX = ("finetuned", "random", "suppressed", "purified")
@@ -232,7 +233,15 @@ def _parser() -> argparse.ArgumentParser:
     keep = commands.add_parser("record", help="keep the summaries of runs in data/results/ and draw the overview")
     keep.add_argument("names", nargs="+", help="folders below runs/")
     keep.set_defaults(command=lambda options, folder: record(options.names))
+    sweeps = commands.add_parser("record-sweep", help="keep the tables of finished sweeps in data/results/")
+    sweeps.add_argument("names", nargs="+", help="folders below runs/")
+    sweeps.set_defaults(command=_record_sweeps)
     return parser
+
+
+def _record_sweeps(options: argparse.Namespace, folder: Path) -> None:
+    for name in options.names:
+        print(_shown(record_sweep(name)))
 
 
 def _inspect(options: argparse.Namespace, folder: Path) -> None:

@@ -30,7 +30,8 @@ from helpers.execution import NOTEBOOKS, execute, numbered, required
 from helpers.profiles import ROOT, LabError, Settings, Strict, checked, fingerprint, nearest
 from helpers.runs import MANIFEST, Run, code_version, read_json, runs_folder, write_json
 
-DONE, PLAN = "node.json", "sweep.json"
+DONE, PLAN, TABLE = "node.json", "sweep.json", "results.csv"
+RECORDED = ROOT / "data" / "results"  # sweeps that come with the lab, one JSON file each
 RUN_MEMORY = 2_000_000_000  # bytes that one run of the small model may take, with some to spare
 ATTEMPTS = 3  # a node is given up after so many workers died of it
 SCHEDULER_SECONDS = 20  # how long a running scheduler may take to answer
@@ -180,8 +181,49 @@ def sweep(name: str, grid: Grid, scheduler: str = "", folder: Path = NOTEBOOKS) 
     return table
 
 
+def read_results(name: str) -> tuple[pd.DataFrame, str]:
+    """The table that `results` made of a sweep: the reader's own, or else the one that comes with the lab.
+
+    Returns: (table without the cells that failed, where it was found).
+    Raises: LabError where there is neither.
+    """
+    if (runs_folder() / name / TABLE).is_file():
+        table = _stored_table(name)
+        return table[table["error"] == ""], f"runs/{name}/{TABLE}"
+    recorded = RECORDED / f"{name}.json"
+    if recorded.is_file():
+        return pd.DataFrame(read_json(recorded)["rows"]), recorded.relative_to(ROOT).as_posix()
+    raise LabError(
+        f"nothing of a sweep '{name}' is stored: run `make sweep GRID=notebooks/parameters/grids/{name}.yaml`"
+    )
+
+
+def record_sweep(name: str) -> Path:
+    """Keep the table of a finished sweep among those that come with the lab, beside its grid and package versions.
+
+    Raises: LabError when the sweep is not there or one of its cells failed.
+    """
+    folder = runs_folder() / name
+    if not (folder / TABLE).is_file():
+        raise LabError(f"runs/{name}/{TABLE} is missing: `make sweep GRID=… NAME={name}` makes it")
+    table = _stored_table(name)
+    if len(failed := table[table["error"] != ""]):
+        raise LabError(f"{len(failed)} cells of the sweep '{name}' failed, the first with: {failed['error'].iloc[0]}")
+    versions = read_json(folder / table["manifest"].iloc[0])["versions"]
+    rows = json.loads(table.drop(columns=["manifest", "error"]).round(6).to_json(orient="records"))
+    path = RECORDED / f"{name}.json"
+    write_json(path, {"grid": read_json(folder / PLAN), "versions": versions, "rows": rows})
+    return path
+
+
+def _stored_table(name: str) -> pd.DataFrame:
+    return pd.read_csv(runs_folder() / name / TABLE).fillna({"error": ""})
+
+
 def results(plan: Plan, errors: Mapping[str, str]) -> pd.DataFrame:
     """One row for each model that a cell measured, one for a cell that failed; rates in [0, 1].
+
+    A model is named as its stage, "evaluate/" left out: "purified", "merges/ties", "argued/book-merged-evidence".
 
     Columns: the keys of the grid, `model`, the measures with the interval of the ASR, the ASR of near misses (`near_…`,
     for the backdoored model), `seconds` of the whole chain, `manifest` (the file below `runs/<name>/` that tells how
@@ -197,7 +239,7 @@ def results(plan: Plan, errors: Mapping[str, str]) -> pd.DataFrame:
         seconds = sum(stage.manifest["seconds"] for stage in stages)
         near = {f"near_{kind}": r["asr"] for s in stages if s.name == "near_misses" for kind, r in s.result.items()}
         for stage in stages:
-            if stage.name.startswith("evaluate/"):
+            if stage.result.keys() >= {"asr_interval", *MEASURES}:
                 low, high = stage.result["asr_interval"]
                 rows.append(
                     {

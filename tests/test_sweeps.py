@@ -135,6 +135,46 @@ def test_a_sweep_runs_shared_nodes_once_and_a_rerun_runs_nothing(lab):
     assert len(log(lab)) == 14  # cut and measure, for two seeds at the one new share
 
 
+def test_optional_cells_are_left_out_where_the_grid_says_so(lab):
+    path = lab / "notebooks" / "06_recover.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells.append(new_code_cell('log("a study")', metadata={"tags": ["optional"]}))
+    nbformat.write(notebook, path)
+    short = sweep("mine", GRID.model_copy(update={"optional": False}), folder=lab / "notebooks")
+    assert len(short) == 4 and "a study" not in log(lab)
+    whole = sweep("mine", GRID, folder=lab / "notebooks")
+    assert log(lab).count("a study") == 4 and log(lab).count("inject 1") == 1  # only what differs ran again
+    pd.testing.assert_frame_equal(short.drop(columns="seconds"), whole.drop(columns="seconds"))
+
+
+def test_a_sweep_is_recorded_and_read_back(lab, monkeypatch):
+    monkeypatch.setattr(sweeps, "RECORDED", lab)
+    monkeypatch.setattr(sweeps, "ROOT", lab)
+    with pytest.raises(LabError, match="nothing of a sweep 'mine' is stored: run `make sweep GRID="):
+        sweeps.read_results("mine")
+    with pytest.raises(LabError, match="runs/mine/results.csv is missing"):
+        sweeps.record_sweep("mine")
+    table = sweep("mine", GRID, folder=lab / "notebooks")
+    own, place = sweeps.read_results("mine")
+    assert place == "runs/mine/results.csv" and own["asr"].tolist() == table["asr"].tolist()
+    assert sweeps.record_sweep("mine") == lab / "mine.json"
+    assert Grid.model_validate(read_json(lab / "mine.json")["grid"]) == GRID
+    assert read_json(lab / "mine.json")["versions"]["torch"] == torch.__version__
+    (lab / "runs" / "mine" / "results.csv").unlink()
+    recorded, place = sweeps.read_results("mine")
+    assert place == "mine.json" and recorded["asr"].tolist() == table["asr"].tolist()
+
+
+def test_a_sweep_with_a_failure_is_not_recorded(lab, monkeypatch):
+    monkeypatch.setattr(sweeps, "RECORDED", lab)
+    write(lab, "06_recover", MEASURE, 'assert (SEED, tau) != (2, 0.4), "too much"')
+    sweep("mine", GRID, folder=lab / "notebooks")
+    with pytest.raises(LabError, match="1 cells of the sweep 'mine' failed, the first with: 06_recover.ipynb, cell 4"):
+        sweeps.record_sweep("mine")
+    own, _ = sweeps.read_results("mine")
+    assert len(own) == 3 and not (lab / "mine.json").exists()
+
+
 def test_changed_notebooks_run_again(lab):
     one = Grid(notebooks=GRID.notebooks, fixed={"adapter.suppress.tau": 0.7}, grid={"SEED": [1]})
     sweep("one", one, folder=lab / "notebooks")
