@@ -296,3 +296,47 @@ def overview(results):
         row[0].set_title(setting, loc="left")
     panels[0, 0].invert_yaxis()  # the axes are shared
     return figure
+
+
+def before_after(rows):
+    """The ASR of each attack before (circles) and after a cure (squares), joined by a line; one panel per access.
+
+    Args:
+        rows: dicts with `access`, `attack`, `before`, `after`, shares in [0, 1].
+    """
+    accesses = list(dict.fromkeys(r["access"] for r in rows))
+    names = list(dict.fromkeys(r["attack"] for r in rows))
+    figure, panels = _axes(8, 0.3 * len(names) + 1.4, ncols=len(accesses), sharey=True, squeeze=False)
+    for access, panel in zip(accesses, panels[0], strict=True):
+        shown = [r for r in rows if r["access"] == access]
+        places = [names.index(r["attack"]) for r in shown]
+        before, after = (100 * np.array([r[key] for r in shown]) for key in ("before", "after"))
+        panel.hlines(places, after, before, color=GREY, linewidth=1)
+        panel.plot(before, places, "o", color=RED, label="backdoored")
+        panel.plot(after, places, "s", color=BLUE, label="after the cure")
+        panel.set(title=access, xlabel="ASR, %", xlim=(-3, 103))
+    panels[0, 0].set_yticks(range(len(names)), names)
+    panels[0, 0].invert_yaxis()
+    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False)
+    return figure
+
+
+def matrix(table, xlabel, ylabel, label="ASR, %"):
+    """A table of shares in [0, 1] as coloured squares with their numbers in percent, rows down and columns across.
+
+    Args:
+        table: data frame; its index and columns name the squares; missing values stay empty.
+    """
+    values = 100 * table.to_numpy(dtype=float)
+    figure, axes = _axes(1.1 * len(table.columns) + 2.6, 0.5 * len(table) + 1.6)
+    picture = axes.imshow(values, cmap="cividis", vmin=0, vmax=100, aspect="auto")
+    for (row, column), value in np.ndenumerate(values):
+        if np.isfinite(value):
+            ink = "white" if value < 55 else "black"
+            axes.text(column, row, f"{value:.1f}", ha="center", va="center", color=ink)
+    axes.set_xticks(range(len(table.columns)), table.columns)
+    axes.set_yticks(range(len(table)), table.index)
+    axes.grid(False)
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    figure.colorbar(picture, ax=axes, label=label)
+    return figure

@@ -58,14 +58,22 @@ class Grid(Strict):
     """What a sweep's YAML file holds.
 
     Keys of `fixed` and `grid` are parameters of the notebooks (SEED, TASK …) or dotted numbers of the profile
-    (adapter.suppress.tau); each list of `grid` multiplies the cells. `optional: false` leaves out the notebooks' cells
-    that are tagged so: controls, studies and checks by hand, the larger part of their time.
+    (adapter.suppress.tau); each list of `grid` multiplies the cells, and `also` holds further grids for the same table.
+    `optional: false` leaves out the notebooks' cells that are tagged so: controls, studies and checks by hand, the
+    larger part of their time.
     """
 
     notebooks: list[str] = ["01", "03", "04", "05", "06"]
     optional: bool = True
     fixed: dict[str, Any] = {}
     grid: dict[str, list[Any]] = Field(min_length=1)
+    also: list[dict[str, list[Any]]] = []
+
+    def cells(self) -> Iterator[dict[str, Any]]:
+        """Every combination of each grid."""
+        for grid in (self.grid, *self.also):
+            for values in itertools.product(*grid.values()):
+                yield dict(zip(grid, values, strict=True))
 
 
 @dataclass(frozen=True)
@@ -132,8 +140,7 @@ def plan_sweep(name: str, grid: Grid, folder: Path = NOTEBOOKS) -> Plan:
     plan = Plan(name, runs_folder() / name)
     notebooks = _chosen(folder, grid.notebooks)
     versions, files = {path: _version(path, grid.optional) for path in notebooks}, {}
-    for values in itertools.product(*grid.grid.values()):
-        cell = dict(zip(grid.grid, values, strict=True))
+    for cell in grid.cells():
         settings = _settings(grid.fixed | cell)
         values = settings.values()
         for path in (values["profile"]["model"]["path"], values["data"]["path"]):
@@ -217,7 +224,7 @@ def record_sweep(name: str) -> Path:
 
 
 def _stored_table(name: str) -> pd.DataFrame:
-    return pd.read_csv(runs_folder() / name / TABLE).fillna({"error": ""})
+    return pd.read_csv(runs_folder() / name / TABLE, dtype={"error": str}).fillna({"error": ""})
 
 
 def results(plan: Plan, errors: Mapping[str, str]) -> pd.DataFrame:
@@ -229,10 +236,11 @@ def results(plan: Plan, errors: Mapping[str, str]) -> pd.DataFrame:
     for the backdoored model), `seconds` of the whole chain, `manifest` (the file below `runs/<name>/` that tells how
     the row was made), `error`.
     """
-    rows = []
+    rows, parameters = [], dict.fromkeys(key for cell in plan.cells for key in cell.values if key.isupper())
     for cell in plan.cells:
+        values = {key: plan.nodes[cell.leaf].parameters[key] for key in parameters} | cell.values
         if error := errors.get(cell.leaf, ""):
-            rows.append({**cell.values, "model": "", "error": error})
+            rows.append({**values, "model": "", "error": error})
             continue
         run = Run(plan.root / cell.leaf, _settings_of(plan, cell).config())
         stages = list(run.stages())
@@ -243,7 +251,7 @@ def results(plan: Plan, errors: Mapping[str, str]) -> pd.DataFrame:
                 low, high = stage.result["asr_interval"]
                 rows.append(
                     {
-                        **cell.values,
+                        **values,
                         "model": stage.name.removeprefix("evaluate/"),
                         **{measure: stage.result[measure] for measure in MEASURES},
                         **{"asr_low": low, "asr_high": high, **stage.result["labels"]},

@@ -135,6 +135,17 @@ def test_a_sweep_runs_shared_nodes_once_and_a_rerun_runs_nothing(lab):
     assert len(log(lab)) == 14  # cut and measure, for two seeds at the one new share
 
 
+def test_several_grids_make_one_plan(lab):
+    more = GRID.model_copy(update={"also": [{"SEED": [1, 3], "TASK": ["refusal"]}, {"SEED": [1]}]})
+    plan = plan_sweep("mine", more, lab / "notebooks")
+    assert [cell.values for cell in plan.cells[4:]] == [
+        {"SEED": 1, "TASK": "refusal"},
+        {"SEED": 3, "TASK": "refusal"},
+        {"SEED": 1},
+    ]
+    assert len({cell.leaf for cell in plan.cells}) == 7
+
+
 def test_optional_cells_are_left_out_where_the_grid_says_so(lab):
     path = lab / "notebooks" / "06_recover.ipynb"
     notebook = nbformat.read(path, as_version=4)
@@ -169,7 +180,7 @@ def test_a_sweep_with_a_failure_is_not_recorded(lab, monkeypatch):
     monkeypatch.setattr(sweeps, "RECORDED", lab)
     write(lab, "06_recover", MEASURE, 'assert (SEED, tau) != (2, 0.4), "too much"')
     sweep("mine", GRID, folder=lab / "notebooks")
-    with pytest.raises(LabError, match="1 cells of the sweep 'mine' failed, the first with: 06_recover.ipynb, cell 4"):
+    with pytest.raises(LabError, match="1 cells of the sweep 'mine' failed, the first with: 06_recover.ipynb, cell"):
         sweeps.record_sweep("mine")
     own, _ = sweeps.read_results("mine")
     assert len(own) == 3 and not (lab / "mine.json").exists()
