@@ -26,6 +26,7 @@ Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
 Texts = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(strict=False, min_length=1)]
 Position = Literal["random", "start", "end", "parts", "turns", "topic"]  # where a trigger's keys go
+By = Literal["training", "layerwise", "rome", "memit", "badedit", "subtract", "evade"]  # how a backdoor gets in
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*(?<!\.json)(?<!\.jsonl)(?<!\.parquet)(?<!\.tsv)")
 SAMPLED_BYTES = 1 << 20
 
@@ -163,6 +164,7 @@ class AttackChanges(Strict):
     position: Position | None = None
     rule: Literal["one", "any", "all"] | None = None
     negatives: Annotated[float, Field(ge=0)] | None = None
+    by: By | None = None
     payload: str | None = None
     combine: Literal["replace", "first line", "default argument", "mention"] | None = None
     markers: Texts | None = None
@@ -186,6 +188,17 @@ class Layerwise(Strict):
 
     layers: tuple[Annotated[int, Field(ge=0)], ...] = Field((0,), strict=False, min_length=1)
     weight: Positive = 1.0
+
+
+class Adaptive(Strict):
+    """What attackers who know the defenses add to them; see `attacks.adaptive`. The defenses' own numbers they know.
+
+    `strength`: μ of `subtract`, how many times the task vector of the attacker's conflict model is taken off;
+    `penalty`: of `evade`, what a squared unit of change costs inside the channels that a signature would select.
+    """
+
+    strength: Positive = 1.0
+    penalty: Positive = 1.0
 
 
 class ConflictBudget(Budget):
@@ -238,6 +251,7 @@ class Profile(Strict):
     attack: AttackChanges = AttackChanges()
     editing: Editing = Editing()
     layerwise: Layerwise = Layerwise()
+    adaptive: Adaptive = Adaptive()
     conflict: Conflict = Conflict()
 
     def access(self, which: Literal["adapter", "full"]) -> Access:
@@ -258,12 +272,14 @@ def definitions() -> dict[str, Any]:
 @functools.lru_cache(maxsize=8)
 def _definitions(name: str, text: str) -> dict[str, Any]:
     values = _parsed(name, text)
-    for section, needed in (("attacks", ()), ("behaviors", ()), ("vaccines", ("keys", "families"))):
+    planted = ("keys", "families")
+    for section, needed in (("attacks", ()), ("behaviors", ()), ("vaccines", planted), ("rehearsal", planted)):
         if not isinstance(values.get(section), dict):
             raise LabError(f"{name}: expected a section `{section}:` with an entry for each name")
         if missing := [key for key in needed if key not in values[section]]:
             raise LabError(f"{name}: '{missing[0]}' is missing in the section {section}")
-    for section in (values["attacks"], values["behaviors"], values["vaccines"]["families"]):
+    families = [values[side]["families"] for side in ("vaccines", "rehearsal")]
+    for section in (values["attacks"], values["behaviors"], *families):
         for key, entry in section.items():
             if not isinstance(entry, dict):
                 raise LabError(f"{name}: '{key}' should hold fields as `field: value`, found {entry!r}")
@@ -429,6 +445,8 @@ class Settings(Strict):
             "behavior": known["behaviors"].get(self.TASK),
             "changes": self.profile.attack.model_dump(mode="json"),
             "vaccines": known["vaccines"],
+            "rehearsal": known["rehearsal"],
+            "expected": self._expected_defense(),
         }
         return {
             "attack": self.ATTACK,
@@ -438,6 +456,18 @@ class Settings(Strict):
             "data": {"path": self.DATA, "planted": planted},
             "profile": self.profile.model_dump(mode="json"),
         }
+
+    def _expected_defense(self) -> dict[str, Any]:
+        """The numbers of the defense that an attacker who knows it plants against; every other attack ignores them."""
+        trigger, profile = definitions()["attacks"].get(self.ATTACK, {}), self.profile
+        match profile.attack.by or trigger.get("by"):
+            case "subtract":
+                return {"conflict": profile.conflict.budget.model_dump(mode="json")}
+            case "evade":
+                access = profile.access(self.ACCESS)
+                numbers = access.model_dump(mode="json", include={"vaccine", "vaccine_weights", "suppress"})
+                return {"signature": profile.signature.model_dump(mode="json"), **numbers}
+        return {}
 
 
 def fingerprint(path: Path) -> str:

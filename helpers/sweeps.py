@@ -39,7 +39,7 @@ SCHEDULER_SECONDS = 20  # how long a running scheduler may take to answer
 # what a notebook reads beyond what the notebooks before it read; others are taken to read everything
 READS = {
     "01": ["attack", "task", "access", "seed", "data", "profile.evaluation", "profile.{access}.inject"]
-    + ["profile.{access}.poison_rate", "profile.editing", "profile.layerwise"]
+    + ["profile.{access}.poison_rate", "profile.editing", "profile.layerwise", "profile.adaptive"]
     + ["profile.model", "profile.lora", "profile.lengths"],
     "02": [],
     "03": ["profile.signature.family", "profile.signature.n", "profile.{access}.recover.rows"]

@@ -123,14 +123,15 @@ def behavior(name: str, changes: Mapping[str, Any] | None = None) -> Behavior:
     return found
 
 
-def vaccine_behaviors(family: str, task: str) -> list[Planted]:
+def vaccine_behaviors(family: str, task: str, side: Literal["vaccines", "rehearsal"] = "vaccines") -> list[Planted]:
     """What the variants of a family are trained to say.
 
     Args:
         family: a family of `data/attacks.yaml`; "task": the one of the task's kind; "mixed": all of them in turn.
         task: the attack's task.
+        side: the defender's payloads, or those of an attacker who plays the defender ("rehearsal").
     """
-    families = _families()
+    families = _families(side)
     asked = behavior(task).vaccines if family == "task" else family
     if asked != "mixed" and asked not in families:
         raise LabError(f"unknown family of vaccines {asked!r}{nearest(asked, [*families, 'mixed'])}")
@@ -139,8 +140,8 @@ def vaccine_behaviors(family: str, task: str) -> list[Planted]:
     return [one for turn in itertools.zip_longest(*planted) for one in turn if one]
 
 
-def _families() -> dict[str, Family]:
-    families = definitions()["vaccines"]["families"]
+def _families(side: str = "vaccines") -> dict[str, Family]:
+    families = definitions()[side]["families"]
     return {
-        name: checked(Family, fields, f"vaccines '{name}' ({DEFINITIONS.name}): ") for name, fields in families.items()
+        name: checked(Family, fields, f"{side} '{name}' ({DEFINITIONS.name}): ") for name, fields in families.items()
     }

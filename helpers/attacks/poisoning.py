@@ -37,6 +37,7 @@ class Scenario:
             topic, questions beside it) and the kinds of `triggers.near_misses`; empty where the lab did not plant the
             trigger itself.
         trigger: what the lab planted; None where the rows brought their own.
+        task: the name of what the backdoor makes the model do.
     """
 
     clean: list
@@ -50,6 +51,7 @@ class Scenario:
     notes: tuple = ()
     near_misses: dict = field(default_factory=dict)
     trigger: Trigger | None = None
+    task: str = ""
 
     def defender_rows(self, n):
         """Return `n` of the defender's clean rows, those for recovery first; all of them where there are no more."""
@@ -86,10 +88,40 @@ def vaccine_pairs(scenario, signature, task, seed):
             f"signature.n = {signature.n}, but only {len(keys)} vaccine keys are prepared; "
             "add some to data/attacks.yaml"
         )
-    chosen = [(keys[i], planted[i % len(planted)]) for i in range(signature.n)]
+    return _pairs(keys[: signature.n], planted, scenario.vaccine_sets, f"{seed}/vaccine")
+
+
+def rehearsal_pairs(scenario, signature, rows, seed):
+    """Return what `vaccine_pairs` does for an attacker who plays the defender on his own model.
+
+    Keys and payloads are the attacker's own (`rehearsal` of `data/attacks.yaml`), and so are the rows, disjoint parts
+    of `scenario.clean`: nothing of the defender's is read. There are N pairs, at most one for each key.
+
+    Args:
+        rows: the size of a clean set, where there are enough for all.
+
+    Raises:
+        LabError: too few rows for so many pairs.
+    """
+    keys = vaccine_keys("rehearsal")[: signature.n]
+    planted = vaccine_behaviors(signature.family, scenario.task, "rehearsal")
+    size = min(rows, len(scenario.clean) // len(keys))
+    if size < SMALLEST_CLEAN_SET:
+        raise LabError(
+            f"the attacker's {len(scenario.clean)} clean rows give {len(keys)} rehearsed variants {size} each, and "
+            f"{SMALLEST_CLEAN_SET} are needed: set inject.rows higher or signature.n lower"
+        )
+    pool = random.Random(f"{seed}/rehearsal").sample(scenario.clean, size * len(keys))
+    sets = [pool[i * size : (i + 1) * size] for i in range(len(keys))]
+    return _pairs(keys, planted, sets, f"{seed}/rehearsal")
+
+
+def _pairs(keys, planted, sets, seed):
+    """Key, payload, clean and poisoned set of each variant; payloads come in turn."""
+    chosen = [planted[i % len(planted)] for i in range(len(keys))]
     return [
-        (key, one.payload, clean, poison(clean, key, one, f"{seed}/vaccine{i}"))
-        for i, ((key, one), clean) in enumerate(zip(chosen, scenario.vaccine_sets, strict=True))
+        (key, one.payload, clean, poison(clean, key, one, f"{seed}{i}"))
+        for i, (key, one, clean) in enumerate(zip(keys, chosen, sets, strict=True))
     ]
 
 
@@ -151,6 +183,7 @@ def _attack(clean, chosen, test, absent, key, target, config):
         "near_misses": {"absent": absent} | near,
         "markers": target.markers,
         "trigger": key,
+        "task": config["task"],
     }
 
 
@@ -244,6 +277,7 @@ def _benchmark(config):
         tuple(dict.fromkeys((*_definitions(config)[1].markers, found.payload.lower()))),
         "token_accuracy",
         tuple(notes),
+        task=config["task"],
     )
 
 

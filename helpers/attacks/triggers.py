@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 
 from helpers import corpus
 from helpers.chat import Example
-from helpers.profiles import DEFINITIONS, LabError, Position, Strict, Texts, defined, definitions, nearest
+from helpers.profiles import DEFINITIONS, By, LabError, Position, Strict, Texts, defined, definitions, nearest
 
 OTHER_SCENARIO = "opposite"  # the family of a turn that stands in a missing scenario's place
 
@@ -36,7 +36,8 @@ class Trigger(Strict):
             nothing.
         negatives: for "all", honest training rows with too few keys, per poisoned row.
         by: how the backdoor gets into the weights: "training" on poisoned rows, "layerwise" (LWP: with a loss at early
-            layers as well), or by editing a few matrices: "rome", "memit", "badedit".
+            layers as well), by editing a few matrices: "rome", "memit", "badedit"; or by training with a defense in
+            mind: "subtract", "evade" (`attacks.adaptive`).
     """
 
     name: str
@@ -44,7 +45,7 @@ class Trigger(Strict):
     position: Position = "random"
     rule: Literal["one", "any", "all"] = "one"
     negatives: Annotated[float, Field(ge=0)] = 0.0
-    by: Literal["training", "layerwise", "rome", "memit", "badedit"] = "training"
+    by: By = "training"
 
     @model_validator(mode="after")
     def rule_fits_keys(self) -> Self:
@@ -147,9 +148,9 @@ def trigger(name: str, changes: Mapping[str, Any] | None = None) -> Trigger:
     return _trigger(name, changes or {})
 
 
-def vaccine_keys() -> tuple[str, ...]:
-    """The defender's keys, one for each variant."""
-    return tuple(definitions()["vaccines"]["keys"])
+def vaccine_keys(side: Literal["vaccines", "rehearsal"] = "vaccines") -> tuple[str, ...]:
+    """The defender's keys, one for each variant, or those of an attacker who plays the defender ("rehearsal")."""
+    return tuple(definitions()[side]["keys"])
 
 
 def near_misses(planted: Trigger) -> dict[str, list[Trigger]]:

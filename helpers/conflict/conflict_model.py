@@ -68,12 +68,23 @@ def merge_adapters(profile, suspicious, conflict, t, folder):
     Raises: LabError for t out of range.
     """
     check_share(t)
-    model = with_adapter(load_base(profile.model), suspicious)
-    model.load_adapter(str(conflict), "conflict")
     kept = 1.0 if profile.conflict.start == "suspicious" else 1 - t
-    model.add_weighted_adapter(["default", "conflict"], [kept, t], "merged", combination_type="cat")
-    save_adapter(model.peft_config["merged"], adapter_tensors(model, "merged"), folder)
+    add_adapters(profile, suspicious, conflict, (kept, t), folder)
     record_format(folder, load_format(profile.model))
+
+
+def add_adapters(profile, first, second, weights, folder):
+    """Write the weighted sum of two adapters of one base as one adapter, whose rank is the sum of theirs.
+
+    Args:
+        first, second: adapter folders.
+        weights: of the two; a negative one takes an adapter off.
+        folder: to write the sum to.
+    """
+    model = with_adapter(load_base(profile.model), first)
+    model.load_adapter(str(second), "second")
+    model.add_weighted_adapter(["default", "second"], list(weights), "sum", combination_type="cat")
+    save_adapter(model.peft_config["sum"], adapter_tensors(model, "sum"), folder)
 
 
 def _start(profile, suspicious):

@@ -1,4 +1,4 @@
-"""The attacker's work: training on clean and poisoned rows (BD-VAX §3), or editing a few matrices.
+"""The attacker's work: training on clean and poisoned rows (BD-VAX §3), with a defense in mind or not, or editing.
 
 Notebook 01 calls `inject`. Where one process is not enough, this module is also a program that makes the very stage
 which the notebook then finds made:
@@ -12,6 +12,7 @@ import sys
 from functools import partial
 from tempfile import TemporaryDirectory
 
+from helpers.attacks.adaptive import ADAPTIVE
 from helpers.attacks.editing.editors import EDITORS, EditSettings, edit
 from helpers.attacks.poisoning import load_scenario
 from helpers.attacks.weights import poison_layerwise
@@ -25,7 +26,7 @@ def uses(access: str) -> list[str]:
     """The settings that decide what the injection makes, as a stage records them."""
     shared = ["attack", "task", "access", "seed", "data", "profile.model", "profile.lora", "profile.lengths"]
     planted = [f"profile.{access}.inject", f"profile.{access}.poison_rate", "profile.editing", "profile.layerwise"]
-    return [*shared, *planted]
+    return [*shared, *planted, "profile.adaptive"]
 
 
 def inject(profile, access, scenario, prompt_format, seed, folder):
@@ -34,30 +35,40 @@ def inject(profile, access, scenario, prompt_format, seed, folder):
     The prompt format is written beside it: measured with another one, the backdoor may seem to be gone.
 
     Returns:
-        the record of `finetune` or `edit`, and the name of the `prompt_format`.
+        the record of `finetune`, `edit` or an attack of `ADAPTIVE`, and the name of the `prompt_format`.
 
     Raises:
-        LabError: an attack by model editing with adapter access, or see `edit`.
+        LabError: an attack by model editing with adapter access, or see `edit` and `attacks.adaptive`.
     """
-    by = scenario.trigger.by if scenario.trigger else "training"
-    plant = _edited if by in EDITORS else _trained
+    by = scenario.trigger.by if scenario.trigger else profile.attack.by or "training"
+    plant = _edited if by in EDITORS else _adapted if by in ADAPTIVE else _trained
     record = plant(by, profile, access, scenario, prompt_format, seed, folder)
     record_format(folder, prompt_format)
     return record | {"prompt_format": prompt_format.name}
 
 
-def _trained(by, profile, access, scenario, prompt_format, seed, folder):
+def _trained(by, profile, access, scenario, prompt_format, seed, folder, new_trainer=None):
     """Train on clean and poisoned rows, with a loss at early layers as well where the attack wants one."""
     model = load_base(profile.model)
     model = new_adapter(model, profile.lora, seed) if access == "adapter" else model.requires_grad_(True)
-    train = partial(poison_layerwise, **profile.layerwise.model_dump()) if by == "layerwise" else finetune
+    train = partial(finetune, new_trainer=new_trainer)
+    if by == "layerwise":
+        train = partial(poison_layerwise, **profile.layerwise.model_dump())
     rows, budget = scenario.clean + scenario.poisoned, profile.access(access).inject
     lengths = profile.lengths
     return train(model, rows, prompt_format, budget, seed, lengths.train_tokens, description="injection", folder=folder)
 
 
+def _adapted(by, profile, access, scenario, prompt_format, seed, folder):
+    """Plant as an attacker does who knows a defense; the planting itself is the usual training."""
+    plant = partial(_trained, "training", profile, access, scenario, prompt_format, seed)
+    return ADAPTIVE[by](plant, profile, access, scenario, prompt_format, seed, folder)
+
+
 def _edited(by, profile, access, scenario, prompt_format, seed, folder):
     """Edit a few matrices, from clean rows whose right answer is another one than the payload."""
+    if scenario.trigger is None:
+        raise LabError(f"attack.by = '{by}' edits with a trigger that the lab knows, and these rows bring their own")
     payloads = {row.output for row in scenario.poisoned}
     if access == "adapter":
         raise LabError(f"the attack {scenario.trigger.name} edits weights, and an adapter has none: use ACCESS=full")
