@@ -291,7 +291,7 @@ def test_an_unknown_attack_is_answered_with_the_nearest():
         ("attacks: [badnets]\n", "attacks.yaml: expected a section `attacks:` with an entry for each name"),
         ("attacks: {a: {}}\nbehaviors: {}\nvaccines: {keys: []}\n", "'families' is missing in the section vaccines"),
         (
-            "attacks: {a: b}\nbehaviors: {}\nvaccines: {keys: [], families: {}}\n",
+            "attacks: {a: b}\nbehaviors: {}\nvaccines: &own {keys: [], families: {}}\nrehearsal: *own\n",
             "'a' should hold fields as `field: value`",
         ),
     ],
