@@ -93,7 +93,7 @@ def evade(plant, profile, access, scenario, prompt_format, seed, folder):
         before = share_inside(profile, access, first, masks)
     record = plant(folder, new_trainer=partial(EvadingTrainer, masks=masks, penalty=profile.adaptive.penalty))
     after = share_inside(profile, access, folder, masks)
-    return record | {"share_inside": {"before": round(before, 4), "after": round(after, 4)}}
+    return record | {"share_inside": {"before": round(before, 6), "after": round(after, 6)}}
 
 
 ADAPTIVE = {"subtract": subtract, "evade": evade}
