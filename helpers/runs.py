@@ -72,6 +72,7 @@ MADE_BY = {
     "merged_suppressed": "09_compare_defenses",
     "evaluate/both": "09_compare_defenses",
     "evaluate/merged_suppressed": "09_compare_defenses",
+    "mixtures": "10_ablate",
     "evaluate": "06_recover_fluency",
 }
 

@@ -50,6 +50,8 @@ READS = {
     "07": ["profile.conflict"],
     "08": [],
     "09": [],
+    "10": ["profile.conflict.budget"],
+    "11": [],
 }
 MEASURES = ("asr", "n", "right_under_trigger", "false_trigger", "utility", "perplexity")
 
