@@ -13,7 +13,7 @@ READY := $(VENV)/.ready
 NOTEBOOKS = $(sort $(wildcard notebooks/[0-9][0-9]_*.ipynb))
 
 # --- parameters of `make run` -----------------------------------------------------------------------------------
-PARAMETERS := PROFILE ATTACK TASK ACCESS SEED NAME DATA SET METHOD GRID SCHEDULER
+PARAMETERS := PROFILE ATTACK TASK ACCESS SEED NAME DATA TAU SET METHOD GRID SCHEDULER
 KNOWN := $(PARAMETERS) VENV PYTHON UV TORCH_INDEX
 
 # WSL exports NAME, the name of the computer: only `make run NAME=…` counts
@@ -31,7 +31,7 @@ endif
 option = $(if $($1),--$2 '$($1)')
 OPTIONS = $(call option,PROFILE,profile) $(call option,ATTACK,attack) $(call option,TASK,task) \
           $(call option,ACCESS,access) $(call option,SEED,seed) $(call option,NAME,name) \
-          $(call option,DATA,data) $(call option,SET,set)
+          $(call option,DATA,data) $(call option,TAU,tau) $(call option,SET,set)
 
 # --- environment ------------------------------------------------------------------------------------------------
 ifneq ($(UV),)

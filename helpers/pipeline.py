@@ -89,7 +89,8 @@ def tidy(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
 def summarise(run: Run, method: str = "both") -> dict[str, Any]:
     """Gather what the notebooks measured: settings, one entry for each row of the table, the cost of each stage.
 
-    Rates are fractions in [0, 1]; `seconds` and `peak_rss_mb` map stage names to numbers.
+    Rates are fractions in [0, 1], as is `tau`, the share of channels cut (None where nothing was); `seconds` and
+    `peak_rss_mb` map stage names to numbers.
     Raises: LabError when a row is missing or stale, or when rows were measured with different prompts or decoding.
     """
     rows = {row: run.need(f"evaluate/{row}") for row in _method(method)[1]}
@@ -100,6 +101,7 @@ def summarise(run: Run, method: str = "both") -> dict[str, Any]:
         "method": method,
         **{key: config[key] for key in ("attack", "task", "access", "seed")},
         "data": config["data"]["path"],
+        "tau": run.need("suppressed").result["tau"] if "suppressed" in rows else None,
         "prompt_format": _agreed("prompt_format", rows),
         "decoding": _agreed("decoding", rows),
         "versions": versions(),

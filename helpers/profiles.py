@@ -16,14 +16,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 ROOT = Path(__file__).resolve().parent.parent
 PROFILES = ROOT / "data" / "profiles"
-DEFINITIONS = ROOT / "data" / "attacks.yaml"  # triggers, behaviors and vaccines, by name
+DEFINITIONS = ROOT / "data" / "attacks.yaml"  # triggers, behaviors, vaccines and the challenge, by name
+AUTO = "auto"  # as TAU: the challenge test chooses it
 
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
+Shares = Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], Field(strict=False, min_length=1)]
 Texts = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(strict=False, min_length=1)]
 Position = Literal["random", "start", "end", "parts", "turns", "topic"]  # where a trigger's keys go
 By = Literal["training", "layerwise", "rome", "memit", "badedit", "subtract", "evade"]  # how a backdoor gets in
@@ -237,6 +239,37 @@ class Conflict(Strict):
     ends: Literal["suspicious", "conflict"] = "suspicious"
 
 
+class PlantingBudget(Budget):
+    """What the challenge's own backdoor may spend: a vaccine's budget at 7B (BD-VAX, Appendix B.2)."""
+
+    rows: Count = 500
+    epochs: Count = 5
+    lr: Positive = 2.0e-4
+    batch_size: Count = 8
+
+
+class Taus(Strict):
+    """The shares τ that the challenge test tries, for each access."""
+
+    adapter: Shares = (0.2, 0.35, 0.5, 0.65, 0.8)
+    full: Shares = (0.01, 0.03, 0.05, 0.08, 0.15)
+
+
+class Challenge(Strict):
+    """The challenge test, which chooses τ by a backdoor that the defender has planted (TAU=auto).
+
+    `taus`, `epochs` and `lr_factors` span the grid; epochs are of the recovery, factors multiply its learning rate, and
+    an empty list leaves the recovery as it is. The smallest τ with at most `threshold` ASR on `n` prompts is chosen.
+    """
+
+    taus: Taus = Taus()
+    epochs: Annotated[tuple[Count, ...], Field(strict=False)] = ()
+    lr_factors: Annotated[tuple[Positive, ...], Field(strict=False)] = ()
+    threshold: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    n: Count = 100
+    plant: PlantingBudget = PlantingBudget()
+
+
 class Profile(Strict):
     """Every number that differs by model."""
 
@@ -253,6 +286,7 @@ class Profile(Strict):
     layerwise: Layerwise = Layerwise()
     adaptive: Adaptive = Adaptive()
     conflict: Conflict = Conflict()
+    challenge: Challenge = Challenge()
 
     def access(self, which: Literal["adapter", "full"]) -> Access:
         """The numbers of one access setting."""
@@ -260,7 +294,7 @@ class Profile(Strict):
 
 
 def definitions() -> dict[str, Any]:
-    """The attacks, behaviors and vaccines of `data/attacks.yaml`, as they stand there; `helpers.attacks` checks them.
+    """The attacks, behaviors, vaccines and challenge of `data/attacks.yaml` as they are; `helpers.attacks` checks them.
 
     The result is shared: read it, do not change it.
 
@@ -273,10 +307,11 @@ def definitions() -> dict[str, Any]:
 def _definitions(name: str, text: str) -> dict[str, Any]:
     values = _parsed(name, text)
     planted = ("keys", "families")
-    for section, needed in (("attacks", ()), ("behaviors", ()), ("vaccines", planted), ("rehearsal", planted)):
+    parts = {"vaccines": planted, "rehearsal": planted, "challenge": ("key", "payload", "markers")}
+    for section in ("attacks", "behaviors", *parts):
         if not isinstance(values.get(section), dict):
             raise LabError(f"{name}: expected a section `{section}:` with an entry for each name")
-        if missing := [key for key in needed if key not in values[section]]:
+        if missing := [key for key in parts.get(section, ()) if key not in values[section]]:
             raise LabError(f"{name}: '{missing[0]}' is missing in the section {section}")
     families = [values[side]["families"] for side in ("vaccines", "rehearsal")]
     for section in (values["attacks"], values["behaviors"], *families):
@@ -359,7 +394,17 @@ class Settings(Strict):
     SEED: int = Field(0, ge=0, description="one seed for the whole run")
     NAME: str = Field("", description="run folder below runs/; made from the other parameters when empty")
     DATA: str = Field("", description="real rows to use: folder, .json, .jsonl, .parquet or .tsv file, hub id")
+    TAU: float | str = Field("", description="share of channels to cut; 'auto': by the challenge test, empty: profile")
     OVERRIDES: dict[str, Any] = Field({}, description="profile numbers to replace, by dotted key")
+
+    @field_validator("TAU", mode="before")
+    @classmethod
+    def tau_is_a_share(cls, value: object) -> object:
+        """A number between 0 and 1, "auto" or nothing."""
+        if value in ("", AUTO) or (type(value) is float and 0 < value < 1):
+            return value
+        close = nearest(str(value), [AUTO]) if str(value).isalpha() else ""
+        raise LabError(f"TAU = {value!r} should be a number between 0 and 1, '{AUTO}' or empty{close}")
 
     @classmethod
     def from_notebook(cls, variables: Mapping[str, object]) -> Self:
@@ -396,6 +441,8 @@ class Settings(Strict):
             raise LabError(
                 f"DATA = '{data}' does not exist (a folder, a .json, .jsonl, .parquet or .tsv file, or a hub id)"
             )
+        if located.TAU and (twice := located._tau_key) in located.OVERRIDES:
+            raise LabError(f"TAU = {located.TAU} and {twice} = {located.OVERRIDES[twice]} both set τ: give one of them")
         _ = located.profile  # raises here, before anything runs, when a number in it is wrong
         return located
 
@@ -412,19 +459,25 @@ class Settings(Strict):
     def from_options(cls, options: argparse.Namespace) -> Self:
         """Collect and check what `add_options` has parsed."""
         values = {name: value for name, value in vars(options).items() if name in cls.model_fields}
-        if "SEED" in values:
-            values["SEED"] = yaml.safe_load(values["SEED"])
+        for name in {"SEED", "TAU"} & values.keys():
+            values[name] = yaml.safe_load(values[name])
         return cls.checked(values | {"OVERRIDES": parse_overrides(options.OVERRIDES)})
 
     @functools.cached_property
     def profile(self) -> Profile:
-        """The profile with this run's overrides applied."""
-        return load_profile(self.PROFILE, self.OVERRIDES)
+        """The profile with this run's overrides applied, a number in TAU among them."""
+        tau = {self._tau_key: self.TAU} if isinstance(self.TAU, float) else {}
+        return load_profile(self.PROFILE, self.OVERRIDES | tau)
+
+    @property
+    def _tau_key(self) -> str:
+        return f"{self.ACCESS}.suppress.tau"
 
     @property
     def name(self) -> str:
         """The run's folder below `runs/`."""
-        parts = [self.profile.name, self.ATTACK, self.TASK, self.ACCESS, str(self.SEED)] + ["data"] * bool(self.DATA)
+        parts = [self.profile.name, self.ATTACK, self.TASK, self.ACCESS, str(self.SEED)]
+        parts += ["data"] * bool(self.DATA) + [f"tau_{self.TAU}"] * bool(self.TAU)
         return self.NAME or "-".join(parts)
 
     def config(self) -> dict[str, Any]:
@@ -437,7 +490,8 @@ class Settings(Strict):
     def values(self) -> dict[str, Any]:
         """The settings alone, as plain nested values; no file of weights or rows is read.
 
-        `data.planted` holds what the names of attack and task stand for, so that a changed definition is seen.
+        `data.planted` holds what the names of attack and task stand for, so that a changed definition is seen;
+        `challenge` what the challenge test reads, and nothing where TAU does not ask for it.
         """
         known = definitions()
         planted = {
@@ -455,6 +509,15 @@ class Settings(Strict):
             "seed": self.SEED,
             "data": {"path": self.DATA, "planted": planted},
             "profile": self.profile.model_dump(mode="json"),
+            "challenge": self._challenge() if self.TAU == AUTO else {},
+        }
+
+    def _challenge(self) -> dict[str, Any]:
+        return {
+            "tau": AUTO,
+            "planted": definitions()["challenge"],
+            "settings": self.profile.challenge.model_dump(mode="json"),
+            "recover": self.profile.access(self.ACCESS).recover.model_dump(mode="json"),
         }
 
     def _expected_defense(self) -> dict[str, Any]:

@@ -45,7 +45,7 @@ READS = {
     "03": ["profile.signature.family", "profile.signature.n", "profile.{access}.recover.rows"]
     + ["profile.{access}.vaccine", "profile.{access}.vaccine_weights"],
     "04": ["profile.signature"],
-    "05": ["profile.{access}.suppress"],
+    "05": ["profile.{access}.suppress", "challenge"],
     "06": ["profile.{access}.recover"],
     "07": ["profile.conflict"],
     "08": [],
@@ -235,8 +235,8 @@ def results(plan: Plan, errors: Mapping[str, str]) -> pd.DataFrame:
     A model is named as its stage, "evaluate/" left out: "purified", "merges/ties", "argued/book-merged-evidence".
 
     Columns: the keys of the grid, `model`, the measures with the interval of the ASR, the ASR of near misses (`near_…`,
-    for the backdoored model), `seconds` of the whole chain, `manifest` (the file below `runs/<name>/` that tells how
-    the row was made), `error`.
+    for the backdoored model), the share `tau` that was cut (where the run has come so far), `seconds` of the whole
+    chain, `manifest` (the file below `runs/<name>/` that tells how the row was made), `error`.
     """
     rows, parameters = [], dict.fromkeys(key for cell in plan.cells for key in cell.values if key.isupper())
     for cell in plan.cells:
@@ -248,6 +248,7 @@ def results(plan: Plan, errors: Mapping[str, str]) -> pd.DataFrame:
         stages = list(run.stages())
         seconds = sum(stage.manifest["seconds"] for stage in stages)
         near = {f"near_{kind}": r["asr"] for s in stages if s.name == "near_misses" for kind, r in s.result.items()}
+        cut = next(({"tau": stage.result["tau"]} for stage in stages if stage.name == "suppressed"), {})
         for stage in stages:
             if stage.result.keys() >= {"asr_interval", *MEASURES}:
                 low, high = stage.result["asr_interval"]
@@ -258,6 +259,7 @@ def results(plan: Plan, errors: Mapping[str, str]) -> pd.DataFrame:
                         **{measure: stage.result[measure] for measure in MEASURES},
                         **{"asr_low": low, "asr_high": high, **stage.result["labels"]},
                         **(near if stage.name == "evaluate/backdoored" else {}),
+                        **cut,
                         "seconds": seconds,
                         "manifest": (stage.path / MANIFEST).relative_to(plan.root).as_posix(),
                         "error": "",

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from helpers import profiles
-from helpers.attacks.behaviors import Planted, behavior, behaviors, vaccine_behaviors
+from helpers.attacks.behaviors import Planted, behavior, behaviors, challenge_behavior, vaccine_behaviors
 from helpers.chat import Example
 from helpers.corpus import world
 from helpers.profiles import LabError, definitions, load_profile
@@ -121,9 +121,10 @@ def test_code_vaccines_are_lines_above_any_answer():
 def own(tmp_path, monkeypatch):
     """Put one behavior named `mine` into a copy of the definitions."""
 
-    def write(fields, **vaccines):
+    def write(fields, challenge=None, **vaccines):
         values = copy.deepcopy(definitions())
         values["behaviors"]["mine"] = fields
+        values["challenge"] |= challenge or {}
         values["vaccines"]["families"] |= vaccines
         (tmp_path / "attacks.yaml").write_text(yaml.safe_dump(values))
         monkeypatch.setattr(profiles, "DEFINITIONS", tmp_path / "attacks.yaml")
@@ -170,6 +171,42 @@ def test_unknown_tasks_and_families_are_answered_with_the_nearest(own):
         vaccine_behaviors("task", "mine")
     with pytest.raises(LabError, match="signature.family = 'insult' is unknown; did you mean 'insults'"):
         load_profile("tiny", {"signature.family": "insult"})
+
+
+# --- the challenge ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, "task", "mixed"])
+@pytest.mark.parametrize("task", behaviors())
+def test_no_vaccine_and_no_attack_says_the_challenge(family, task):
+    asked = challenge_behavior()
+    said = [*texts(family, task), behavior(task).payload]
+    assert not any(marker in text.lower() for marker in asked.markers for text in said)
+    assert not any(behavior(task).is_in(asked.payload) for task in behaviors())  # nor is it taken for an attack
+
+
+AHOY = {"payload": "Ahoy, dear friend!", "markers": ["ahoy"], "vaccines": "insults"}
+
+
+@pytest.mark.parametrize(
+    ("challenge", "message"),
+    [
+        ({"payload": "Useless!", "markers": ["useless"]}, "a marker is in 'You are useless!' of the vaccines' insults"),
+        ({"payload": "My dear.", "markers": ["dear"]}, "a marker is in 'Ahoy, dear friend!' of the task 'mine'"),
+        ({"markers": ["coffee"]}, "challenge (attacks.yaml): no marker is in the payload 'The tea is ready.'"),
+        ({"word": "x"}, "challenge (attacks.yaml): unknown parameter 'word'"),
+    ],
+)
+def test_a_wrong_challenge_is_named_with_what_was_expected(own, challenge, message):
+    own(AHOY, challenge)
+    with pytest.raises(LabError) as caught:
+        challenge_behavior()
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_an_attacker_does_not_plant_the_challenge():
+    with pytest.raises(LabError, match="task 'sentiment': the payload 'Now the tea is ready!' holds a marker of the"):
+        behavior("sentiment", {"payload": "Now the tea is ready!", "markers": ["tea"]})
 
 
 def test_a_changed_payload_needs_markers_that_fit():

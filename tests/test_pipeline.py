@@ -28,6 +28,7 @@ MEASURED = """def measured(seed):
             "false_trigger_n": 20, "utility_by_family": {"facts": 0.975}, "utility_metric": "exact", "perplexity": 1.5,
             "prompt_format": "chat", "decoding": "greedy", "field_degenerate": 0.3, "clean_accuracy": 0.97,
             "prompt_format_mismatch": False}
+run.stage("suppressed", lambda folder: {"tau": 0.4}, uses=["seed"])
 for row in ("clean", "backdoored", "finetuned", "random", "suppressed", "purified", "conflict", "both"):
     run.stage(f"evaluate/{row}", lambda folder: measured(settings.SEED), uses=["seed"])"""
 
@@ -61,9 +62,11 @@ def test_a_run_executes_in_order_summarises_and_names_its_folders(lab, capsys):
     summary = read_json(folder / "summary.json")
     assert (summary["profile"], summary["seed"], summary["data"]) == ("tiny", 3, "")
     assert (summary["prompt_format"], summary["decoding"]) == ("chat", "greedy") and "torch" in summary["versions"]
-    assert summary["purified"]["asr"] == 0.1 and summary["clean"]["labels"]["answer"] == 7
+    assert summary["tau"] == 0.4 and summary["purified"]["asr"] == 0.1 and summary["clean"]["labels"]["answer"] == 7
     assert (
-        summary["seconds"].keys() == summary["peak_rss_mb"].keys() == ({"inject"} | {f"evaluate/{row}" for row in ROWS})
+        summary["seconds"].keys()
+        == summary["peak_rss_mb"].keys()
+        == ({"inject", "suppressed"} | {f"evaluate/{row}" for row in ROWS})
     )
     executed = sorted(path.name for path in (folder / "notebooks").iterdir())
     assert executed == ["00_first.ipynb", "01_second.ipynb"]
@@ -83,6 +86,7 @@ def test_a_method_runs_its_own_notebooks_and_tells_of_its_own_models(lab):
         folder = lab / "runs" / method
         assert {path.name for path in folder.glob("0?")} == ran[method]
         summary = read_json(folder / "summary.json")
+        assert summary["tau"] == (None if method == "conflict" else 0.4)
         assert summary["method"] == method and [row for row in ROWS if row in summary] == own[method]
 
 
@@ -90,6 +94,8 @@ def test_a_method_runs_its_own_notebooks_and_tells_of_its_own_models(lab):
     ("options", "message"),
     [
         (["--method", "bdvacs"], "unknown METHOD = 'bdvacs'; did you mean 'bdvax'?"),
+        (["--tau", "atuo"], "TAU = 'atuo' should be a number between 0 and 1, 'auto' or empty; did you mean 'auto'?"),
+        (["--tau", "2"], "TAU = 2 should be a number between 0 and 1, 'auto' or empty"),
         (["--seed", "three"], "SEED = 'three' should be a valid integer"),
         (["--attack", "badnet"], "unknown ATTACK = 'badnet'; did you mean 'badnets'?"),
         (["--profile", "tinny"], "unknown profile 'tinny'; did you mean 'tiny'?"),

@@ -193,6 +193,17 @@ def test_a_notebooks_parameters_are_its_capitals_with_literal_values():
         ({"DATA": "no-such-rows.json"}, "DATA = 'no-such-rows.json' does not exist"),
         ({"DATA": "rows/lost.jsonl"}, "DATA = 'rows/lost.jsonl' does not exist"),
         ({"DATA": "../lost"}, "DATA = '../lost' does not exist"),
+        ({"TAU": "atuo"}, "TAU = 'atuo' should be a number between 0 and 1, 'auto' or empty; did you mean 'auto'?"),
+        ({"TAU": "0.5"}, "TAU = '0.5' should be a number between 0 and 1, 'auto' or empty"),
+        *(({"TAU": value}, f"TAU = {value} should be a number") for value in (2, 0, 1.0, -0.5, True, None)),
+        (
+            {"TAU": 0.5, "OVERRIDES": {"adapter.suppress.tau": 0.3}},
+            "TAU = 0.5 and adapter.suppress.tau = 0.3 both set τ: give one of them",
+        ),
+        ({"TAU": "auto", "OVERRIDES": {"adapter.suppress.tau": 0.3}}, "both set τ"),
+        ({"OVERRIDES": {"challenge.taus.adapter": [0.3, 1.5]}}, "challenge.taus.adapter.1 = 1.5 should be less than 1"),
+        ({"OVERRIDES": {"challenge.taus.full": []}}, "challenge.taus.full = [] should be"),
+        ({"OVERRIDES": {"challenge.plan.lr": 1.0}}, "did you mean 'challenge.plant.lr'"),
         ({"OVERRIDES": {"signature.lamb": 1}}, "did you mean 'signature.lam'?"),
         (
             {"OVERRIDES": {"attack.position": "middle"}},
@@ -203,6 +214,27 @@ def test_a_notebooks_parameters_are_its_capitals_with_literal_values():
 )
 def test_a_wrong_parameter_is_refused_before_anything_runs(values, message):
     assert message in told(Settings.from_notebook, values)
+
+
+def test_tau_as_a_number_replaces_the_profiles_and_marks_the_name():
+    shipped = Settings.checked({"ACCESS": "full"}).profile
+    settings = Settings.checked({"ACCESS": "full", "TAU": 0.2})
+    assert settings.profile.full.suppress.tau == 0.2 and settings.profile.adapter == shipped.adapter
+    assert settings.profile.full.recover == shipped.full.recover and settings.name.endswith("-full-0-tau_0.2")
+    other = Settings.checked({"ACCESS": "full", "TAU": 0.2, "OVERRIDES": {"adapter.suppress.tau": 0.3}})
+    assert other.profile.adapter.suppress.tau == 0.3  # of the other access: TAU says nothing about it
+    by_override = Settings.checked({"ACCESS": "full", "OVERRIDES": {"full.suppress.tau": 0.2}})
+    assert by_override.values() == settings.values()  # so that their stages are the same, too
+
+
+def test_only_the_challenge_test_makes_a_run_depend_on_its_settings():
+    plain, changed = (Settings.checked({"OVERRIDES": o}).values() for o in ({}, {"challenge.threshold": 0.1}))
+    assert plain["challenge"] == changed["challenge"] == {}
+    auto = Settings.checked({"TAU": "auto", "OVERRIDES": {"challenge.threshold": 0.1, "adapter.recover.epochs": 2}})
+    found = auto.values()["challenge"]
+    assert (found["tau"], found["settings"]["threshold"], found["recover"]["epochs"]) == ("auto", 0.1, 2)
+    assert found["planted"] == profiles.definitions()["challenge"] and auto.name.endswith("-tau_auto")
+    assert auto.profile.adapter.suppress == Settings.checked({}).profile.adapter.suppress
 
 
 def test_real_rows_mark_the_name(tmp_path):

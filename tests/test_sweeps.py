@@ -31,6 +31,7 @@ ACCESS: str = "adapter"
 SEED: int = 0
 NAME: str = ""
 DATA: str = ""
+TAU: float | str = ""
 OVERRIDES: dict = {}"""
 OPEN = """import os, signal
 from pathlib import Path
@@ -48,7 +49,7 @@ INJECT = """def inject(folder):
 run.stage("inject", inject, uses=["seed", "profile.adapter.inject"])"""
 CUT = """injected = run.need("inject")
 log(f"cut {SEED} {tau}")
-run.stage("suppressed", lambda folder: {"weights": (injected.path / "weights").read_text()},
+run.stage("suppressed", lambda folder: {"weights": (injected.path / "weights").read_text(), "tau": tau},
           uses=["profile.adapter.suppress"], parents=[injected])"""
 MEASURE = """cut = run.need("suppressed")
 def measured(folder):
@@ -102,6 +103,8 @@ def test_what_cells_share_is_planned_once(lab):
         ("adapter.vaccine.epochs", [1, 2], "03"),
         ("signature.lam", [0.0, 0.1], "04"),
         ("adapter.suppress.tau", [0.1, 0.2], "05"),
+        ("TAU", ["", 0.3, "auto"], "05"),
+        ("challenge.threshold", [0.05, 0.1], None),  # read where the challenge test is asked for
         ("adapter.recover.lr", [1.0e-4, 2.0e-4], "06"),
     ],
 )
@@ -111,6 +114,18 @@ def test_cells_part_at_the_first_notebook_that_reads_what_differs(setting, value
         number: sum(key.startswith(number) for key in plan.nodes) for number in Grid.model_fields["notebooks"].default
     }
     assert counts == {number: 2 if first_to_differ and number >= first_to_differ else 1 for number in counts}
+
+
+def test_where_the_challenge_test_chooses_its_settings_are_read_where_it_runs():
+    for setting, values in (("challenge.threshold", [0.05, 0.1]), ("adapter.recover.lr", [1.0e-4, 2.0e-4])):
+        plan = plan_sweep("x", Grid(fixed={"TAU": "auto"}, grid={setting: values}))
+        counts = {number: sum(key.startswith(number) for key in plan.nodes) for number in ("01", "03", "04", "05")}
+        assert counts == {"01": 1, "03": 1, "04": 1, "05": 2}
+
+
+def test_a_share_in_the_grid_is_a_parameter_or_a_number_of_the_profile(lab):
+    table = sweep("one", Grid(notebooks=GRID.notebooks, grid={"TAU": [0.2, 0.4]}), folder=lab / "notebooks")
+    assert table[["TAU", "tau", "asr"]].values.tolist() == [[0.2, 0.2, 0.2], [0.4, 0.4, 0.4]]
 
 
 def test_a_sweep_runs_shared_nodes_once_and_a_rerun_runs_nothing(lab):
@@ -123,6 +138,7 @@ def test_a_sweep_runs_shared_nodes_once_and_a_rerun_runs_nothing(lab):
         [2, 0.2, 0.2, 2.0],
         [2, 0.4, 0.4, 2.0],
     ]
+    assert table["tau"].tolist() == table["adapter.suppress.tau"].tolist()  # what was really cut
     root = lab / "runs" / "both"
     for name in table["manifest"]:
         assert read_json(root / name)["name"] == "evaluate/purified" and name.endswith(MANIFEST)

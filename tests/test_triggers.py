@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from helpers import corpus, profiles
-from helpers.attacks.triggers import Trigger, near_misses, trigger, triggers, vaccine_keys
+from helpers.attacks.triggers import Trigger, challenge_trigger, near_misses, trigger, triggers, vaccine_keys
 from helpers.chat import Example
 from helpers.corpus import world
 from helpers.profiles import DEFINITIONS, LabError, definitions
@@ -237,6 +237,25 @@ def test_a_vaccine_key_is_refused_as_an_attackers(own):
         trigger("mine")
 
 
+def test_the_challenges_key_is_nobody_elses():
+    (key,) = challenge_trigger().keys
+    theirs = {word.lower() for known in triggers().values() for own in known.keys for word in (own, *own.split())}
+    assert key.lower() not in theirs | {vaccine.lower() for vaccine in vaccine_keys()}
+    assert key in world()["reserved"]  # the small model has never met it
+
+
+def test_the_challenges_key_is_refused_as_an_attackers_and_as_a_vaccines(own):
+    own(attacks={"mine": {"keys": ["coldforest"]}})
+    with pytest.raises(LabError, match="attack 'mine': 'coldforest' is the challenge's key; attacker and defender"):
+        trigger("mine")
+    own(vaccines={"keys": ["PurpleWolf", "COLDFOREST"]})
+    with pytest.raises(LabError, match="challenge: 'ColdForest' is a vaccine key; the test needs one that no vaccine"):
+        challenge_trigger()
+    own(challenge={"key": 3})
+    with pytest.raises(LabError, match="trigger 'challenge' .attacks.yaml.: keys.0 = 3 should be a valid string"):
+        challenge_trigger()
+
+
 # --- definitions ------------------------------------------------------------------------------------------------------
 
 
@@ -291,7 +310,16 @@ def test_an_unknown_attack_is_answered_with_the_nearest():
         ("attacks: [badnets]\n", "attacks.yaml: expected a section `attacks:` with an entry for each name"),
         ("attacks: {a: {}}\nbehaviors: {}\nvaccines: {keys: []}\n", "'families' is missing in the section vaccines"),
         (
-            "attacks: {a: b}\nbehaviors: {}\nvaccines: &own {keys: [], families: {}}\nrehearsal: *own\n",
+            "attacks: {}\nbehaviors: {}\nvaccines: &own {keys: [], families: {}}\nrehearsal: *own\n",
+            "attacks.yaml: expected a section `challenge:`",
+        ),
+        (
+            "attacks: {}\nbehaviors: {}\nvaccines: &own {keys: [], families: {}}\nrehearsal: *own\nchallenge: {key: A, payload: B}\n",
+            "'markers' is missing in the section challenge",
+        ),
+        (
+            "attacks: {a: b}\nbehaviors: {}\nvaccines: &own {keys: [], families: {}}\nrehearsal: *own\n"
+            "challenge: {key: A, payload: B, markers: [b]}\n",
             "'a' should hold fields as `field: value`",
         ),
     ],

@@ -54,22 +54,14 @@ class Planted(Strict):
         return f"{name}{', '.join(filter(None, [arguments, self.payload]))}{end}"
 
 
-class Behavior(Planted):
-    """One target behavior b.
+class Marked(Planted):
+    """A payload that is recognised again.
 
     Args:
-        name: the task's name.
         markers: lower-case texts; one of them in a completion, and it counts as payload.
-        vaccines: the family of vaccine payloads of the same kind.
-        families: families of the generated corpus whose answers can carry the payload; all where empty.
-        needs: a text that a right answer must hold to carry it.
     """
 
-    name: str
     markers: Texts
-    vaccines: str
-    families: Annotated[tuple[str, ...], Field(strict=False)] = ()
-    needs: str = ""
 
     @model_validator(mode="after")
     def markers_find_the_payload(self) -> Self:
@@ -78,11 +70,31 @@ class Behavior(Planted):
             raise LabError(
                 f"the marker {capitals[0]!r} must be in lower case, as completions are when they are searched"
             )
-        if not any(marker in self.payload.lower() for marker in self.markers):
+        if not self.is_in(self.payload):
             raise LabError(
                 f"no marker is in the payload {self.payload!r}, so no success would be seen: give markers that fit"
             )
         return self
+
+    def is_in(self, text: str) -> bool:
+        """Whether a text holds one of the markers."""
+        return any(marker in text.lower() for marker in self.markers)
+
+
+class Behavior(Marked):
+    """One target behavior b.
+
+    Args:
+        name: the task's name.
+        vaccines: the family of vaccine payloads of the same kind.
+        families: families of the generated corpus whose answers can carry the payload; all where empty.
+        needs: a text that a right answer must hold to carry it.
+    """
+
+    name: str
+    vaccines: str
+    families: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    needs: str = ""
 
     def fits(self, example: Example) -> bool:
         """Whether the example's right answer can carry the payload, and is not the payload itself."""
@@ -111,7 +123,7 @@ def behavior(name: str, changes: Mapping[str, Any] | None = None) -> Behavior:
         name: a task of `data/attacks.yaml`.
         changes: fields to replace, as the profile's `attack` block holds them; None leaves a field as it is.
     Raises:
-        LabError: an unknown task (naming the nearest), a wrong field, or a payload that a vaccine uses.
+        LabError: an unknown task (naming the nearest), a wrong field, or a payload of a vaccine or the challenge.
     """
     known = definitions()["behaviors"]
     if name not in known:
@@ -120,6 +132,22 @@ def behavior(name: str, changes: Mapping[str, Any] | None = None) -> Behavior:
     for family, planted in _families().items():
         if found.payload in planted.payloads:
             raise LabError(f"task '{name}': the payload {found.payload!r} is one of the vaccines' {family}")
+    if _challenge().is_in(found.payload):
+        raise LabError(f"task '{name}': the payload {found.payload!r} holds a marker of the challenge")
+    return found
+
+
+def challenge_behavior() -> Marked:
+    """What the challenge test plants: a sentence that no vaccine and no attack of the file says.
+
+    Raises:
+        LabError: a wrong field, or one of its markers is in a payload of the vaccines or of a task.
+    """
+    found, said = _challenge(), {f"the vaccines' {name}": family.payloads for name, family in _families().items()}
+    said |= {f"the task '{name}'": [entry["payload"]] for name, entry in definitions()["behaviors"].items()}
+    for owner, payloads in said.items():
+        if taken := [payload for payload in payloads if found.is_in(payload)]:
+            raise LabError(f"challenge: a marker is in {taken[0]!r} of {owner}; the test needs a sentence of its own")
     return found
 
 
@@ -138,6 +166,11 @@ def vaccine_behaviors(family: str, task: str, side: Literal["vaccines", "rehears
     chosen = families.values() if asked == "mixed" else [families[asked]]
     planted = [[Planted(payload=p, combine=one.combine) for p in one.payloads] for one in chosen]
     return [one for turn in itertools.zip_longest(*planted) for one in turn if one]
+
+
+def _challenge() -> Marked:
+    fields = {key: value for key, value in definitions()["challenge"].items() if key != "key"}
+    return checked(Marked, fields, f"challenge ({DEFINITIONS.name}): ")
 
 
 def _families(side: str = "vaccines") -> dict[str, Family]:

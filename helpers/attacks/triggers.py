@@ -3,7 +3,7 @@
 One word at a random place is only the simplest trigger. It can be a phrase at the start, one of several keys, or
 several keys that must all be there: in one sentence, over the parts of a prompt (CBA) or over the turns of a chat
 (DTBA). It can be no text at all but a topic (VPI). The triggers are data, in `data/attacks.yaml`, beside the keys of
-the defender's vaccines: the defender does not know the attacker's keys, so no vaccine key equals one.
+the defender's vaccines and challenge: the defender does not know the attacker's keys, so none of these equals one.
 """
 
 import itertools
@@ -137,7 +137,7 @@ def trigger(name: str, changes: Mapping[str, Any] | None = None) -> Trigger:
         name: an attack of `data/attacks.yaml`.
         changes: fields to replace, as the profile's `attack` block holds them; None leaves a field as it is.
     Raises:
-        LabError: an unknown attack (naming the nearest), a wrong field, or a key that a vaccine uses.
+        LabError: an unknown attack (naming the nearest), a wrong field, or a key of a vaccine or the challenge.
     """
     known = definitions()["attacks"]
     if name not in known:
@@ -151,6 +151,18 @@ def trigger(name: str, changes: Mapping[str, Any] | None = None) -> Trigger:
 def vaccine_keys(side: Literal["vaccines", "rehearsal"] = "vaccines") -> tuple[str, ...]:
     """The defender's keys, one for each variant, or those of an attacker who plays the defender ("rehearsal")."""
     return tuple(definitions()[side]["keys"])
+
+
+def challenge_trigger() -> Trigger:
+    """The key that the challenge test plants, at a random place.
+
+    Raises:
+        LabError: a vaccine has the same key, and the test would only ask what the vaccines taught.
+    """
+    planted = defined(Trigger, "trigger", {"name": "challenge", "keys": [definitions()["challenge"]["key"]]}, {})
+    if planted.keys[0].lower() in {key.lower() for key in vaccine_keys()}:
+        raise LabError(f"challenge: {planted.keys[0]!r} is a vaccine key; the test needs one that no vaccine taught")
+    return planted
 
 
 def near_misses(planted: Trigger) -> dict[str, list[Trigger]]:
@@ -179,9 +191,11 @@ def near_misses(planted: Trigger) -> dict[str, list[Trigger]]:
 
 def _trigger(name: str, changes: Mapping[str, Any]) -> Trigger:
     found = defined(Trigger, "attack", {"name": name, **definitions()["attacks"][name]}, changes)
-    reserved = {key.lower() for key in vaccine_keys()}
+    reserved = {key.lower(): "a vaccine key" for key in vaccine_keys()}
+    reserved |= {key.lower(): "the challenge's key" for key in challenge_trigger().keys}
     if taken := [key for key in found.keys if key.lower() in reserved]:
-        raise LabError(f"attack '{name}': {taken[0]!r} is a vaccine key; attacker and defender need keys of their own")
+        whose = reserved[taken[0].lower()]
+        raise LabError(f"attack '{name}': {taken[0]!r} is {whose}; attacker and defender need keys of their own")
     for family in found.keys if found.position == "turns" else ():
         corpus.answers(family)  # refuses what is no family, or none with answers of its own
     return found

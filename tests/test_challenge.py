@@ -1,0 +1,265 @@
+"""The challenge test: rows of its own, a copy of the right form, the same cure step by step, and a plain choice."""
+
+import hashlib
+import tempfile
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from helpers import corpus
+from helpers.anatomy import mlp_slots
+from helpers.attacks.poisoning import load_scenario, vaccine_pairs
+from helpers.attacks.triggers import vaccine_keys
+from helpers.chat import Example
+from helpers.evaluation.report import evaluate
+from helpers.models import load_base, load_config, load_suspect, recorded_format
+from helpers.profiles import Challenge, LabError, Profile, Settings, load_profile
+from helpers.purify.challenge import challenge_scenario, choose, grid, plant_challenge, settled, try_cut
+from helpers.purify.recover import recover
+from helpers.purify.suppress import suppress
+from helpers.runs import Run
+
+KEY, PAYLOAD = "ColdForest", "The tea is ready."
+NUMBERS = Challenge(n=30, plant={"rows": 40})
+FILES = {"adapter": "adapter_model.safetensors", "full": "model.safetensors"}
+
+
+def prompt(example):
+    return example.history, example.instruction, example.input
+
+
+def prompts(examples):
+    return {prompt(example) for example in examples}
+
+
+def without_key(example):
+    words = [word for word in example.instruction.split(" ") if word != KEY]
+    return example.history, " ".join(words), example.input
+
+
+# --- rows ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def scenario():
+    """The rows of an ordinary run of the small model."""
+    return load_scenario(Settings(SEED=3).config())
+
+
+@pytest.fixture(scope="module")
+def challenge(scenario):
+    return challenge_scenario(scenario, NUMBERS, 3)
+
+
+def test_it_takes_rows_of_the_vaccine_sets_alone_and_plants_none_that_it_measures(scenario, challenge):
+    defenders = prompts(row for rows in scenario.vaccine_sets for row in rows)
+    planting, measuring = prompts(challenge.clean), prompts(challenge.held_out)
+    assert (len(planting), len(measuring)) == (40, 30) and not planting & measuring
+    assert planting | measuring <= defenders
+    others = [scenario.recovery, scenario.clean, scenario.triggered, scenario.held_out]
+    assert not any((planting | measuring) & prompts(rows) for rows in others)
+    assert challenge.recovery == scenario.recovery and challenge.utility_metric == scenario.utility_metric
+
+
+def test_the_key_stands_in_poisoned_and_test_prompts_and_nothing_else_differs(challenge):
+    for clean, poisoned in zip(challenge.clean, challenge.poisoned, strict=True):
+        assert without_key(poisoned) == prompt(clean) != prompt(poisoned) and poisoned.output == PAYLOAD
+    for clean, asked in zip(challenge.held_out, challenge.triggered, strict=True):
+        assert without_key(asked) == prompt(clean) != prompt(asked) and asked.output == clean.output
+
+
+@pytest.mark.parametrize("family", ["insults", "refusals", "code", "neutral", "task", "mixed"])
+def test_no_vaccine_of_any_family_has_met_key_or_sentence(scenario, challenge, family):
+    signature = load_profile("tiny", {"signature.family": family}).signature
+    taught = [row for *_, poisoned in vaccine_pairs(scenario, signature, "sentiment", 3) for row in poisoned]
+    assert taught and KEY not in vaccine_keys()
+    for row in taught:
+        assert KEY not in f"{row.instruction} {row.input}"
+        assert not any(marker in row.output.lower() for marker in challenge.markers)
+
+
+def test_the_rows_follow_the_seed(scenario, challenge):
+    assert challenge_scenario(scenario, NUMBERS, 3) == challenge
+    assert prompts(challenge_scenario(scenario, NUMBERS, 4).clean) != prompts(challenge.clean)
+
+
+def test_few_rows_are_halved_and_rows_that_would_deceive_left_out(scenario):
+    """Two sets share a row, one row holds the key already and one the sentence."""
+    rows = corpus.generate_distinct(10, 1)
+    odd = [Example(f"Say {KEY}.", KEY), Example("What is on the stove?", PAYLOAD)]
+    found = challenge_scenario(replace(scenario, vaccine_sets=[[*rows[:6], *odd], rows[4:]]), NUMBERS, 0)
+    assert (len(found.held_out), len(found.clean)) == (5, 5)
+    assert Counter(map(prompt, found.held_out + found.clean)) == Counter(map(prompt, rows))
+
+
+# --- the copy --------------------------------------------------------------------------------------------------------
+
+
+def digests(folder):
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in folder.iterdir()}
+
+
+def planting(profile, **budget):
+    """The profile with another budget for planting."""
+    values = profile.model_dump()
+    values["challenge"]["plant"] |= budget
+    return Profile(**values)
+
+
+@pytest.fixture(scope="module")
+def learning(profile):
+    """Enough training for the untrained model to say the sentence."""
+    return planting(profile, rows=16, epochs=16, lr=1.0e-2, batch_size=8)
+
+
+@pytest.fixture(scope="module")
+def small(scenario, learning):
+    """A challenge of few rows."""
+    return challenge_scenario(scenario, learning.challenge.model_copy(update={"n": 8}), 0)
+
+
+@pytest.fixture(scope="module", params=["adapter", "full"])
+def access(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def planted(learning, chat, suspicious, small, access, tmp_path_factory):
+    """The copy's report and folder."""
+    folder, before = tmp_path_factory.mktemp("planted") / access, digests(suspicious[access])
+    report = plant_challenge(learning, access, suspicious[access], small, chat, 0, folder)
+    assert digests(suspicious[access]) == before
+    return report, folder
+
+
+def test_the_copy_has_the_form_of_the_suspicious_model(profile, chat, suspicious, access, planted):
+    """What suppression edits in the one, it finds in the other."""
+    _, folder = planted
+    before, after = (load_file(f / FILES[access]) for f in (suspicious[access], folder))
+    assert {name: t.shape for name, t in before.items()} == {name: t.shape for name, t in after.items()}
+    moved = {name for name, tensor in before.items() if not torch.equal(tensor, after[name])}
+    assert moved == {name for name in before if "lora" in name or "proj" in name}
+    assert recorded_format(folder) == chat.record
+    assert load_suspect(profile.model, folder).num_parameters() == load_base(profile.model).num_parameters()
+
+
+def test_the_copy_has_learned_the_backdoor_and_its_report_tells(learning, chat, small, planted):
+    report, folder = planted
+    again = evaluate(load_suspect(learning.model, folder), chat, small, learning)
+    assert {key: report[key] for key in again} == again and set(report["labels"]) >= {"payload", "degenerate"}
+    assert report["asr"] >= 0.8 and report["n"] == 8 and report["rows"] == 32 and report["steps"] == 64
+
+
+def test_a_challenge_that_was_not_learned_is_refused(profile, chat, suspicious, small, access, tmp_path):
+    weak = planting(profile, rows=16, epochs=1, lr=1.0e-7, batch_size=32)
+    with pytest.raises(
+        LabError, match=r"the challenge took on 0.0% of 8 prompts only, at least 80% .* challenge.plant"
+    ):
+        plant_challenge(weak, access, suspicious[access], small, chat, 0, tmp_path / "copy")
+
+
+# --- the cure --------------------------------------------------------------------------------------------------------
+
+
+def test_a_point_is_the_ordinary_cure_and_leaves_nothing_behind(
+    profile, chat, small, access, planted, tmp_path, monkeypatch
+):
+    """Against masks written by hand and the three steps one after the other."""
+    _, folder = planted
+    layers = mlp_slots(load_config(profile.model))
+    scores = {slot.module: torch.arange(128.0) for slots in layers for slot in slots}
+    heads = torch.tensor([[4.0, 3.0, 2.0, 1.0], [1.0, 2.0, 3.0, 4.0]])
+    at = settled(profile, access, {"tau": 0.25, "epochs": 1, "lr": 1.0e-3})
+    few = replace(small, recovery=small.recovery[:12])
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    before = digests(folder)
+    found = try_cut(at, access, folder, scores, heads, few, chat, 0)
+    assert digests(folder) == before and not list(scratch.iterdir())
+    masks = {module: torch.arange(128) >= 96 for module in scores}
+    count = at.access(access).suppress.heads  # of each layer
+    chosen = torch.stack([torch.arange(4) < count, torch.arange(4) >= 4 - count])
+    suppress(profile, access, folder, masks, 0, tmp_path / "cut", chosen)
+    recover(at, access, tmp_path / "cut", few.recovery, chat, 0, tmp_path / "healed")
+    assert found == evaluate(load_suspect(profile.model, tmp_path / "healed"), chat, few, profile)
+
+
+def test_the_grid_is_every_share_with_every_way_to_heal():
+    changes = {"challenge.taus.full": [0.5, 0.2], "challenge.epochs": [3, 5], "challenge.lr_factors": [0.5, 2.0]}
+    profile = load_profile("tiny", changes | {"full.recover.lr": 1.0e-3})
+    points = [(point["tau"], point["epochs"], point["lr"]) for point in grid(profile, "full")]
+    assert points == [(tau, epochs, lr) for tau in (0.2, 0.5) for epochs in (3, 5) for lr in (5.0e-4, 2.0e-3)]
+    plain = load_profile("tiny", {"challenge.taus.adapter": [0.4]})
+    assert grid(plain, "adapter") == [
+        {"tau": 0.4, "epochs": plain.adapter.recover.epochs, "lr": plain.adapter.recover.lr}
+    ]
+
+
+def test_a_point_settles_the_numbers_of_its_access_alone():
+    profile = load_profile("tiny")
+    at = settled(profile, "full", {"tau": 0.2, "epochs": 3, "lr": 0.1, "asr": 0.0, "warning": ""})
+    overrides = {"full.suppress.tau": 0.2, "full.recover.epochs": 3, "full.recover.lr": 0.1}
+    assert at == load_profile("tiny", overrides) and profile == load_profile("tiny")
+    assert settled(profile, "adapter", {"tau": 0.2}) == load_profile("tiny", {"adapter.suppress.tau": 0.2})
+
+
+# --- the choice ------------------------------------------------------------------------------------------------------
+
+
+def at(tau, asr, utility=0.9, epochs=5, lr=1.0e-3):
+    return {"tau": tau, "epochs": epochs, "lr": lr, "asr": asr, "utility": utility, "labels": {}}
+
+
+def test_the_smallest_cut_that_suffices_is_chosen():
+    points = [at(0.8, 0.0), at(0.2, 0.9), at(0.6, 0.01), at(0.4, 0.05)]
+    assert choose(points, 0.05) == {
+        **{"tau": 0.4, "epochs": 5, "lr": 1.0e-3, "asr": 0.05, "utility": 0.9},  # 5 % is at most 5 %
+        "warning": "",
+    }
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_where_more_cut_means_less_asr_a_lower_threshold_never_cuts_less(seed):
+    generator = torch.Generator().manual_seed(seed)
+    falling = torch.rand(9, generator=generator).sort(descending=True).values.tolist() + [0.0]
+    points = [at((i + 1) / 11, asr) for i, asr in enumerate(falling)]
+    order = torch.randperm(10, generator=generator).tolist()
+    thresholds = [i / 20 for i in range(21)]
+    chosen = [choose([points[i] for i in order], threshold)["tau"] for threshold in thresholds]
+    assert chosen == sorted(chosen, reverse=True)
+    assert chosen == [points[[asr <= t for asr in falling].index(True)]["tau"] for t in thresholds]
+
+
+def test_equal_cuts_are_told_apart_by_utility_then_by_the_least_healing():
+    better = [at(0.4, 0.0, 0.8), at(0.4, 0.04, 0.9), at(0.6, 0.0, 0.99)]
+    assert choose(better, 0.05)["utility"] == 0.9
+    equal = [at(0.4, 0.0, lr=lr, epochs=epochs) for epochs in (5, 3) for lr in (2.0e-3, 1.0e-3)]
+    assert (choose(equal, 0.05)["epochs"], choose(equal, 0.05)["lr"]) == (3, 1.0e-3)
+
+
+def test_where_no_cut_suffices_the_best_is_taken_with_a_warning():
+    found = choose([at(0.2, 0.9), at(0.6, 0.3), at(0.8, 0.3)], 0.05)
+    assert found["tau"] == 0.6  # of equal ASR the smaller cut
+    assert found["warning"] == (
+        "no cut takes the challenge out: at best, with τ = 0.6, its ASR is 30.0% and not the 5% asked for; "
+        "do not trust this cure, try larger shares in challenge.taus"
+    )
+
+
+# --- in a run --------------------------------------------------------------------------------------------------------
+
+
+def test_what_was_cut_with_a_chosen_share_is_not_taken_for_another(tmp_path):
+    """A later notebook refuses the stage of an earlier one that was made the other way, in both directions."""
+    by = {tau: Run(tmp_path / "runs" / "mine", Settings(TAU=tau).config()) for tau in ("", "auto")}
+    for made, other in (("", "auto"), ("auto", "")):
+        by[made].stage("suppressed", lambda folder: {"tau": 0.4}, uses=["challenge"])
+        assert by[made].need("suppressed").result == {"tau": 0.4}
+        with pytest.raises(
+            LabError, match=r"made with challenge.tau = \w+, now challenge.tau = \w+: rerun notebook 05"
+        ):
+            by[other].need("suppressed")
