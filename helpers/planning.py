@@ -8,7 +8,7 @@ import functools
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import psutil
@@ -20,7 +20,8 @@ from helpers.anatomy import attention_slots, matrices, mlp_slots, parameter_shap
 from helpers.attacks.poisoning import load_scenario
 from helpers.chat import Example
 from helpers.models import load_config, load_format, local_folder, new_adapter
-from helpers.profiles import Access, Budget, LabError, Profile, Settings
+from helpers.profiles import AUTO, Access, Budget, LabError, Profile, Settings
+from helpers.purify.challenge import grid
 from helpers.shards import SHARD_SIZE
 from helpers.training.finetune import encode_rows, finetune
 
@@ -150,10 +151,13 @@ def costs(settings: Settings, model: Shape, row: Rows) -> list[Cost]:
     poisoned = access.inject.rows * access.poison_rate / (1 - access.poison_rate)
     return [
         run.training("inject", 1, access.inject, access.inject.rows + poisoned),
-        run.evaluation(2 + run.cuts + run.healed + TAU_POINTS + CONFLICT_REPORTS),
+        run.evaluation(2 + run.cuts + run.healed + TAU_POINTS + CONFLICT_REPORTS + run.tried),
         *run.vaccines(access),
+        *run.challenge(),
         Cost("suppress", run.cuts, run.suppressing, None, None, run.cuts * run.suspicious, 0),
-        run.training("recover", run.healed + TAU_POINTS, access.recover, access.recover.rows, kept=run.healed),
+        run.training(
+            "recover", run.healed + TAU_POINTS + run.tried, access.recover, access.recover.rows, kept=run.healed
+        ),
         run.training("conflict model", 2, conflict, conflict.rows, lora=True),
         Cost("merge", MERGED_POINTS, run.one_file, None, None, WHOLE_MODELS * run.whole, 0),
     ]
@@ -172,6 +176,8 @@ class _Run:
         self.suppressing = self.suspicious if self.by_adapter else self.one_file
         # an adapter's own norms rank its channels, too: one control more than with full access
         self.cuts, self.healed = (4, 5) if self.by_adapter else (3, 4)
+        # the challenge test cures its own copy and, to be judged, the suspicious model at every point
+        self.tried = 2 * len(grid(self.profile, settings.ACCESS)) if settings.TAU == AUTO else 0
 
     def activations(self, tokens: float, lora: bool) -> float:
         """Bytes held for the backward pass of so many tokens."""
@@ -204,6 +210,12 @@ class _Run:
             return self.based(stage, times, other, kept * model.adapter * 4, 4 * model.parameters * tokens)
         memory = 4 * self.whole + held  # value, gradient, two moments
         return Cost(stage, times, memory, None, None, kept * self.whole, 6 * model.parameters * tokens)
+
+    def challenge(self) -> list[Cost]:
+        """Planting the challenge by an adapter in a copy of the suspicious model, where the test is asked for."""
+        budget = self.profile.challenge.plant
+        planting = self.training("challenge", 1, budget, 2 * budget.rows, lora=True)
+        return [replace(planting, disk=self.suspicious)] if self.tried else []
 
     def evaluation(self, times: int) -> Cost:
         """Answers to the triggered prompts and the clean questions."""

@@ -130,6 +130,22 @@ def test_costs_move_with_what_causes_them():
     assert full.in_4_bit is None
 
 
+@pytest.mark.parametrize("access", ["adapter", "full"])
+def test_the_challenge_test_is_planned_where_it_is_asked_for(access):
+    model = shape(SEVEN_B.profile)
+    changes = {"ACCESS": access, "OVERRIDES": {f"challenge.taus.{access}": [0.1, 0.2, 0.3]}}
+    plain, auto = (
+        {c.stage: c for c in costs(Settings.checked(SEVEN_B.model_dump() | changes | tau), model, ASSUMED)}
+        for tau in ({}, {"TAU": "auto"})
+    )
+    assert auto.keys() - plain.keys() == {"challenge"}
+    assert auto["recover"].times == plain["recover"].times + 6 and auto["recover"].disk == plain["recover"].disk
+    assert auto["evaluate"].times == plain["evaluate"].times + 6
+    planted = 2 * 500 * 5 * ASSUMED.mean  # clean and poisoned rows, five epochs
+    assert auto["challenge"].flops == pytest.approx(4 * model.parameters * planted)
+    assert auto["challenge"].disk == (4 * model.adapter if access == "adapter" else 2 * model.parameters)
+
+
 @pytest.mark.parametrize("gigabytes, expected", [(80, "fits: at most"), (10, "does not fit")])
 def test_the_verdict_follows_the_memory(gigabytes, expected):
     model = shape(SEVEN_B.profile)
