@@ -148,16 +148,15 @@ def costs(settings: Settings, model: Shape, row: Rows) -> list[Cost]:
     """
     run = _Run(settings, model, row)
     access, conflict = settings.profile.access(settings.ACCESS), settings.profile.conflict.budget
+    recovered = run.healed + TAU_POINTS + run.tried
     poisoned = access.inject.rows * access.poison_rate / (1 - access.poison_rate)
     return [
         run.training("inject", 1, access.inject, access.inject.rows + poisoned),
-        run.evaluation(2 + run.cuts + run.healed + TAU_POINTS + CONFLICT_REPORTS + run.tried),
+        run.evaluation(2 + run.cuts + recovered + CONFLICT_REPORTS),
         *run.vaccines(access),
         *run.challenge(),
         Cost("suppress", run.cuts, run.suppressing, None, None, run.cuts * run.suspicious, 0),
-        run.training(
-            "recover", run.healed + TAU_POINTS + run.tried, access.recover, access.recover.rows, kept=run.healed
-        ),
+        run.training("recover", recovered, access.recover, access.recover.rows, kept=run.healed),
         run.training("conflict model", 2, conflict, conflict.rows, lora=True),
         Cost("merge", MERGED_POINTS, run.one_file, None, None, WHOLE_MODELS * run.whole, 0),
     ]

@@ -265,7 +265,8 @@ def results(plan: Plan, errors: Mapping[str, str]) -> pd.DataFrame:
                         "error": "",
                     }
                 )
-    return pd.DataFrame(rows) if rows else pd.DataFrame(columns=["model", "error"])
+    table = pd.DataFrame(rows) if rows else pd.DataFrame(columns=["model", "error"])
+    return table.astype({"TAU": str}) if "TAU" in table else table  # "auto" beside numbers: a column has one type
 
 
 def run_node(node: Node, root: Path, parent: Outcome | None = None) -> Outcome:
