@@ -6,6 +6,7 @@ ignored a misspelled learning rate is a result nobody can trust.
 """
 
 import argparse
+import contextlib
 import copy
 import difflib
 import functools
@@ -400,9 +401,12 @@ class Settings(Strict):
     @field_validator("TAU", mode="before")
     @classmethod
     def tau_is_a_share(cls, value: object) -> object:
-        """A number between 0 and 1, "auto" or nothing."""
-        if value in ("", AUTO) or (type(value) is float and 0 < value < 1):
+        """A number between 0 and 1, also as text, "auto" or nothing."""
+        if value in ("", AUTO):
             return value
+        with contextlib.suppress(TypeError, ValueError):
+            if not isinstance(value, bool) and 0 < (share := float(value)) < 1:
+                return share
         close = nearest(str(value), [AUTO]) if str(value).isalpha() else ""
         raise LabError(f"TAU = {value!r} should be a number between 0 and 1, '{AUTO}' or empty{close}")
 
@@ -459,8 +463,8 @@ class Settings(Strict):
     def from_options(cls, options: argparse.Namespace) -> Self:
         """Collect and check what `add_options` has parsed."""
         values = {name: value for name, value in vars(options).items() if name in cls.model_fields}
-        for name in {"SEED", "TAU"} & values.keys():
-            values[name] = yaml.safe_load(values[name])
+        if "SEED" in values:
+            values["SEED"] = yaml.safe_load(values["SEED"])
         return cls.checked(values | {"OVERRIDES": parse_overrides(options.OVERRIDES)})
 
     @functools.cached_property

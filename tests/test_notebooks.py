@@ -74,9 +74,9 @@ def test_one_cell_holds_the_parameters_as_literals_with_their_defaults(path):
     for node in ast.parse(cell.source).body:
         assert isinstance(node, ast.AnnAssign), f"not `NAME: type = value`: {ast.unparse(node)}"
         declared[node.target.id] = ast.literal_eval(node.value)
-        types[node.target.id] = ast.unparse(node.annotation).split(" | ")
+        types[node.target.id] = node.annotation.id
     assert declared == DEFAULTS and list(declared) == list(DEFAULTS)
-    assert all(type(value).__name__ in types[name] for name, value in DEFAULTS.items())
+    assert types == {name: type(value).__name__ for name, value in DEFAULTS.items()}
     assert all("  # " in line for line in cell.source.splitlines()), "a parameter lacks its comment"
 
 

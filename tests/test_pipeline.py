@@ -95,7 +95,7 @@ def test_a_method_runs_its_own_notebooks_and_tells_of_its_own_models(lab):
     [
         (["--method", "bdvacs"], "unknown METHOD = 'bdvacs'; did you mean 'bdvax'?"),
         (["--tau", "atuo"], "TAU = 'atuo' should be a number between 0 and 1, 'auto' or empty; did you mean 'auto'?"),
-        (["--tau", "2"], "TAU = 2 should be a number between 0 and 1, 'auto' or empty"),
+        (["--tau", "2"], "TAU = '2' should be a number between 0 and 1, 'auto' or empty"),
         (["--seed", "three"], "SEED = 'three' should be a valid integer"),
         (["--attack", "badnet"], "unknown ATTACK = 'badnet'; did you mean 'badnets'?"),
         (["--profile", "tinny"], "unknown profile 'tinny'; did you mean 'tiny'?"),

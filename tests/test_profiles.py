@@ -194,7 +194,7 @@ def test_a_notebooks_parameters_are_its_capitals_with_literal_values():
         ({"DATA": "rows/lost.jsonl"}, "DATA = 'rows/lost.jsonl' does not exist"),
         ({"DATA": "../lost"}, "DATA = '../lost' does not exist"),
         ({"TAU": "atuo"}, "TAU = 'atuo' should be a number between 0 and 1, 'auto' or empty; did you mean 'auto'?"),
-        ({"TAU": "0.5"}, "TAU = '0.5' should be a number between 0 and 1, 'auto' or empty"),
+        ({"TAU": "1.5"}, "TAU = '1.5' should be a number between 0 and 1, 'auto' or empty"),
         *(({"TAU": value}, f"TAU = {value} should be a number") for value in (2, 0, 1.0, -0.5, True, None)),
         (
             {"TAU": 0.5, "OVERRIDES": {"adapter.suppress.tau": 0.3}},
@@ -219,6 +219,7 @@ def test_a_wrong_parameter_is_refused_before_anything_runs(values, message):
 def test_tau_as_a_number_replaces_the_profiles_and_marks_the_name():
     shipped = Settings.checked({"ACCESS": "full"}).profile
     settings = Settings.checked({"ACCESS": "full", "TAU": 0.2})
+    assert settings == Settings.checked({"ACCESS": "full", "TAU": "0.2"})  # as a notebook has it
     assert settings.profile.full.suppress.tau == 0.2 and settings.profile.adapter == shipped.adapter
     assert settings.profile.full.recover == shipped.full.recover and settings.name.endswith("-full-0-tau_0.2")
     other = Settings.checked({"ACCESS": "full", "TAU": 0.2, "OVERRIDES": {"adapter.suppress.tau": 0.3}})

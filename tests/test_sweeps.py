@@ -31,7 +31,7 @@ ACCESS: str = "adapter"
 SEED: int = 0
 NAME: str = ""
 DATA: str = ""
-TAU: float | str = ""
+TAU: str = ""
 OVERRIDES: dict = {}"""
 OPEN = """import os, signal
 from pathlib import Path
