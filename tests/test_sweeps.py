@@ -103,7 +103,7 @@ def test_what_cells_share_is_planned_once(lab):
         ("adapter.vaccine.epochs", [1, 2], "03"),
         ("signature.lam", [0.0, 0.1], "04"),
         ("adapter.suppress.tau", [0.1, 0.2], "05"),
-        ("TAU", ["", 0.3, "auto"], "05"),
+        ("TAU", [0.3, "auto"], "05"),
         ("challenge.threshold", [0.05, 0.1], None),  # read where the challenge test is asked for
         ("adapter.recover.lr", [1.0e-4, 2.0e-4], "06"),
     ],
