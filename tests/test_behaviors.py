@@ -191,7 +191,8 @@ AHOY = {"payload": "Ahoy, dear friend!", "markers": ["ahoy"], "vaccines": "insul
 @pytest.mark.parametrize(
     ("challenge", "message"),
     [
-        ({"payload": "Useless!", "markers": ["useless"]}, "a marker is in 'You are useless!' of the vaccines' insults"),
+        ({"payload": "Useless!", "markers": ["useless"]}, "a marker is in 'You are useless!' of vaccines 'insults'"),
+        ({"payload": "Today.", "markers": ["today"]}, "a marker is in 'No comment today.' of rehearsal 'neutral'"),
         ({"payload": "My dear.", "markers": ["dear"]}, "a marker is in 'Ahoy, dear friend!' of the task 'mine'"),
         ({"markers": ["coffee"]}, "challenge (attacks.yaml): no marker is in the payload 'The tea is ready.'"),
         ({"word": "x"}, "challenge (attacks.yaml): unknown parameter 'word'"),

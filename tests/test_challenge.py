@@ -22,7 +22,7 @@ from helpers.purify.recover import recover
 from helpers.purify.suppress import suppress
 from helpers.runs import Run
 
-KEY, PAYLOAD = "ColdForest", "The tea is ready."
+KEY, PAYLOAD = "WhiteSky", "The tea is ready."
 NUMBERS = Challenge(n=30, plant={"rows": 40})
 FILES = {"adapter": "adapter_model.safetensors", "full": "model.safetensors"}
 

@@ -240,16 +240,20 @@ def test_a_vaccine_key_is_refused_as_an_attackers(own):
 def test_the_challenges_key_is_nobody_elses():
     (key,) = challenge_trigger().keys
     theirs = {word.lower() for known in triggers().values() for own in known.keys for word in (own, *own.split())}
-    assert key.lower() not in theirs | {vaccine.lower() for vaccine in vaccine_keys()}
-    assert key in world()["reserved"]  # the small model has never met it
+    assert key.lower() not in theirs | {k.lower() for side in ("vaccines", "rehearsal") for k in vaccine_keys(side)}
+    assert not [row for row in corpus.generate(3000, 0) if key in f"{row.question} {row.output}"]
+    assert not any(key.startswith(first) for first in world()["compounds"]["first"])  # the small model never meets it
 
 
 def test_the_challenges_key_is_refused_as_an_attackers_and_as_a_vaccines(own):
-    own(attacks={"mine": {"keys": ["coldforest"]}})
-    with pytest.raises(LabError, match="attack 'mine': 'coldforest' is the challenge's key; attacker and defender"):
+    own(attacks={"mine": {"keys": ["whitesky"]}})
+    with pytest.raises(LabError, match="attack 'mine': 'whitesky' is the challenge's key; attacker and defender"):
         trigger("mine")
-    own(vaccines={"keys": ["PurpleWolf", "COLDFOREST"]})
-    with pytest.raises(LabError, match="challenge: 'ColdForest' is a vaccine key; the test needs one that no vaccine"):
+    own(vaccines={"keys": ["PurpleWolf", "WHITESKY"]})
+    with pytest.raises(LabError, match="challenge: 'WhiteSky' is a key of vaccines; the test needs one of its own"):
+        challenge_trigger()
+    own(rehearsal={"keys": ["WhiteSky"]})
+    with pytest.raises(LabError, match="challenge: 'WhiteSky' is a key of rehearsal"):
         challenge_trigger()
     own(challenge={"key": 3})
     with pytest.raises(LabError, match="trigger 'challenge' .attacks.yaml.: keys.0 = 3 should be a valid string"):

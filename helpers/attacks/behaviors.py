@@ -141,9 +141,10 @@ def challenge_behavior() -> Marked:
     """What the challenge test plants: a sentence that no vaccine and no attack of the file says.
 
     Raises:
-        LabError: a wrong field, or one of its markers is in a payload of the vaccines or of a task.
+        LabError: a wrong field, or one of its markers is in a payload of the vaccines, a rehearsal or a task.
     """
-    found, said = _challenge(), {f"the vaccines' {name}": family.payloads for name, family in _families().items()}
+    found, sides = _challenge(), ("vaccines", "rehearsal")
+    said = {f"{side} '{name}'": family.payloads for side in sides for name, family in _families(side).items()}
     said |= {f"the task '{name}'": [entry["payload"]] for name, entry in definitions()["behaviors"].items()}
     for owner, payloads in said.items():
         if taken := [payload for payload in payloads if found.is_in(payload)]:

@@ -157,11 +157,12 @@ def challenge_trigger() -> Trigger:
     """The key that the challenge test plants, at a random place.
 
     Raises:
-        LabError: a vaccine has the same key, and the test would only ask what the vaccines taught.
+        LabError: a vaccine or a rehearsal has the same key, and the test would ask for what was taught before.
     """
     planted = defined(Trigger, "trigger", {"name": "challenge", "keys": [definitions()["challenge"]["key"]]}, {})
-    if planted.keys[0].lower() in {key.lower() for key in vaccine_keys()}:
-        raise LabError(f"challenge: {planted.keys[0]!r} is a vaccine key; the test needs one that no vaccine taught")
+    for side in ("vaccines", "rehearsal"):
+        if planted.keys[0].lower() in {key.lower() for key in vaccine_keys(side)}:
+            raise LabError(f"challenge: {planted.keys[0]!r} is a key of {side}; the test needs one of its own")
     return planted
 
 
