@@ -252,7 +252,7 @@ def test_the_challenges_key_is_refused_as_an_attackers_and_as_a_vaccines(own):
     own(vaccines={"keys": ["PurpleWolf", "WHITESKY"]})
     with pytest.raises(LabError, match="challenge: 'WhiteSky' is a key of vaccines; the test needs one of its own"):
         challenge_trigger()
-    own(rehearsal={"keys": ["WhiteSky"]})
+    own(vaccines={"keys": ["PurpleWolf"]}, rehearsal={"keys": ["WhiteSky"]})
     with pytest.raises(LabError, match="challenge: 'WhiteSky' is a key of rehearsal"):
         challenge_trigger()
     own(challenge={"key": 3})
@@ -318,7 +318,8 @@ def test_an_unknown_attack_is_answered_with_the_nearest():
             "attacks.yaml: expected a section `challenge:`",
         ),
         (
-            "attacks: {}\nbehaviors: {}\nvaccines: &own {keys: [], families: {}}\nrehearsal: *own\nchallenge: {key: A, payload: B}\n",
+            "attacks: {}\nbehaviors: {}\nvaccines: &own {keys: [], families: {}}\nrehearsal: *own\n"
+            "challenge: {key: A, payload: B}\n",
             "'markers' is missing in the section challenge",
         ),
         (
