@@ -49,6 +49,7 @@ MADE_BY = {
     "challenge_copy": "05_suppress_channels",
     "challenge_points": "05_suppress_channels",
     "challenge": "05_suppress_channels",
+    "oracle": "05_suppress_channels",
     "oracle_points": "05_suppress_channels",
     "suppressed": "05_suppress_channels",
     "suppressed_random": "05_suppress_channels",

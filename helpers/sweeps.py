@@ -12,7 +12,7 @@ import itertools
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +28,7 @@ from tqdm.auto import tqdm
 
 from helpers.execution import NOTEBOOKS, execute, numbered, required
 from helpers.profiles import ROOT, LabError, Settings, Strict, checked, fingerprint, nearest
-from helpers.runs import MANIFEST, Run, code_version, read_json, runs_folder, write_json
+from helpers.runs import MANIFEST, Run, Stage, code_version, read_json, runs_folder, write_json
 
 DONE, PLAN, TABLE = "node.json", "sweep.json", "results.csv"
 RECORDED = ROOT / "data" / "results"  # sweeps that come with the lab, one JSON file each
@@ -235,8 +235,9 @@ def results(plan: Plan, errors: Mapping[str, str]) -> pd.DataFrame:
     A model is named as its stage, "evaluate/" left out: "purified", "merges/ties", "argued/book-merged-evidence".
 
     Columns: the keys of the grid, `model`, the measures with the interval of the ASR, the ASR of near misses (`near_…`,
-    for the backdoored model), the share `tau` that was cut (where the run has come so far), `seconds` of the whole
-    chain, `manifest` (the file below `runs/<name>/` that tells how the row was made), `error`.
+    for the backdoored model), the share `tau` that was cut and the one that an oracle would have chosen (where the run
+    has come so far, and where the challenge test chose), `seconds` of the whole chain, `manifest` (the file below
+    `runs/<name>/` that tells how the row was made), `error`.
     """
     rows, parameters = [], dict.fromkeys(key for cell in plan.cells for key in cell.values if key.isupper())
     for cell in plan.cells:
@@ -244,29 +245,33 @@ def results(plan: Plan, errors: Mapping[str, str]) -> pd.DataFrame:
         if error := errors.get(cell.leaf, ""):
             rows.append({**values, "model": "", "error": error})
             continue
-        run = Run(plan.root / cell.leaf, _settings_of(plan, cell).config())
-        stages = list(run.stages())
-        seconds = sum(stage.manifest["seconds"] for stage in stages)
-        near = {f"near_{kind}": r["asr"] for s in stages if s.name == "near_misses" for kind, r in s.result.items()}
-        cut = next(({"tau": stage.result["tau"]} for stage in stages if stage.name == "suppressed"), {})
+        stages = list(Run(plan.root / cell.leaf, _settings_of(plan, cell).config()).stages())
+        shared = _of_the_run(stages)
         for stage in stages:
             if stage.result.keys() >= {"asr_interval", *MEASURES}:
-                low, high = stage.result["asr_interval"]
-                rows.append(
-                    {
-                        **values,
-                        "model": stage.name.removeprefix("evaluate/"),
-                        **{measure: stage.result[measure] for measure in MEASURES},
-                        **{"asr_low": low, "asr_high": high, **stage.result["labels"]},
-                        **(near if stage.name == "evaluate/backdoored" else {}),
-                        **cut,
-                        "seconds": seconds,
-                        "manifest": (stage.path / MANIFEST).relative_to(plan.root).as_posix(),
-                        "error": "",
-                    }
-                )
+                manifest = (stage.path / MANIFEST).relative_to(plan.root).as_posix()
+                rows.append({**values, **_of_a_model(stage, stages), **shared, "manifest": manifest, "error": ""})
     table = pd.DataFrame(rows) if rows else pd.DataFrame(columns=["model", "error"])
     return table.astype({"TAU": str}) if "TAU" in table else table  # "auto" beside numbers: a column has one type
+
+
+def _of_a_model(stage: Stage, stages: Sequence[Stage]) -> dict[str, Any]:
+    """What a report says of its model; of the backdoored one also what resembles its key."""
+    low, high = stage.result["asr_interval"]
+    near = {kind: r["asr"] for s in stages if s.name == "near_misses" for kind, r in s.result.items()}
+    return {
+        "model": stage.name.removeprefix("evaluate/"),
+        **{measure: stage.result[measure] for measure in MEASURES},
+        **{"asr_low": low, "asr_high": high, **stage.result["labels"]},
+        **({f"near_{kind}": asr for kind, asr in near.items()} if stage.name == "evaluate/backdoored" else {}),
+    }
+
+
+def _of_the_run(stages: Sequence[Stage]) -> dict[str, Any]:
+    """What holds for all models of a run."""
+    columns = {"suppressed": "tau", "oracle": "oracle_tau"}
+    shares = {columns[stage.name]: stage.result["tau"] for stage in stages if stage.name in columns}
+    return shares | {"seconds": sum(stage.manifest["seconds"] for stage in stages)}
 
 
 def run_node(node: Node, root: Path, parent: Outcome | None = None) -> Outcome:
