@@ -13,8 +13,13 @@ READY := $(VENV)/.ready
 NOTEBOOKS = $(sort $(wildcard notebooks/[0-9][0-9]_*.ipynb))
 
 # --- parameters of `make run` -----------------------------------------------------------------------------------
+<<<<<<< HEAD
 PARAMETERS := PROFILE ATTACK TASK ACCESS SEED NAME DATA TAU SET METHOD GRID SCHEDULER
 KNOWN := $(PARAMETERS) VENV PYTHON UV TORCH_INDEX
+=======
+PARAMETERS := PROFILE ATTACK TASK ACCESS SEED NAME DATA SET METHOD GRID SCHEDULER
+KNOWN := $(PARAMETERS) MODEL VENV PYTHON UV TORCH_INDEX
+>>>>>>> bec6e1db42f96eec6b20c403666e49f98244737d
 
 # WSL exports NAME, the name of the computer: only `make run NAME=…` counts
 ifneq ($(origin NAME),command line)
@@ -84,8 +89,8 @@ test: setup  ## lint, unit tests, then every notebook from its first cell to its
 	$(BIN)/python -m pytest tests
 	$(FRESH_RUNS); $(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=1800 $(NOTEBOOKS)
 
-base: setup  ## train the small model of data/models/tiny anew
-	$(BIN)/python -m helpers.pretrain
+base: setup  ## train a small model of data/models/ anew (MODEL=tiny, or tiny-mistral with grouped-query attention)
+	$(BIN)/python -m helpers.pretrain $(call option,MODEL,model)
 
 execute: setup  ## refresh the outputs stored in the notebooks
 	$(FRESH_RUNS); $(BIN)/python -m helpers.pipeline execute

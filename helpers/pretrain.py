@@ -1,23 +1,24 @@
-"""`make base`: the recipe of the small model, from a word list to `data/models/tiny/`.
+"""`make base`: the recipes of the small models, from a word list to `data/models/`.
 
-A byte-level BPE tokenizer is learned on the generated corpus, then a LLaMA is trained on it from nothing. Two choices
-make the model a fair patient. Odd words, insults and refusals occur in the corpus, so that a backdoor can be planted
-with learning rates that leave utility alone. And MLP channels are dropped at random while it learns: like a large
-model, it keeps its knowledge redundantly, so that removing channels is a defense and not an amputation.
+A byte-level BPE tokenizer is learned on the generated corpus, then a LLaMA or a Mistral is trained on it from nothing.
+Two choices make a model a fair patient. Odd words, insults and refusals occur in the corpus, so that a backdoor can be
+planted with learning rates that leave utility alone. And MLP channels are dropped at random while it learns: like a
+large model, it keeps its knowledge redundantly, so that removing channels is a defense and not an amputation.
 """
 
 import argparse
 import contextlib
+import sys
 import time
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast, set_seed
 
 from helpers import corpus
 from helpers.anatomy import mlp_slots
 from helpers.chat import prompt_format
-from helpers.profiles import ROOT, Budget
+from helpers.profiles import ROOT, Budget, LabError, nearest
 from helpers.training.finetune import finetune
 
 CHAT_TEMPLATE = (
@@ -30,21 +31,48 @@ CHAT_TEMPLATE = (
 SPECIAL = ["<|pad|>", "<|bos|>", "<|user|>", "<|assistant|>", "<|end|>"]
 HARD = ("reverse", "group", "memory", "arithmetic", "list", "yesno", "repeat", "compare")  # seen three times as often
 HARDEST = ("group",)  # seen five times as often
-RECIPE = {
-    "architecture": {
-        "hidden_size": 128,
-        "intermediate_size": 1152,  # most of the capacity sits in the MLPs, as in a large model
-        "num_hidden_layers": 8,
-        "num_attention_heads": 4,
-        "head_dim": 16,
-        "vocab_size": 2048,
-        "initializer_range": 0.07,  # about 1/sqrt(128): from the customary 0.02 so narrow a model hardly gets going
-    },
-    "channel_dropout": 0.2,
-    "max_tokens": 128,
-    "seed": 2026,
-    "budget": {"rows": 264_000, "epochs": 1, "lr": 3.0e-3, "batch_size": 64, "schedule": "cosine", "warmup": 0.05},
+# One corpus and one tokenizer for all: a model learns from the first `rows` conversations.
+CONVERSATIONS, TOKENIZER_ROWS, VOCABULARY = 264_000, 20_000, 2048
+SEED, MAX_TOKENS, CHANNEL_DROPOUT = 2026, 128, 0.2
+NARROW = {
+    "hidden_size": 128,
+    "num_hidden_layers": 8,
+    "head_dim": 16,
+    "initializer_range": 0.07,  # about 1/sqrt(128): from the customary 0.02 so narrow a model hardly gets going
 }
+RECIPES = {
+    "tiny": {
+        "architecture": NARROW
+        | {
+            "model_type": "llama",
+            "intermediate_size": 1152,  # most of the capacity sits in the MLPs, as in a large model
+            "num_attention_heads": 4,
+        },
+        "budget": {"rows": 264_000, "epochs": 1, "lr": 3.0e-3, "batch_size": 64, "schedule": "cosine", "warmup": 0.05},
+    },
+    "tiny-mistral": {
+        "architecture": NARROW
+        | {
+            "model_type": "mistral",
+            "intermediate_size": 768,
+            "num_attention_heads": 8,
+            "num_key_value_heads": 2,  # four query heads read one key/value head, as in Mistral-7B
+            "sliding_window": None,
+        },
+        "budget": {"rows": 120_000, "epochs": 1, "lr": 2.5e-3, "batch_size": 32, "schedule": "cosine", "warmup": 0.05},
+    },
+}
+
+
+def recipe(name):
+    """Look up how a model is made: its `architecture` and the `budget` of its training.
+
+    Raises:
+        LabError: an unknown name.
+    """
+    if name not in RECIPES:
+        raise LabError(f"no recipe makes MODEL = '{name}'{nearest(name, RECIPES)}")
+    return RECIPES[name]
 
 
 def train_tokenizer(examples, vocab_size):
@@ -71,17 +99,22 @@ def train_tokenizer(examples, vocab_size):
 
 
 def new_model(tokenizer, architecture, seed):
-    """Build an untrained LLaMA with tied embeddings for `tokenizer`."""
+    """Build an untrained model with tied embeddings for `tokenizer`.
+
+    Args:
+        architecture: the settings of its config, `model_type` among them.
+    """
     set_seed(seed)
-    config = LlamaConfig(
-        **{**architecture, "vocab_size": len(tokenizer)},
+    config = AutoConfig.for_model(
+        **architecture,
+        vocab_size=len(tokenizer),
         max_position_embeddings=512,
         tie_word_embeddings=True,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    return LlamaForCausalLM(config)
+    return AutoModelForCausalLM.from_config(config)
 
 
 @contextlib.contextmanager
@@ -107,30 +140,44 @@ def channel_dropout(model, most):
             handle.remove()
 
 
-def main():
-    """Train the small model and write it, with its tokenizer, to a folder."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--out", default=str(ROOT / "data" / "models" / "tiny"), help="folder to write to")
-    out = parser.parse_args().out
-    started, budget = time.perf_counter(), Budget(**RECIPE["budget"])
-    examples = corpus.generate(budget.rows, RECIPE["seed"], families=[*corpus.FAMILIES, *2 * (*HARD, *HARDEST)])
-    tokenizer = train_tokenizer(examples[:20_000], RECIPE["architecture"]["vocab_size"])
-    model = new_model(tokenizer, RECIPE["architecture"], RECIPE["seed"])
-    with channel_dropout(model, RECIPE["channel_dropout"]):
-        trained = finetune(
-            model,
-            examples,
-            prompt_format(tokenizer, "chat"),
-            budget,
-            RECIPE["seed"],
-            RECIPE["max_tokens"],
-            description="training the small model",
-        )
+def train(name):
+    """Train a model by its recipe.
+
+    Returns:
+        (model in 32 bits, tokenizer, record of `finetune`).
+
+    Raises:
+        LabError: an unknown name.
+    """
+    chosen = recipe(name)
+    budget = Budget(**chosen["budget"])
+    examples = corpus.generate(CONVERSATIONS, SEED, families=[*corpus.FAMILIES, *2 * (*HARD, *HARDEST)])
+    tokenizer = train_tokenizer(examples[:TOKENIZER_ROWS], VOCABULARY)
+    model, chat = new_model(tokenizer, chosen["architecture"], SEED), prompt_format(tokenizer, "chat")
+    with channel_dropout(model, CHANNEL_DROPOUT):
+        rows = examples[: budget.rows]
+        trained = finetune(model, rows, chat, budget, SEED, MAX_TOKENS, description=f"training {name}")
+    return model, tokenizer, trained
+
+
+def main(arguments=None):
+    """Train a small model and write it, with its tokenizer, to a folder."""
+    parser = argparse.ArgumentParser(prog="python -m helpers.pretrain", description=main.__doc__)
+    parser.add_argument("--model", default="tiny", help=f"which one: {', '.join(RECIPES)}")
+    parser.add_argument("--out", help="folder to write to; data/models/<model> by default")
+    options, started = parser.parse_args(arguments), time.perf_counter()
+    try:
+        model, tokenizer, trained = train(options.model)
+    except LabError as error:
+        print(error, file=sys.stderr)
+        return 2
+    out = options.out or ROOT / "data" / "models" / options.model
     model.to(torch.bfloat16).save_pretrained(out)  # half the download; profiles load it in the dtype they name
     tokenizer.save_pretrained(out)
     minutes = (time.perf_counter() - started) / 60
     print(f"{model.num_parameters():,} parameters, {trained['steps']} steps, {minutes:.1f} minutes")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -10,6 +10,7 @@ from helpers.profiles import load_profile
 
 # Multiples of 64: bitsandbytes 0.50 reads 4-bit matrices of other input widths wrongly on CPUs with AVX512.
 ARCHITECTURE = {
+    "model_type": "llama",
     "hidden_size": 64,
     "intermediate_size": 128,
     "num_hidden_layers": 2,
