@@ -13,13 +13,8 @@ READY := $(VENV)/.ready
 NOTEBOOKS = $(sort $(wildcard notebooks/[0-9][0-9]_*.ipynb))
 
 # --- parameters of `make run` -----------------------------------------------------------------------------------
-<<<<<<< HEAD
 PARAMETERS := PROFILE ATTACK TASK ACCESS SEED NAME DATA TAU SET METHOD GRID SCHEDULER
-KNOWN := $(PARAMETERS) VENV PYTHON UV TORCH_INDEX
-=======
-PARAMETERS := PROFILE ATTACK TASK ACCESS SEED NAME DATA SET METHOD GRID SCHEDULER
 KNOWN := $(PARAMETERS) MODEL VENV PYTHON UV TORCH_INDEX
->>>>>>> bec6e1db42f96eec6b20c403666e49f98244737d
 
 # WSL exports NAME, the name of the computer: only `make run NAME=…` counts
 ifneq ($(origin NAME),command line)
