@@ -275,6 +275,8 @@ def sweep(table, x, y="asr", by=None, model="purified"):
         axes.plot(points.index, points["mean"], color=color, marker=marker, label=label)
         axes.fill_between(points.index, points["min"], points["max"], color=color, alpha=0.15, linewidth=0)
     axes.set(xlabel=x, ylabel=y if y == "perplexity" else f"{y}, %")
+    if y != "perplexity":
+        axes.set_ylim(-3, 103)
     axes.legend(frameon=False)
     return figure
 
