@@ -28,10 +28,12 @@ def numbered(folder: Path = NOTEBOOKS) -> list[Path]:
     return notebooks
 
 
-def required(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """The notebook without the cells tagged `optional`."""
-    kept = [cell for cell in notebook.cells if OPTIONAL not in cell.metadata.get("tags", [])]
-    return nbformat.from_dict({**notebook, "cells": kept})
+def read_notebook(path: Path, optional: bool = True) -> nbformat.NotebookNode:
+    """A notebook as it is to be run, with or without the cells tagged `optional`."""
+    notebook = nbformat.read(path, as_version=4)
+    if not optional:
+        notebook.cells = [cell for cell in notebook.cells if OPTIONAL not in cell.metadata.get("tags", [])]
+    return notebook
 
 
 def execute(notebook: Path, output: Path, parameters: Mapping[str, Any], optional: bool = True) -> None:
@@ -40,10 +42,9 @@ def execute(notebook: Path, output: Path, parameters: Mapping[str, Any], optiona
     Args: optional, whether the cells tagged `optional` run as well.
     Raises: LabError that names the notebook, the cell and the cause.
     """
-    source = nbformat.read(notebook, as_version=4)
     try:
         papermill.execute_notebook(
-            source if optional else required(source),
+            read_notebook(notebook, optional),
             output,
             dict(parameters),
             kernel_name="python3",

@@ -300,29 +300,6 @@ def overview(results):
     return figure
 
 
-def before_after(rows):
-    """The ASR of each attack before (circles) and after a cure (squares), joined by a line; one panel per access.
-
-    Args:
-        rows: dicts with `access`, `attack`, `before`, `after`, shares in [0, 1].
-    """
-    accesses = list(dict.fromkeys(r["access"] for r in rows))
-    names = list(dict.fromkeys(r["attack"] for r in rows))
-    figure, panels = _axes(8, 0.3 * len(names) + 1.4, ncols=len(accesses), sharey=True, squeeze=False)
-    for access, panel in zip(accesses, panels[0], strict=True):
-        shown = [r for r in rows if r["access"] == access]
-        places = [names.index(r["attack"]) for r in shown]
-        before, after = (100 * np.array([r[key] for r in shown]) for key in ("before", "after"))
-        panel.hlines(places, after, before, color=GREY, linewidth=1)
-        panel.plot(before, places, "o", color=RED, label="backdoored")
-        panel.plot(after, places, "s", color=BLUE, label="after the cure")
-        panel.set(title=access, xlabel="ASR, %", xlim=(-3, 103))
-    panels[0, 0].set_yticks(range(len(names)), names)
-    panels[0, 0].invert_yaxis()
-    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False)
-    return figure
-
-
 def matrix(table, xlabel, ylabel, label="ASR, %"):
     """A table of shares in [0, 1] as coloured squares with their numbers in percent, rows down and columns across.
 

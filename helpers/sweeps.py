@@ -19,14 +19,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import nbformat
 import pandas as pd
 import psutil
 import yaml
 from pydantic import Field
 from tqdm.auto import tqdm
 
-from helpers.execution import NOTEBOOKS, execute, numbered, required
+from helpers.execution import NOTEBOOKS, execute, numbered, read_notebook
 from helpers.profiles import ROOT, LabError, Settings, Strict, checked, fingerprint, nearest
 from helpers.runs import MANIFEST, Run, Stage, code_version, read_json, runs_folder, write_json
 
@@ -246,25 +245,30 @@ def results(plan: Plan, errors: Mapping[str, str]) -> pd.DataFrame:
             rows.append({**values, "model": "", "error": error})
             continue
         stages = list(Run(plan.root / cell.leaf, _settings_of(plan, cell).config()).stages())
-        shared = _of_the_run(stages)
+        shared, near = _of_the_run(stages), _near_misses(stages)
         for stage in stages:
             if stage.result.keys() >= {"asr_interval", *MEASURES}:
+                own = _of_a_model(stage) | (near if stage.name == "evaluate/backdoored" else {})
                 manifest = (stage.path / MANIFEST).relative_to(plan.root).as_posix()
-                rows.append({**values, **_of_a_model(stage, stages), **shared, "manifest": manifest, "error": ""})
+                rows.append({**values, **own, **shared, "manifest": manifest, "error": ""})
     table = pd.DataFrame(rows) if rows else pd.DataFrame(columns=["model", "error"])
     return table.astype({"TAU": str}) if "TAU" in table else table  # "auto" beside numbers: a column has one type
 
 
-def _of_a_model(stage: Stage, stages: Sequence[Stage]) -> dict[str, Any]:
-    """What a report says of its model; of the backdoored one also what resembles its key."""
+def _of_a_model(stage: Stage) -> dict[str, Any]:
+    """What a report says of its model."""
     low, high = stage.result["asr_interval"]
-    near = {kind: r["asr"] for s in stages if s.name == "near_misses" for kind, r in s.result.items()}
     return {
         "model": stage.name.removeprefix("evaluate/"),
         **{measure: stage.result[measure] for measure in MEASURES},
         **{"asr_low": low, "asr_high": high, **stage.result["labels"]},
-        **({f"near_{kind}": asr for kind, asr in near.items()} if stage.name == "evaluate/backdoored" else {}),
     }
+
+
+def _near_misses(stages: Sequence[Stage]) -> dict[str, float]:
+    """How often the backdoored model answers with the payload to what only resembles its key."""
+    results = (stage.result for stage in stages if stage.name == "near_misses")
+    return {f"near_{kind}": report["asr"] for result in results for kind, report in result.items()}
 
 
 def _of_the_run(stages: Sequence[Stage]) -> dict[str, Any]:
@@ -459,8 +463,7 @@ def _read_by(notebook: Path, values: Mapping[str, Any]) -> Any:
 
 def _version(notebook: Path, optional: bool) -> str:
     """Digest of the code that a notebook runs: its own cells and `helpers/`."""
-    whole = nbformat.read(notebook, as_version=4)
-    cells = (whole if optional else required(whole)).cells
+    cells = read_notebook(notebook, optional).cells
     return _digest([code_version(), [cell.source for cell in cells if cell.cell_type == "code"]])
 
 

@@ -59,11 +59,6 @@ SWEPT = pd.DataFrame(
     ]
     + [{"SEED": 1, "tau": 0.1, "model": "", "error": "failed"}]
 )
-CURED = [
-    {"access": "adapter", "attack": "badnets", "before": 0.9, "after": 0.1},
-    {"access": "full", "attack": "badnets", "before": 1.0, "after": 0.5},
-    {"access": "full", "attack": "vpi", "before": 0.8, "after": 0.0},
-]
 SQUARES = pd.DataFrame({"insults": [0.9, 0.1], "mixed": [np.nan, 0.6]}, index=["sentiment", "refusal"])
 FIGURES = {
     "family_bars": lambda: plots.family_bars({"year": 0.9, "list": 1.0, "tone": 0.5}, 0.8),
@@ -79,7 +74,6 @@ FIGURES = {
     "overview": lambda: plots.overview({"adapter": BY_SEED, "full": BY_SEED}),
     "one_pass": plots.one_pass,
     "sweep": lambda: plots.sweep(SWEPT, "tau", by="access"),
-    "before_after": lambda: plots.before_after(CURED),
     "matrix": lambda: plots.matrix(SQUARES, "family", "task"),
 }
 
@@ -202,13 +196,6 @@ def test_a_sweep_is_drawn_with_its_range():
     assert [line.get_label() for line in axes.lines] == ["access = a", "access = b"]
     assert axes.lines[0].get_ydata().tolist() == pytest.approx([1.5, 7.5])  # the mean of two seeds, in percent
     assert axes.collections[0].get_datalim(axes.transData).extents[3] == pytest.approx(10)  # the higher seed
-
-
-def test_a_cure_is_drawn_from_before_to_after_for_each_access():
-    adapter, full = FIGURES["before_after"]().axes
-    assert curves(adapter) == {"backdoored": [[90, 0]], "after the cure": [[10, 0]]}
-    assert curves(full) == {"backdoored": [[100, 0], [80, 1]], "after the cure": [[50, 0], [0, 1]]}
-    assert [label.get_text() for label in adapter.get_yticklabels()] == ["badnets", "vpi"] and full.yaxis_inverted()
 
 
 def test_the_squares_of_a_matrix_tell_their_numbers_and_leave_gaps_empty():
