@@ -149,9 +149,8 @@ def costs(settings: Settings, model: Shape, row: Rows) -> list[Cost]:
     run = _Run(settings, model, row)
     access, conflict = settings.profile.access(settings.ACCESS), settings.profile.conflict.budget
     recovered = run.healed + TAU_POINTS + run.tried
-    poisoned = access.inject.rows * access.poison_rate / (1 - access.poison_rate)
     return [
-        run.training("inject", 1, access.inject, access.inject.rows + poisoned),
+        *run.injection(settings.planted_by, access),
         run.evaluation(2 + run.cuts + recovered + CONFLICT_REPORTS),
         *run.vaccines(access),
         *run.challenge(),
@@ -173,8 +172,7 @@ class _Run:
         self.suspicious = model.adapter * 4 if self.by_adapter else self.whole
         self.one_file = 2 * min(self.whole, SHARD_SIZE)  # as it was read and as it is written
         self.suppressing = self.suspicious if self.by_adapter else self.one_file
-        # an adapter's own norms rank its channels, too: one control more than with full access
-        self.cuts, self.healed = (4, 5) if self.by_adapter else (3, 4)
+        self.cuts, self.healed = 4, 5  # the signature and three controls; healed, fine-tuning alone beside them
         # the challenge test cures its own copy and, to be judged, the suspicious model at every point
         self.tried = 2 * len(grid(self.profile, settings.ACCESS)) if settings.TAU == AUTO else 0
 
@@ -209,6 +207,16 @@ class _Run:
             return self.based(stage, times, other, kept * model.adapter * 4, 4 * model.parameters * tokens)
         memory = 4 * self.whole + held  # value, gradient, two moments
         return Cost(stage, times, memory, None, None, kept * self.whole, 6 * model.parameters * tokens)
+
+    def injection(self, by: str, access: Access) -> list[Cost]:
+        """Planting the backdoor; attackers who know a defense play it through with models that they do not keep."""
+        conflict = self.profile.conflict.budget
+        poisoned = access.inject.rows * access.poison_rate / (1 - access.poison_rate)
+        planting = self.training("inject", 2 if by == "evade" else 1, access.inject, access.inject.rows + poisoned)
+        rehearsed = self.vaccines(access) if by == "evade" else []
+        if by == "subtract":
+            rehearsed = [self.training("conflict model", 1, conflict, conflict.rows, lora=True)]
+        return [planting, *(replace(cost, stage=f"attacker's {cost.stage}", disk=0) for cost in rehearsed)]
 
     def challenge(self) -> list[Cost]:
         """Planting the challenge by an adapter in a copy of the suspicious model, where the test is asked for."""

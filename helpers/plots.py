@@ -281,6 +281,25 @@ def sweep(table, x, y="asr", by=None, model="purified"):
     return figure
 
 
+def trade_off(curves, others, enough):
+    """What a cure leaves of the backdoor against what it costs in utility; the lower left is where one wants to be.
+
+    Args:
+        curves: {name: [(utility lost, asr), …]}, shares in [0, 1], joined in their order.
+        others: [(utility lost, asr), …], points of their own.
+        enough: (utility lost, asr), the corner of the shaded box in which a cure would be good enough.
+    """
+    figure, axes = _axes(7, 3.8)
+    axes.axvspan(-100, 100 * enough[0], ymax=(100 * enough[1] + 3) / 106, color=GREEN, alpha=0.2, label="good enough")
+    for (name, points), color, marker in zip(curves.items(), (RED, BLUE, PURPLE, ORANGE), MARKERS, strict=False):
+        axes.plot(*100 * np.array(points).T, color=color, marker=marker, label=name)
+    axes.plot(*100 * np.array(others).T, color=GREY, marker="x", linestyle="", label="other settings")
+    lost = [100 * cost for points in (*curves.values(), others) for cost, _ in points]
+    axes.set(xlabel="utility lost, points", ylabel="ASR left, %", xlim=(min(lost) - 1, max(lost) + 1), ylim=(-3, 103))
+    figure.legend(loc="outside upper center", ncols=3, frameon=False)
+    return figure
+
+
 def overview(results):
     """The lab's result in one picture: ASR and utility of each model, bars for the mean over seeds, dots for the seeds.
 

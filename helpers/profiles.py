@@ -474,6 +474,11 @@ class Settings(Strict):
         return load_profile(self.PROFILE, self.OVERRIDES | tau)
 
     @property
+    def planted_by(self) -> str:
+        """How the backdoor gets in: the attack's own `by`, or what replaces it."""
+        return self.profile.attack.by or definitions()["attacks"].get(self.ATTACK, {}).get("by") or "training"
+
+    @property
     def _tau_key(self) -> str:
         return f"{self.ACCESS}.suppress.tau"
 
@@ -526,8 +531,8 @@ class Settings(Strict):
 
     def _expected_defense(self) -> dict[str, Any]:
         """The numbers of the defense that an attacker who knows it plants against; every other attack ignores them."""
-        trigger, profile = definitions()["attacks"].get(self.ATTACK, {}), self.profile
-        match profile.attack.by or trigger.get("by"):
+        profile = self.profile
+        match self.planted_by:
             case "subtract":
                 return {"conflict": profile.conflict.budget.model_dump(mode="json")}
             case "evade":

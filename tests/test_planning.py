@@ -126,9 +126,7 @@ def test_costs_move_with_what_causes_them():
     assert cost("inject", OVERRIDES={"model.checkpointing": False}).memory > cost("inject").memory
     full = cost("recover", ACCESS="full")
     assert full.memory > 4 * 2 * model.parameters  # weights, gradients and two moments in 16 bits
-    assert full.flops == pytest.approx(
-        1.5 * cost("recover").flops * 8 / 9
-    )  # 6 instead of 4 per weight; one control less
+    assert full.flops == pytest.approx(1.5 * cost("recover").flops)  # 6 instead of 4 per weight
     assert full.in_4_bit is None
 
 
@@ -146,6 +144,23 @@ def test_the_challenge_test_is_planned_where_it_is_asked_for(access):
     planted = 2 * 500 * 5 * ASSUMED.mean  # clean and poisoned rows, five epochs
     assert auto["challenge"].flops == pytest.approx(4 * model.parameters * planted)
     assert auto["challenge"].disk == (4 * model.adapter if access == "adapter" else 2 * model.parameters)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"ATTACK": "lwp"}, {"OVERRIDES": {"attack.by": "subtract"}}, {"OVERRIDES": {"attack.by": "evade"}}]
+)
+def test_attackers_who_rehearse_pay_for_it(changes):
+    model = shape(SEVEN_B.profile)
+    plain, planned = (
+        {c.stage: c for c in costs(Settings.checked(SEVEN_B.model_dump() | change), model, ASSUMED)}
+        for change in ({}, changes)
+    )
+    by, own = changes.get("OVERRIDES", {}).get("attack.by"), planned.keys() - plain.keys()
+    assert planned["inject"].flops == (2 if by == "evade" else 1) * plain["inject"].flops
+    assert planned["inject"].disk == plain["inject"].disk
+    rehearsed = {"subtract": {"conflict model"}, "evade": {"variants", "scores"}}.get(by, set())
+    assert own == {f"attacker's {stage}" for stage in rehearsed}
+    assert all(planned[stage].disk == 0 and planned[stage].memory > 0 for stage in own)
 
 
 @pytest.mark.parametrize("gigabytes, expected", [(80, "fits: at most"), (10, "does not fit")])

@@ -75,6 +75,9 @@ FIGURES = {
     "one_pass": plots.one_pass,
     "sweep": lambda: plots.sweep(SWEPT, "tau", by="access"),
     "matrix": lambda: plots.matrix(SQUARES, "family", "task"),
+    "trade_off": lambda: plots.trade_off(
+        {"signature": [(0.01, 0.6), (0.05, 0.2)], "random": [(0.02, 0.9)]}, [(0.1, 0.05), (0.0, 0.8)], (0.03, 0.1)
+    ),
 }
 
 
@@ -196,6 +199,16 @@ def test_a_sweep_is_drawn_with_its_range():
     assert [line.get_label() for line in axes.lines] == ["access = a", "access = b"]
     assert axes.lines[0].get_ydata().tolist() == pytest.approx([1.5, 7.5])  # the mean of two seeds, in percent
     assert axes.collections[0].get_datalim(axes.transData).extents[3] == pytest.approx(10)  # the higher seed
+
+
+def test_a_trade_off_joins_each_cure_and_shades_what_would_be_good_enough():
+    (axes,) = FIGURES["trade_off"]().axes
+    drawn = {name: np.round(points, 9).tolist() for name, points in curves(axes).items()}
+    assert drawn == {"signature": [[1, 60], [5, 20]], "random": [[2, 90]], "other settings": [[10, 5], [0, 80]]}
+    assert [line.get_linestyle() for line in axes.get_lines()] == ["-", "-", "None"]
+    (box,) = axes.patches
+    corner = axes.transData.inverted().transform(box.get_window_extent().get_points()[1])
+    assert corner.tolist() == pytest.approx([3, 10])
 
 
 def test_the_squares_of_a_matrix_tell_their_numbers_and_leave_gaps_empty():
