@@ -89,7 +89,7 @@ class Bench:
         torch.manual_seed(0)
         self.base = random_base(self.config, self.device, self.dtype)
         if self.checkpointing:
-            self.base.gradient_checkpointing_enable({"use_reentrant": False})
+            self.base.activation_checkpointing_enable({"use_reentrant": False})
 
     def together(self):
         """The lab's way."""

@@ -110,7 +110,7 @@ def load_base(spec, four_bit=False, path=None):
             # backward pass through them is silently wrong.
             module.support_avx512bf16_for_cpu = False
     if spec.checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})  # has no effect outside of training
+        model.activation_checkpointing_enable({"use_reentrant": False})  # has no effect outside of training
     return model.eval()
 
 

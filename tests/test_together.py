@@ -143,7 +143,7 @@ def test_gradient_checkpointing_gives_the_same_adapter(profile, chat):
     for checkpointing in (False, True):
         model = adapted(load_base(profile.model), 0)
         if checkpointing:
-            model.base_model.model.gradient_checkpointing_enable({"use_reentrant": False})
+            model.base_model.model.activation_checkpointing_enable({"use_reentrant": False})
         [(result, _)] = train_together(model, [Job(ROWS[:8], 3, tensors)], chat, BUDGET, TOKENS)
         found.append(result)
     assert distance(found[1], found[0], tensors) <= 1e-4
