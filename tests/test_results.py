@@ -1,12 +1,12 @@
 """What the README tells of attacks, held against the recorded sweeps it is drawn from."""
 
-import json
 import re
 
 import pandas as pd
 import pytest
 
 from helpers.profiles import ROOT
+from helpers.runs import read_json
 from helpers.sweeps import RECORDED, read_grid
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -14,7 +14,7 @@ SWEEPS = sorted(path.stem for path in RECORDED.glob("*.json") if path.stem != "t
 
 
 def recorded(name):
-    return pd.DataFrame(json.loads((RECORDED / f"{name}.json").read_text(encoding="utf-8"))["rows"])
+    return pd.DataFrame(read_json(RECORDED / f"{name}.json")["rows"])
 
 
 def percent(table, model, measure="asr", **where):
