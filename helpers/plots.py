@@ -10,6 +10,7 @@ import matplotlib
 import numpy as np
 from IPython.display import Image
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 BLUE, ORANGE, GREEN, RED, PURPLE, SKY, GREY = (
     "#0072B2",
@@ -290,7 +291,8 @@ def trade_off(curves, others, enough):
         enough: (utility lost, asr), the corner of the shaded box in which a cure would be good enough.
     """
     figure, axes = _axes(7, 3.8)
-    axes.axvspan(-100, 100 * enough[0], ymax=(100 * enough[1] + 3) / 106, color=GREEN, alpha=0.2, label="good enough")
+    box = Rectangle((-100, -100), *(100 + 100 * bound for bound in enough), color=GREEN, alpha=0.2, label="good enough")
+    axes.add_patch(box)
     for (name, points), color, marker in zip(curves.items(), (RED, BLUE, PURPLE, ORANGE), MARKERS, strict=False):
         axes.plot(*100 * np.array(points).T, color=color, marker=marker, label=name)
     axes.plot(*100 * np.array(others).T, color=GREY, marker="x", linestyle="", label="other settings")
