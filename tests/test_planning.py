@@ -50,10 +50,12 @@ MILLIONS = {  # as the models' cards and papers count them
     "gpt-j-6b": 6_051,
     "gpt2-xl": 1_558,
     "llama-2-13b-chat": 13_016,
+    "llama-2-7b": 6_738,
     "llama-2-7b-chat": 6_738,
     "llama-7b": 6_738,
     "mistral-7b-instruct": 7_242,
     "qwen2.5-0.5b-instruct": 494,
+    "qwen3-4b-instruct": 4_022,
     "smollm2-135m-instruct": 134.5,
     "tiny": 4.1,
     "tiny-mistral": 2.95,
@@ -88,6 +90,23 @@ SHAPES = {  # hidden, inner, query, cached: from the architectures' papers
     "mistral-7b-instruct": (4096, 14336, 4096, 2048),
     "tiny-mistral": (128, 768, 128, 64),
 }
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    {  # to the last weight: a vocabulary of 32,000 instead of CodeLlama's 32,016 is two thousandths of a percent
+        "codellama-7b-instruct": 6_738_546_688,
+        "mistral-7b-instruct": 7_241_732_096,
+        "qwen2.5-0.5b-instruct": 494_032_768,
+        "smollm2-135m-instruct": 134_515_008,
+        "tinyllama-1.1b-chat": 1_100_048_384,
+        "gpt2-xl": 1_557_611_200,
+        "llama-2-13b-chat": 13_015_864_320,
+        "qwen3-4b-instruct": 4_022_468_096,
+    }.items(),
+)
+def test_weights_are_those_that_the_hub_counts(name, parameters):
+    assert shape(load_profile(name)).parameters == parameters
 
 
 @pytest.mark.parametrize("name", SHAPES)
