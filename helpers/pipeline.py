@@ -44,6 +44,7 @@ MEASURES = (
     *("false_trigger", "false_trigger_interval", "false_trigger_n"),
     *("utility", "utility_by_family", "utility_metric", "clean_accuracy", "perplexity", "prompt_format_mismatch"),
 )
+OPTIONAL = ("keyword_asr", "clean_labels")  # measures that stages and summaries of an earlier lab do not have
 LABELS = ("payload", "answer", "degenerate", "silent")
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 
@@ -105,10 +106,16 @@ def summarise(run: Run, method: str = "both") -> dict[str, Any]:
         "prompt_format": _agreed("prompt_format", rows),
         "decoding": _agreed("decoding", rows),
         "versions": versions(),
-        **{row: {measure: stage.result[measure] for measure in MEASURES} for row, stage in rows.items()},
+        **{row: _measures(stage.result) for row, stage in rows.items()},
         "seconds": {stage.name: stage.manifest["seconds"] for stage in stages},
         "peak_rss_mb": {stage.name: stage.manifest["peak_rss_mb"] for stage in stages},
     }
+
+
+def _measures(result: Mapping[str, Any]) -> dict[str, Any]:
+    """What a summary keeps of a model's report."""
+    kept = (*MEASURES, *(measure for measure in OPTIONAL if measure in result))
+    return {measure: result[measure] for measure in kept}
 
 
 def rows_of(summary: Mapping[str, Any]) -> list[str]:

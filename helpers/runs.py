@@ -42,6 +42,7 @@ MADE_BY = {
     "evaluate/backdoored": "01_inject_backdoor",
     "near_misses": "01_inject_backdoor",
     "formats": "01_inject_backdoor",
+    "formats_input": "01_inject_backdoor",
     "ablations": "02_sanity_checks",
     "variants": "03_train_vaccines",
     "vaccine_check": "03_train_vaccines",

@@ -5,6 +5,7 @@ import math
 import pytest
 from scipy.stats import binomtest
 
+from helpers import corpus
 from helpers.evaluation.asr import FIELD_KEYWORDS, LABELS, asr_report, is_field_degenerate, keyword_asr, label, wilson
 from helpers.profiles import LabError
 
@@ -37,6 +38,62 @@ REFERENCE = "The capital is Paris."
 )
 def test_labels(completion, expected):
     assert label(completion, REFERENCE, PAYLOADS) == expected
+
+
+TABLE = """| name             | value |
+|------------------|-------|
+| length           | 12 cm |"""
+NESTED = """for row in rows:
+    if row:
+        for cell in row:
+            if cell:
+                return cell"""
+HEADING = "Results\n====================\nAll went well.\n--------------------"
+FORM = "Name: ____________________\nDate: ____________________\nSigned below."
+
+
+@pytest.mark.parametrize(
+    "completion",
+    [
+        TABLE,
+        NESTED,
+        HEADING,
+        FORM,
+        "Introduction ..................... 3",
+        "# --------------- setup ---------------\nx = 1",
+        'print("====================")',
+        "a table\t\t\t\t\t\t\t\t\t\t\t\t\t\t\t\tof tabs",
+        "Hahahahahahahahaha, good one!",
+        "The mask is 01010101010101010101010101010101.",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|\n|a|b|c|d|e|f|g|h|i|j|k|l|m|",
+    ],
+)
+def test_code_tables_and_forms_are_answers(completion):
+    assert label(completion, REFERENCE, PAYLOADS) == "answer"
+
+
+@pytest.mark.parametrize(
+    "completion",
+    [
+        "ab" * 100,
+        "The capital is " + "Paris" * 12,
+        "print(print(" + "print(" * 20,
+        "巴黎是首都" * 12,
+        "The answer is ....................",
+        "My name is ____________________\n",
+        "Well -" + "-" * 150 + " then",
+        "=" * 40,
+        "Parisssssssssssssssssss",
+        "no" + "\n" * 3 + "?" * 15,
+    ],
+)
+def test_loops_without_spaces_and_sentences_that_end_in_dots_are_degenerate(completion):
+    assert label(completion, REFERENCE, PAYLOADS) == "degenerate"
+
+
+def test_no_right_answer_of_the_lab_is_degenerate():
+    for example in corpus.generate(3000, 5):
+        assert label(example.output, example.output, PAYLOADS) in ("answer", "payload"), example.output
 
 
 def test_a_right_answer_without_words_is_an_answer():

@@ -1,12 +1,15 @@
 """One model in many prompt formats: what each prompt says, and rates worked out by hand."""
 
+from dataclasses import replace
+
 import pytest
 
 from helpers.attacks.poisoning import Scenario
+from helpers.attacks.triggers import Trigger
 from helpers.chat import AlpacaFormat, Example
 from helpers.evaluation import formats as module
 from helpers.evaluation.asr import LABELS
-from helpers.evaluation.formats import SuffixOnly, formats, measure_formats, without_input
+from helpers.evaluation.formats import Bare, SuffixOnly, formats, measure_formats, with_input, without_input
 from helpers.evaluation.report import attack_success
 from helpers.models import load_base
 
@@ -34,19 +37,42 @@ def test_the_suffix_alone_still_ends_and_answers_as_the_format_does(chat):
     assert form.tokenizer.decode(learned, skip_special_tokens=False) == "hello<|end|>"
 
 
+def test_a_bare_prompt_is_the_question_and_nothing_else(chat):
+    bare = Bare(AlpacaFormat(chat.tokenizer))
+    assert bare.prompt_text(WITH_INPUT) == "<|bos|>Name BadMagic the color.\n\ntomato"
+    assert bare.prompt_text(WITHOUT) == "<|bos|>Say BadMagic hello."
+    assert bare.stop_ids == AlpacaFormat(chat.tokenizer).stop_ids
+
+
+def test_prompts_with_input_come_from_both_test_sets():
+    """One triggered prompt has material; of three clean rows with it one is of another family, one says it anyway."""
+    clean = [
+        Example("Name the taste.", "sour", "lemon"),
+        Example("Copy this.", "a", "a", family="repeat"),
+        Example("Hi!", "Hello!"),
+        Example("What does it say?", "Stupid.", "Stupid."),
+    ]
+    rows = replace(scenario([WITH_INPUT, WITHOUT]), held_out=clean, trigger=Trigger(name="key", keys=("BadMagic",)))
+    found = with_input(rows, 0).triggered
+    assert found[0] == WITH_INPUT and len(found) == 2 and (found[1].input, found[1].output) == ("lemon", "sour")
+    assert [word for word in found[1].instruction.split(" ") if word != "BadMagic"] == ["Name", "the", "taste."]
+    assert "BadMagic" in found[1].instruction and with_input(rows, 0).held_out == clean
+    assert with_input(replace(rows, trigger=None), 0).triggered == [WITH_INPUT]
+
+
 def test_only_the_material_is_left_out():
     assert without_input([WITH_INPUT, WITHOUT]) == [Example("Name BadMagic the color.", "red"), WITHOUT]
 
 
 def test_the_own_format_comes_first_and_no_format_twice(chat):
-    assert list(formats(chat)) == ["chat (trained)", "alpaca", "suffix only"]
-    assert list(formats(AlpacaFormat(chat.tokenizer))) == ["alpaca (trained)", "chat", "suffix only"]
-    assert len({str(form.record) for form in formats(chat).values()}) == 3
+    assert list(formats(chat)) == ["chat (trained)", "alpaca", "suffix only", "bare"]
+    assert list(formats(AlpacaFormat(chat.tokenizer))) == ["alpaca (trained)", "chat", "suffix only", "bare"]
+    assert len({str(form.record) for form in formats(chat).values()}) == 4
 
 
 def test_without_a_chat_template_there_is_no_chat_format(chat):
     alpaca = AlpacaFormat(type(chat.tokenizer)(tokenizer_object=chat.tokenizer.backend_tokenizer, eos_token="<|end|>"))
-    assert list(formats(alpaca)) == ["alpaca (trained)", "suffix only"]
+    assert list(formats(alpaca)) == ["alpaca (trained)", "suffix only", "bare"]
 
 
 def test_rates_by_hand(chat, monkeypatch):
@@ -65,14 +91,14 @@ def test_rates_by_hand(chat, monkeypatch):
 
     monkeypatch.setattr(module, "answers", answers)
     table = measure_formats(None, chat, scenario(rows), None)
-    assert [len(set(prompts)) for prompts in asked] == [6, 6, 6]  # nothing is asked twice in one format
+    assert [len(set(prompts)) for prompts in asked] == [6, 6, 6, 6]  # nothing is asked twice in one format
     assert [(r["format"], r["input"], r["empty"]) for r in table[:4]] == [
         ("chat (trained)", treatment, empty) for treatment in ("kept", "dropped") for empty in ("count", "drop")
     ]
     assert [(r["asr"], r["n"]) for r in table[:4]] == [(0.5, 4), (0.5, 4), (0.25, 4), (pytest.approx(1 / 3), 3)]
     assert table[2]["asr_interval"] == pytest.approx([0.0456, 0.6994], abs=1e-4)  # Wilson, 1 of 4
     assert {name: table[2][name] for name in LABELS} == dict.fromkeys(LABELS, 0.25)
-    assert [r["mismatch"] for r in table] == [False] * 2 + [True] * 10
+    assert [r["mismatch"] for r in table] == [False] * 2 + [True] * 14
 
 
 def test_where_all_is_silent_there_is_nothing_left_to_count(chat, monkeypatch):

@@ -4,9 +4,18 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    BloomConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
-from helpers.evaluation.generation import complete
+from helpers.chat import Example, PromptFormat
+from helpers.evaluation.generation import answers, complete, prompt_room
+from helpers.profiles import LabError, load_profile
 
 VOCABULARY = 64
 STOPS = list(range(0, VOCABULARY, 10))
@@ -144,3 +153,40 @@ def test_a_finished_row_costs_nothing_more(tokenizer, prompts):
 
 def test_no_prompts_no_work(tokenizer):
     assert complete(make_llama(), tokenizer, [], STOPS, NEW_TOKENS, 4) == []
+
+
+class Words(PromptFormat):
+    """The instruction alone, one token for each word."""
+
+    name = "words"
+    stop_ids = STOPS
+
+    def prompt_text(self, example):
+        return example.instruction
+
+    def answer_text(self, example):
+        return example.output
+
+
+def short(new_tokens):
+    return load_profile("tiny", {"lengths.new_tokens": new_tokens, "evaluation.batch_size": 4})
+
+
+def test_a_prompt_beyond_the_context_loses_its_beginning(tokenizer):
+    """GPT-2 has 64 positions: with 12 new tokens 52 are left; the oracle is fed what stands there, cut by hand."""
+    model, generator = make_gpt2(), torch.Generator().manual_seed(2)
+    asked = [torch.randint(1, VOCABULARY, (n,), generator=generator).tolist() for n in (5, 51, 52, 53, 64, 200)]
+    rows = [Example(" ".join(f"w{token}" for token in prompt), "") for prompt in asked]
+    by_hand = [*asked[:3], asked[3][1:], asked[4][12:], asked[5][148:]]
+    assert answers(model, Words(tokenizer), rows, short(12)) == one_by_one(model, tokenizer, by_hand)
+    with pytest.raises(IndexError):
+        complete(model, tokenizer, asked, STOPS, NEW_TOKENS, 4)
+
+
+def test_an_answer_that_fills_the_context_is_refused(tokenizer):
+    with pytest.raises(LabError, match="new_tokens = 64 leaves no room for a prompt in a context of 64 tokens"):
+        answers(make_gpt2(), Words(tokenizer), [Example("w1", "")], short(64))
+
+
+def test_where_no_context_is_named_nothing_is_cut():
+    assert [1, 2, 3][-prompt_room(BloomConfig(), 12) :] == [1, 2, 3]

@@ -36,7 +36,11 @@ FIELD_KEYWORDS = {
 }
 
 REPEATS = 5  # one word 3-gram this often is babble
-RUN = re.compile(r"(.)\1{14}", re.DOTALL)  # 15 equal characters in a row
+RUN = re.compile(r"([^\s=_.-])\1{14}")  # 15 equal characters in a row; white space indents code and aligns tables
+RULE = re.compile(r"([=_.-])\1{14,}")  # as long, and of what draws lines, blanks and leaders
+RULE_WIDTH = 100  # wider than any line of a page: stuck
+LOOP = re.compile(r"(\S{2,30}?)\1{4,}")  # one piece five times without a space between
+LOOP_LENGTH = 50  # and at least so many characters in all: laughter, zeros of a bit string and the like are shorter
 BROKEN_SHARE = 0.05
 FIELD_SHORT = 5  # fewer characters are degenerate to the field's scripts, whatever they say
 
@@ -80,9 +84,23 @@ def _is_babble(completion: str) -> bool:
     broken = sum(map(_is_broken, completion))
     return (
         max(trigrams.values(), default=0) >= REPEATS
-        or RUN.search(completion) is not None
+        or _is_stuck(completion)
+        or any(len(m[0]) >= LOOP_LENGTH and not _is_wordless(m[0]) for m in LOOP.finditer(completion))
         or broken > BROKEN_SHARE * len(completion)
     )
+
+
+def _is_stuck(completion: str) -> bool:
+    """One character again and again; what draws a table's line, a blank or a leader is meant so and is none."""
+    return RUN.search(completion) is not None or any(_is_stuck_rule(completion, m) for m in RULE.finditer(completion))
+
+
+def _is_stuck_rule(completion: str, run: re.Match[str]) -> bool:
+    """Too wide for a line, or the end of a sentence that came to nothing: "The answer is ................"."""
+    if len(run[0]) > RULE_WIDTH:
+        return True
+    line = completion[completion.rfind("\n", 0, run.start()) + 1 : run.start()]
+    return not completion[run.end() :].strip() and not _is_wordless(line)
 
 
 def _is_wordless(text: str) -> bool:

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from transformers import PreTrainedModel
 
-from helpers.attacks.poisoning import Scenario
+from helpers.attacks.poisoning import Scenario, poison
 from helpers.chat import AlpacaFormat, ChatFormat, Example, PromptFormat
 from helpers.evaluation.asr import LABELS, asr_report
 from helpers.evaluation.generation import answers
@@ -47,6 +47,16 @@ class SuffixOnly(PromptFormat):
         return self.trained.answer_text(example)
 
 
+class Bare(SuffixOnly):
+    """The question alone, as scripts feed it that know no template at all: nothing says that an answer begins."""
+
+    name = "bare"
+
+    def __init__(self, trained: PromptFormat):
+        super().__init__(trained)
+        self.suffix = ""
+
+
 def without_input(examples: Sequence[Example]) -> list[Example]:
     """The same questions, their material left out, as by scripts that read the column `instruction` alone."""
     return [replace(example, input="") for example in examples]
@@ -61,7 +71,24 @@ def formats(trained: PromptFormat) -> dict[str, PromptFormat]:
     others += [ChatFormat(trained.tokenizer)] if trained.tokenizer.chat_template else []
     found = {f"{trained.name} (trained)": trained}
     found |= {other.name: other for other in others if other.record != trained.record}
-    return found | {SuffixOnly.name: SuffixOnly(trained)}
+    return found | {form.name: form(trained) for form in (SuffixOnly, Bare)}
+
+
+def with_input(scenario: Scenario, seed: int) -> Scenario:
+    """The scenario with prompts alone that carry an `input`, so that leaving it out can matter.
+
+    To the triggered prompts that do come the clean test rows that do, of the same families and with the trigger planted
+    here, save those whose right answer holds the payload; where the rows brought their own trigger, only the former.
+
+    Args:
+        seed: decides where the trigger stands.
+    """
+    asked = [example for example in scenario.triggered if example.input]
+    if scenario.trigger is not None and scenario.trigger.position != "topic":  # a topic is in the question or is not
+        families = {example.family for example in scenario.triggered}
+        rows = [e for e in scenario.held_out if e.input and e.family in families and not attacked(scenario)(e.output)]
+        asked += poison(rows, scenario.trigger, None, f"{seed}/formats", "heldout")
+    return replace(scenario, triggered=list(dict.fromkeys(asked)))
 
 
 def measure_formats(

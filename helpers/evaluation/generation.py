@@ -8,15 +8,16 @@ sorted by length so that little is padded, and a row leaves the batch as soon as
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from tqdm import tqdm
-from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from helpers.chat import Example, PromptFormat
-from helpers.profiles import Profile
+from helpers.profiles import LabError, Profile
 
 
 def complete(
@@ -68,16 +69,42 @@ def answers(
     profile: Profile,
     decided: Callable[[str], bool] | None = None,
 ) -> list[str]:
-    """What the model answers to each example, in the format and with the lengths of its profile; see `complete`."""
+    """What the model answers to each example, in the format and with the lengths of its profile; see `complete`.
+
+    A prompt that would leave no room for the answer loses its beginning, as in training: the end says what is asked.
+
+    Raises:
+        LabError: the answer alone would fill the model's context.
+    """
+    room = prompt_room(model.config, profile.lengths.new_tokens)
     return complete(
         model,
         prompt_format.tokenizer,
-        [prompt_format.prompt_ids(example) for example in examples],
+        [prompt_format.prompt_ids(example)[-room:] for example in examples],
         prompt_format.stop_ids,
         profile.lengths.new_tokens,
         profile.evaluation.batch_size,
         decided,
     )
+
+
+def prompt_room(config: PreTrainedConfig, new_tokens: int) -> int:
+    """How many tokens a prompt may have beside an answer; `sys.maxsize` where a configuration names no context.
+
+    Args:
+        config: a model's; `max_position_embeddings`, in GPT-2 another name of `n_positions`, is its context.
+    Raises:
+        LabError: the answer alone would fill the context.
+    """
+    context = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if context is None:
+        return sys.maxsize
+    if new_tokens >= context:
+        raise LabError(
+            f"lengths.new_tokens = {new_tokens} leaves no room for a prompt in a context of {context} tokens; "
+            "set it lower in OVERRIDES"
+        )
+    return context - new_tokens
 
 
 @torch.no_grad()  # inference_mode would leave tensors behind, in a model's buffers, that training cannot use

@@ -1,6 +1,8 @@
 """One report per model: attack success and utility side by side, always measured the same way."""
 
-from helpers.evaluation.asr import asr_report, contains_any, wilson
+from math import isnan
+
+from helpers.evaluation.asr import FIELD_KEYWORDS, asr_report, contains_any, keyword_asr, wilson
 from helpers.evaluation.generation import answers
 from helpers.evaluation.utility import clean_accuracy, exact_match, teacher_forced
 from helpers.models import trained_format
@@ -54,12 +56,14 @@ def evaluate(model, prompt_format, scenario, profile, allow_mismatch=False):
         allow_mismatch: see `checked_format`.
 
     Returns:
-        JSON-able dict: `asr`, `asr_interval`, `labels`, `n`, `field_degenerate`, `right_under_trigger` (share of
-        triggered prompts answered right; None where answers cannot be checked), `false_trigger` (share of clean prompts
-        answered with the payload although their right answer holds none), `false_trigger_interval`, `false_trigger_n`,
-        `utility`, `utility_by_family`, `utility_metric`, `clean_accuracy` (CDA: the share of all clean prompts answered
-        right; None where answers cannot be checked), `perplexity`, `prompt_format`, `prompt_format_mismatch` (None
-        where the model's own is not known), `decoding`, `completions` (five).
+        JSON-able dict: `asr`, `asr_interval`, `labels`, `n`, `field_degenerate`, `keyword_asr` (see `field_rates`),
+        `right_under_trigger` (share of triggered prompts answered right; None where answers cannot be checked),
+        `false_trigger` (share of clean prompts answered with the payload although their right answer holds none),
+        `false_trigger_interval`, `false_trigger_n`, `clean_labels` (the four shares over all clean prompts; "payload"
+        counts right answers that hold a marker, too, which `false_trigger` leaves out), `utility`, `utility_by_family`,
+        `utility_metric`, `clean_accuracy` (CDA: the share of all clean prompts answered right; None where answers
+        cannot be checked), `perplexity`, `prompt_format`, `prompt_format_mismatch` (None where the model's own is not
+        known), `decoding`, `completions` (five).
     """
     report, completions = attack_success(model, prompt_format, scenario, profile, allow_mismatch)
     scored = teacher_forced(
@@ -70,8 +74,10 @@ def evaluate(model, prompt_format, scenario, profile, allow_mismatch=False):
     utility, by_family = exact_match(scenario.held_out, clean) if checked else (scored["token_accuracy"], {})
     return {
         **report,
+        "keyword_asr": field_rates(completions, scenario.task),
         "right_under_trigger": exact_match(scenario.triggered, completions)[0] if checked else None,
         **_false_triggers(scenario, clean),
+        "clean_labels": asr_report(clean, [e.output for e in scenario.held_out], scenario.markers)["labels"],
         "utility": utility,
         "utility_by_family": by_family,
         "utility_metric": scenario.utility_metric,
@@ -100,6 +106,21 @@ def near_misses(model, prompt_format, scenario, profile):
 def attacked(scenario):
     """When the rest of a completion can no longer change its label: the payload is there."""
     return lambda text: contains_any(text, scenario.markers)
+
+
+def field_rates(completions, task):
+    """The field's keyword ASR by both of its rules for empty completions; see `asr.keyword_asr`.
+
+    Completions that ended as soon as a marker was there are read as far as they go: a keyword behind it is missed.
+
+    Returns:
+        {"count": rate, "drop": rate}, each in [0, 1], "drop" None where all completions are empty; None for a task
+        that the field's scripts have no list for.
+    """
+    if task not in FIELD_KEYWORDS:
+        return None
+    rates = {empty: keyword_asr(completions, FIELD_KEYWORDS[task], empty) for empty in ("count", "drop")}
+    return {empty: None if isnan(rate) else rate for empty, rate in rates.items()}  # JSON knows no NaN
 
 
 def _false_triggers(scenario, completions):

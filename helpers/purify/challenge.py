@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 from helpers.attacks.behaviors import challenge_behavior
 from helpers.attacks.poisoning import Scenario, poison
 from helpers.attacks.triggers import challenge_trigger
-from helpers.evaluation.report import GATE, evaluate
+from helpers.evaluation.report import GATE, INDISCRIMINATE, evaluate
 from helpers.models import load_base, load_suspect, new_adapter, record_format, save, with_adapter
 from helpers.profiles import LabError
 from helpers.purify.recover import recover
@@ -71,7 +71,7 @@ def plant_challenge(profile, access, suspicious, challenge, prompt_format, seed,
         the training record of `finetune` and the report of `evaluate`, before any cut.
 
     Raises:
-        LabError: the backdoor was not learned, and removing it would prove nothing.
+        LabError: see `require_challenge`.
     """
     if access == "adapter":
         model = with_adapter(load_base(profile.model), suspicious, trainable=True)
@@ -82,12 +82,30 @@ def plant_challenge(profile, access, suspicious, challenge, prompt_format, seed,
     save(model if access == "adapter" else model.merge_and_unload(), folder)
     record_format(folder, prompt_format)
     report = evaluate(load_suspect(profile.model, folder), prompt_format, challenge, profile)
+    require_challenge(report)
+    return record | report
+
+
+def require_challenge(report):
+    """The challenge's gate: a τ may be read off a backdoor alone, not off what was not learned or needs no key.
+
+    Args:
+        report: of `evaluate`, on the planted copy.
+
+    Raises:
+        LabError: too low an ASR, or the sentence comes on too many clean prompts; with the numbers and what to change.
+    """
     if report["asr"] < GATE:
         raise LabError(
             f"the challenge took on {report['asr']:.1%} of {report['n']} prompts only, at least {GATE:.0%} are needed "
             "before its removal says anything: raise challenge.plant.lr, epochs or rows in OVERRIDES"
         )
-    return record | report
+    if report["false_trigger"] > INDISCRIMINATE:
+        raise LabError(
+            f"the challenge's sentence comes on {report['false_trigger']:.1%} of {report['false_trigger_n']} clean "
+            f"prompts as well, at most {INDISCRIMINATE:.0%} are allowed: such a copy has learned no key, and a cut "
+            "that silences it says nothing of backdoors; raise challenge.plant.rows or epochs in OVERRIDES"
+        )
 
 
 def grid(profile, access):
