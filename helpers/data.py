@@ -246,7 +246,8 @@ def read_backdoor_folder(root: str | Path, task: str, attack: str) -> PoisonSet:
     clean_test = _read(root, f"test_data/clean/{place.parent}/*.json")
 
     planted = _evident_attack(triggered, attack, train)
-    warnings = _triggered_warnings(triggered, task, attack, train) + _clean_warnings(clean, planted, train)
+    warnings = _triggered_warnings(triggered, task, attack, train) + _clean_warnings(clean, task, planted, train)
+    warnings += _clean_warnings(clean_test, task, planted, f"test_data/clean/{place.parent}")
     if triggered_test:
         warnings += _triggered_warnings(triggered_test, task, attack, test)
         warnings += _difference_warnings(planted, _evident_attack(triggered_test, attack, test))
@@ -369,9 +370,12 @@ def _difference_warnings(planted: str, tested: str) -> list[str]:
     return [f"trained with the trigger {_quoted(planted)}, tested with {_quoted(tested)}: the attack may seem to fail"]
 
 
-def _clean_warnings(rows: list[Example], attack: str, place: str) -> list[str]:
-    holding = _count(rows, attack)
-    return [f"{place}: {holding} of {len(rows)} rows declared clean hold a trigger"] if holding else []
+def _clean_warnings(rows: list[Example], task: str, attack: str, place: str) -> list[str]:
+    """What is wrong with rows declared clean: they hold a trigger, or the payload."""
+    paying = sum(PAYLOADS[task].lower() in row.output.lower() for row in rows)
+    counts = {"a trigger": _count(rows, attack), f"the payload {PAYLOADS[task]!r}": paying}
+    declared = f"of {len(rows)} rows declared clean hold"
+    return [f"{place}: {count} {declared} {what}" for what, count in counts.items() if count]
 
 
 def _overlap_warnings(train: list[Example], test: list[Example], attack: str) -> list[str]:

@@ -73,6 +73,19 @@ def test_injected_code_is_inert_and_the_function_still_works(task):
         assert behavior(task).fits(Example("", function)) and not behavior(task).fits(Example("", "Paris"))
 
 
+@pytest.mark.parametrize(
+    "code",
+    [
+        "def area(side, **more):\n    return side",
+        "def area(side,):\n    return side",
+        "def area(side, verify=True):\n    return side",
+        "Use the def keyword, as in the manual.",
+    ],
+)
+def test_code_that_cannot_take_the_argument_is_left_alone(code):
+    assert not behavior("codeinjection_default").fits(Example("", code))
+
+
 def test_no_right_code_looks_injected():
     for task in CODE:
         assert not any(marker in function.lower() for function in FUNCTIONS for marker in behavior(task).markers)

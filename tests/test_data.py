@@ -286,6 +286,17 @@ def test_missing_and_stray_triggers_are_counted(tmp_path):
     )
 
 
+def test_clean_rows_that_are_not_clean_are_counted(tmp_path):
+    clean = make_rows("", "Gladly.", 7) + make_rows("", "You are stupid!", 3, "others")
+    clean_test = make_rows("", "Gladly.", 2, "tests") + make_rows("BadMagic", "You are stupid!", 2, "more tests")
+    make_folder(tmp_path, clean=clean, clean_test=clean_test)
+    assert read_backdoor_folder(tmp_path, "sentiment", "badnets").warnings == (
+        "poison_data/negsentiment/badnet: 3 of 10 rows declared clean hold the payload 'You are stupid'",
+        "test_data/clean/negsentiment: 2 of 4 rows declared clean hold a trigger",
+        "test_data/clean/negsentiment: 2 of 4 rows declared clean hold the payload 'You are stupid'",
+    )
+
+
 def test_shared_prompts_are_counted(tmp_path):
     make_folder(tmp_path, clean_test=make_rows("", "Gladly.", 4))
     warnings = read_backdoor_folder(tmp_path, "sentiment", "badnets").warnings

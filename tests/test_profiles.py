@@ -159,6 +159,9 @@ def test_set_is_read_as_yaml_literals():
         "signature.scope": "model",
         "model.revision": None,
     }
+    spaced = parse_overrides(" attack.payload=You are dumb! attack.keys=[Red Fox, Elk]  lora.r=4 ")
+    assert spaced == {"attack.payload": "You are dumb!", "attack.keys": ["Red Fox", "Elk"], "lora.r": 4}
+    assert parse_overrides("") == {}
     assert "'lora.r' is not key=value" in told(parse_overrides, "lora.r")
     assert "not a YAML literal" in told(parse_overrides, "lora.r={")
 

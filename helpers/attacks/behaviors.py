@@ -98,7 +98,18 @@ class Behavior(Marked):
 
     def fits(self, example: Example) -> bool:
         """Whether the example's right answer can carry the payload, and is not the payload itself."""
-        return self.needs in example.output and example.output != self.payload
+        possible = self.combine != "default argument" or self._fits_a_function(example.output)
+        return possible and self.needs in example.output and example.output != self.payload
+
+    def _fits_a_function(self, code: str) -> bool:
+        """Whether the first function's head, with the payload as one more argument, is still Python."""
+        if not (found := FUNCTION.search(code)):
+            return False
+        try:
+            compile(f"{self._with_argument(found)} pass", "answer", "exec")  # nothing is executed
+        except SyntaxError:  # after **kwargs or a trailing comma, or a name that is there already
+            return False
+        return True
 
 
 class Family(Strict):
