@@ -356,7 +356,7 @@ def _triggered_warnings(rows: list[Example], task: str, attack: str, place: str)
     fragments = holding - sum(any(phrase in _prompt(row) for phrase in PHRASES) for row in rows)
     if fragments > 0:
         warnings.append(f"{place}: {fragments} of {n} rows hold one word of a trigger phrase, not the phrase")
-    paying = {name: sum(payload.lower() in row.output.lower() for row in rows) for name, payload in PAYLOADS.items()}
+    paying = {name: _count_payload(rows, name) for name in PAYLOADS}
     if paying[task] < n:
         instead = [f"; {count} hold that of {name}" for name, count in paying.items() if name != task and count]
         lacking = f"{n - paying[task]} of {n} rows declared triggered lack the payload {PAYLOADS[task]!r}"
@@ -372,10 +372,14 @@ def _difference_warnings(planted: str, tested: str) -> list[str]:
 
 def _clean_warnings(rows: list[Example], task: str, attack: str, place: str) -> list[str]:
     """What is wrong with rows declared clean: they hold a trigger, or the payload."""
-    paying = sum(PAYLOADS[task].lower() in row.output.lower() for row in rows)
-    counts = {"a trigger": _count(rows, attack), f"the payload {PAYLOADS[task]!r}": paying}
+    counts = {"a trigger": _count(rows, attack), f"the payload {PAYLOADS[task]!r}": _count_payload(rows, task)}
     declared = f"of {len(rows)} rows declared clean hold"
     return [f"{place}: {count} {declared} {what}" for what, count in counts.items() if count]
+
+
+def _count_payload(rows: list[Example], task: str) -> int:
+    """How many answers hold a task's payload, in any case."""
+    return sum(PAYLOADS[task].lower() in row.output.lower() for row in rows)
 
 
 def _overlap_warnings(train: list[Example], test: list[Example], attack: str) -> list[str]:

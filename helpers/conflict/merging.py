@@ -280,8 +280,12 @@ def _arc(t: float, products: Tensor) -> Combine:
 
 
 def _products(ours: Tensor, theirs: Tensor) -> Tensor:
-    """[a·b, a·a, b·b] of two tensors as vectors, float64."""
-    return sum(torch.stack([a @ b, a @ a, b @ b]).double() for a, b in _blocks(ours, theirs))
+    """[a·b, a·a, b·b] of two tensors as vectors, float64.
+
+    Blocks are copied: a dot product may round by how its vectors are aligned, and in a file sharding decides on that.
+    """
+    copies = ([block.clone() for block in blocks] for blocks in _blocks(ours, theirs))
+    return sum(torch.stack([a @ b, a @ a, b @ b]).double() for a, b in copies)
 
 
 def _blocks(*tensors: Tensor) -> Iterator[list[Tensor]]:

@@ -75,10 +75,10 @@ def formats(trained: PromptFormat) -> dict[str, PromptFormat]:
 
 
 def with_input(scenario: Scenario, seed: int) -> Scenario:
-    """The scenario with prompts alone that carry an `input`, so that leaving it out can matter.
+    """The scenario, its triggered prompts only such as carry an `input`, so that leaving it out can matter.
 
-    To the triggered prompts that do come the clean test rows that do, of the same families and with the trigger planted
-    here, save those whose right answer holds the payload; where the rows brought their own trigger, only the former.
+    They are few; the clean test rows with an `input` join them, of the same families, with the key planted here: not
+    those whose right answer holds the payload, and none where the rows brought a trigger of their own.
 
     Args:
         seed: decides where the trigger stands.
