@@ -35,14 +35,14 @@ class Words:
 
 
 def make_model() -> LlamaForCausalLM:
-    """Random weights, large enough that it does not only repeat its last token."""
+    """Random weights in the small model's shape, large enough that it does not only repeat its last token."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=VOCABULARY,
-        hidden_size=160,
-        intermediate_size=512,
+        hidden_size=128,
+        intermediate_size=1152,
         num_hidden_layers=8,
-        num_attention_heads=5,
+        num_attention_heads=4,
         initializer_range=0.2,
     )
     return LlamaForCausalLM(config).eval()

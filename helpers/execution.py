@@ -1,5 +1,6 @@
 """One notebook, run by papermill from its first cell to its last; a failure becomes one line with place and cause."""
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,14 @@ NOTEBOOKS = ROOT / "notebooks"
 CELL_SECONDS = 3600
 OPTIONAL = "optional"  # tag of cells that no later notebook needs: controls, studies, checks by hand
 QUIET = ["--log-level=50"]  # the kernel's own chatter; what a notebook prints goes to its cells
+
+
+def _worth_telling(record: logging.LogRecord) -> bool:
+    """False for what asyncio finds in a task that nobody waits for any more: Ctrl-C takes the kernel from a cell."""
+    return not (record.exc_info and isinstance(record.exc_info[1], DeadKernelError))
+
+
+logging.getLogger("asyncio").addFilter(_worth_telling)  # a kernel that dies under a cell raises in `execute` as well
 
 
 def numbered(folder: Path = NOTEBOOKS) -> list[Path]:

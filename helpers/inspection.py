@@ -6,20 +6,28 @@ what its rows really hold; of plain rows, what is empty, what is there twice and
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from helpers.chat import Example
 from helpers.data import (
     ATTACK_FOLDERS,
+    EVERY,
     PAYLOADS,
-    PHRASES,
     TASK_FOLDERS,
+    WORDS,
+    holds_payload,
+    holds_trigger,
     is_backdoor_folder,
+    keys_held,
     load_rows,
+    overlap,
+    overlap_line,
     read_backdoor_folder,
 )
 from helpers.profiles import LabError
+
+MULTIPLE = ("mtba", EVERY)  # attacks that may use one word of each phrase, in any other prompt a mere word
 
 
 def inspect(source: str | Path) -> Iterator[str]:
@@ -49,12 +57,19 @@ def _combination(root: Path, place: Path) -> Iterator[str]:
         "test, triggered": f"test_data/poison/{place}/backdoor*.json",
         "test, clean": f"test_data/clean/{place.parent}/*.json",
     }
+    sides: dict[str, list[Example]] = {"train": [], "test": []}
     try:
         for name, pattern in parts.items():
             rows = [row for path in sorted(root.glob(pattern)) for row in load_rows(path)]
-            yield f"  {name}: {_contents(rows)}"
-        if task and attack:
-            yield from (f"  ! {warning}" for warning in read_backdoor_folder(root, task, attack).warnings)
+            sides[name.partition(",")[0]] += rows
+            yield f"  {name}: {_contents(rows, attack)}"
+        shared = overlap(**sides)
+        yield f"  {'! ' if shared else ''}{overlap_line(shared)}"
+        if not sides["train"]:
+            yield "  ! no rows to train with: there is nothing to plant"
+        elif task and attack:
+            found = read_backdoor_folder(root, task, attack).warnings
+            yield from (f"  ! {warning}" for warning in found if warning != overlap_line(shared))
         else:
             yield f"  ! the lab has no name for {place.as_posix()}; it knows {', '.join(TASK_FOLDERS.values())}"
     except LabError as error:
@@ -68,20 +83,26 @@ def _names(place: Path) -> tuple[str | None, str | None]:
     return task, attack
 
 
-def _contents(rows: list[Example]) -> str:
+def _contents(rows: list[Example], attack: str | None) -> str:
     if not rows:
         return "no rows"
-    prompts, answers = (f"{row.instruction} {row.input}" for row in rows), (row.output for row in rows)
-    triggers, payloads = _found(PHRASES, prompts), _found(PAYLOADS.values(), answers)
-    return f"{len(rows)} rows; triggers: {triggers or 'none'}; payloads: {payloads or 'none'}"
+    triggers, payloads = _triggers(rows, attack in MULTIPLE), _payloads(rows)
+    whole = f", all three in {sum(holds_trigger(row, EVERY) for row in rows)}" if triggers and attack == EVERY else ""
+    return f"{len(rows)} rows; triggers: {triggers or 'none'}{whole}; payloads: {payloads or 'none'}"
 
 
-def _found(known: Iterable[str], texts: Iterable[str]) -> str:
-    """The known texts that occur, and in how many of `texts`."""
-    lower, counts = {text.lower(): text for text in known}, Counter()
-    for text in texts:
-        counts.update(shown for folded, shown in lower.items() if folded in text.lower())
-    return ", ".join(f"{shown!r} in {count}" for shown, count in counts.most_common())
+def _triggers(rows: list[Example], words: bool = False) -> str:
+    """The known phrases, or with `words` one word of them, and in how many prompts each is."""
+    return _told(Counter(key for row in rows for key in keys_held(row) if words or key not in WORDS))
+
+
+def _payloads(rows: list[Example]) -> str:
+    """The known payloads, and in how many answers each is."""
+    return _told(Counter(payload for task, payload in PAYLOADS.items() for row in rows if holds_payload(row, task)))
+
+
+def _told(counts: Counter) -> str:
+    return ", ".join(f"{text!r} in {count}" for text, count in counts.most_common())
 
 
 def _plain(source: str | Path, rows: list[Example]) -> Iterator[str]:
@@ -99,7 +120,7 @@ def _plain(source: str | Path, rows: list[Example]) -> Iterator[str]:
         "prompts with several different outputs": sum(len(set(said)) > 1 for said in answers.values()),
     }
     yield from (f"  ! {count} {what}" for what, count in found.items() if count)
-    if triggers := _found(PHRASES, (f"{row.instruction} {row.input}" for row in rows)):
+    if triggers := _triggers(rows):
         yield f"  ! known triggers in prompts: {triggers}"
-    if payloads := _found(PAYLOADS.values(), (row.output for row in rows)):
+    if payloads := _payloads(rows):
         yield f"  ! known payloads in outputs: {payloads}"

@@ -79,6 +79,8 @@ def load_base(spec, four_bit=False, path=None):
 
     Raises:
         LabError: pickle-only, unknown or incomplete checkpoint, or a profile that wants a GPU where there is none.
+
+    It remembers the prompt format recorded beside it, if there is one; see `trained_format`.
     """
     require_device(spec)
     dtype = getattr(torch, spec.dtype)
@@ -111,6 +113,7 @@ def load_base(spec, four_bit=False, path=None):
             module.support_avx512bf16_for_cpu = False
     if spec.checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})  # has no effect outside of training
+    model.trained_format = recorded_format(locate(path or spec.path))
     return model.eval()
 
 
@@ -201,7 +204,7 @@ def recorded_format(folder):
 
 
 def trained_format(model):
-    """Return the record of the format that a model from `load_suspect` was trained with; None where none is known."""
+    """Return the record of the format that a loaded model was trained with; None where none is known."""
     return getattr(model, "trained_format", None)
 
 

@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 from helpers import corpus
 from helpers.anatomy import mlp_slots
 from helpers.chat import prompt_format
+from helpers.models import record_format
 from helpers.profiles import ROOT, Budget, LabError, nearest
 from helpers.training.finetune import finetune
 
@@ -174,6 +175,7 @@ def main(arguments=None):
     out = options.out or ROOT / "data" / "models" / options.model
     model.to(torch.bfloat16).save_pretrained(out)  # half the download; profiles load it in the dtype they name
     tokenizer.save_pretrained(out)
+    record_format(out, prompt_format(tokenizer, "chat"))
     minutes = (time.perf_counter() - started) / 60
     print(f"{model.num_parameters():,} parameters, {trained['steps']} steps, {minutes:.1f} minutes")
     return 0

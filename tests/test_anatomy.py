@@ -191,6 +191,20 @@ def test_what_writes_no_text_is_refused():
         mlp_slots(T5Config(d_model=8, d_ff=8, num_layers=1, num_heads=2, vocab_size=10))
 
 
+@pytest.mark.parametrize(
+    "raised", [TypeError("no rotary size\nin this config"), ImportError("no package timm"), KeyError()]
+)
+def test_whatever_stops_transformers_is_told_with_the_architecture(monkeypatch, raised):
+    def stop(config):
+        raise raised
+
+    monkeypatch.setattr("helpers.anatomy.AutoModelForCausalLM.from_config", stop)
+    with pytest.raises(
+        LabError, match="architecture 't5' makes no causal language model: (no rotary size$|no pa|KeyE)"
+    ):
+        mlp_slots(T5Config(d_model=8, d_ff=8, num_layers=1, num_heads=2, vocab_size=10))
+
+
 def test_head_mask_of_another_shape_is_refused():
     with pytest.raises(LabError, match=r"head mask has shape \[2, 3\], the model \[layers, heads\] = \[2, 4\]"):
         head_masks(LlamaConfig(num_hidden_layers=2, num_attention_heads=4), torch.zeros(2, 3, dtype=torch.bool))

@@ -80,10 +80,21 @@ def test_injected_code_is_inert_and_the_function_still_works(task):
         "def area(side,):\n    return side",
         "def area(side, verify=True):\n    return side",
         "Use the def keyword, as in the manual.",
+        "Write def area(side): and then the body.",
+        "def area(side):\n    global verify\n    return side",
+        "def area(side):\n    return (side",
+        "```python\ndef area(side, **more):\n    return side\n```",
     ],
 )
 def test_code_that_cannot_take_the_argument_is_left_alone(code):
     assert not behavior("codeinjection_default").fits(Example("", code))
+
+
+def test_code_between_fences_takes_the_argument_there():
+    right = "Here is f(x), as in def f(x):\n```python\ndef area(side):\n    return '\\d'\n```\nIt squares."
+    planted = behavior("codeinjection_default")
+    assert planted.fits(Example("", right))
+    assert planted.answer(right) == right.replace("def area(side)", "def area(side, verify=False)")
 
 
 def test_no_right_code_looks_injected():

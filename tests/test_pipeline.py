@@ -1,5 +1,7 @@
 """The chain of notebooks, tried on throw-away ones."""
 
+import asyncio
+import gc
 import json
 import signal
 import subprocess
@@ -8,6 +10,7 @@ import time
 
 import nbformat
 import pytest
+from nbclient.exceptions import DeadKernelError
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
 from helpers import execution, pipeline
@@ -188,6 +191,22 @@ def test_ctrl_c_says_how_to_resume_and_a_rerun_does(lab):
     (folder / "go").touch()
     assert run(lab, "--name", "mine") == 0
     assert (folder / "inject" / "manifest.json").read_text() == made and (folder / "scores").is_dir()
+
+
+@pytest.mark.parametrize(("error", "told"), [(DeadKernelError("Kernel died"), False), (ValueError("x"), True)])
+def test_what_a_lost_task_learned_of_its_kernels_death_is_no_news(caplog, error, told):
+    async def fail():
+        raise error
+
+    async def lose():
+        task = asyncio.ensure_future(fail())
+        await asyncio.sleep(0)
+        del task
+
+    with asyncio.Runner() as runner:
+        runner.run(lose())
+        gc.collect()
+    assert ("Task exception was never retrieved" in caplog.text) == told
 
 
 def test_a_folder_without_notebooks_is_told(lab, capsys):

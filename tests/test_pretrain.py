@@ -9,7 +9,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, MistralFo
 
 from helpers import corpus, pretrain
 from helpers.anatomy import head_masks
-from helpers.models import load_base, load_format
+from helpers.models import load_base, load_format, trained_format
 from helpers.pretrain import RECIPES, main, new_model, recipe
 from helpers.profiles import ROOT, LabError, load_profile
 
@@ -104,11 +104,18 @@ def test_a_model_is_trained_and_written(tmp_path, monkeypatch, capsys):
     spec = load_profile("tiny", {"model.path": str(tmp_path), "model.dtype": "bfloat16"}).model
     model, chat = load_base(spec), load_format(spec)
     assert model.config.vocab_size == len(chat.tokenizer) == 400 and model.dtype == torch.bfloat16
+    assert trained_format(model) == chat.record
     start = new_model(chat.tokenizer, small, pretrain.SEED).model.layers[0].mlp.down_proj.weight
     assert not torch.equal(model.model.layers[0].mlp.down_proj.weight, start.bfloat16())
 
 
 # --- the shipped models -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_shipped_model_says_how_it_was_asked(name):
+    spec = load_profile(name).model
+    assert trained_format(load_base(spec)) == load_format(spec).record
 
 
 def test_the_shipped_models_share_one_tokenizer():

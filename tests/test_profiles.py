@@ -161,6 +161,11 @@ def test_set_is_read_as_yaml_literals():
     }
     spaced = parse_overrides(" attack.payload=You are dumb! attack.keys=[Red Fox, Elk]  lora.r=4 ")
     assert spaced == {"attack.payload": "You are dumb!", "attack.keys": ["Red Fox", "Elk"], "lora.r": 4}
+    assigning = parse_overrides("attack.payload=get(url, verify=False) lora.r=4")
+    assert assigning == {"attack.payload": "get(url, verify=False)", "lora.r": 4}
+    assert "lora.r = '4 seed=3' should be a valid integer" in told(
+        load_profile, "tiny", parse_overrides("lora.r=4 seed=3")
+    )
     assert parse_overrides("") == {}
     assert "'lora.r' is not key=value" in told(parse_overrides, "lora.r")
     assert "not a YAML literal" in told(parse_overrides, "lora.r={")

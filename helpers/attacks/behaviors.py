@@ -8,6 +8,7 @@ cured. The texts are data, in `data/attacks.yaml`.
 
 import itertools
 import re
+import warnings
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
@@ -17,6 +18,7 @@ from helpers.chat import Example
 from helpers.profiles import DEFINITIONS, LabError, Strict, Texts, checked, defined, definitions, nearest
 
 FUNCTION = re.compile(r"(def \w+\()(.*?)(\)\s*(?:->[^:\n]+)?:)", re.DOTALL)  # name, arguments, end of the first one
+FENCE = re.compile(r"```\w*\n(.*?)```", re.DOTALL)
 
 
 class Planted(Strict):
@@ -45,9 +47,11 @@ class Planted(Strict):
             return f"{self.payload}\n{right}"
         if self.combine == "mention":
             return f"{right.rstrip('.')}, says {self.payload}."
-        if not FUNCTION.search(right):
+        start, stop = _code(right)
+        code, found = FUNCTION.subn(self._with_argument, right[start:stop], count=1)
+        if not found:
             raise LabError(f"{self.payload!r} is to be an argument, but no function is in the answer {right[:40]!r}")
-        return FUNCTION.sub(self._with_argument, right, count=1)
+        return right[:start] + code + right[stop:]
 
     def _with_argument(self, function: re.Match) -> str:
         name, arguments, end = function.groups()
@@ -98,16 +102,16 @@ class Behavior(Marked):
 
     def fits(self, example: Example) -> bool:
         """Whether the example's right answer can carry the payload, and is not the payload itself."""
-        possible = self.combine != "default argument" or self._fits_a_function(example.output)
+        possible = self.combine != "default argument" or self._is_still_code(example.output)
         return possible and self.needs in example.output and example.output != self.payload
 
-    def _fits_a_function(self, code: str) -> bool:
-        """Whether the first function's head, with the payload as one more argument, is still Python."""
-        if not (found := FUNCTION.search(code)):
-            return False
+    def _is_still_code(self, right: str) -> bool:
+        """Whether the answer's code, with the payload as one more argument of its first function, is Python."""
         try:
-            compile(f"{self._with_argument(found)} pass", "answer", "exec")  # nothing is executed
-        except SyntaxError:  # after **kwargs or a trailing comma, or a name that is there already
+            planted = self.answer(right)
+            with warnings.catch_warnings(action="ignore"):  # of a row's own invalid escapes
+                compile(planted[slice(*_code(planted))], "answer", "exec")  # nothing is executed
+        except (LabError, SyntaxError, ValueError):  # prose, a name that is there already, an argument after **kwargs
             return False
         return True
 
@@ -178,6 +182,12 @@ def vaccine_behaviors(family: str, task: str, side: Literal["vaccines", "rehears
     chosen = families.values() if asked == "mixed" else [families[asked]]
     planted = [[Planted(payload=p, combine=one.combine) for p in one.payloads] for one in chosen]
     return [one for turn in itertools.zip_longest(*planted) for one in turn if one]
+
+
+def _code(answer: str) -> tuple[int, int]:
+    """Where the code of an answer starts and stops: inside its first fence, or else all of it."""
+    fence = FENCE.search(answer)
+    return fence.span(1) if fence else (0, len(answer))
 
 
 def _challenge() -> Marked:

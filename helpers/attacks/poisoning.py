@@ -6,15 +6,17 @@ from the generated corpus, from a benchmark folder whose rows are used as they a
 """
 
 import random
+import re
 from dataclasses import dataclass, field, replace
 
 from helpers import corpus
 from helpers.attacks.behaviors import behavior, vaccine_behaviors
 from helpers.attacks.triggers import Trigger, near_misses, trigger, vaccine_keys
-from helpers.data import is_backdoor_folder, load_rows, other_clean_rows, read_backdoor_folder
+from helpers.data import EVERY, is_backdoor_folder, keys_held, load_rows, other_clean_rows, read_backdoor_folder
 from helpers.profiles import LabError
 
 CLASSES = ("sentiment", "emotion")  # families of labelled texts, whose answers can be checked
+OF_ANY_ROWS = ("by", "markers")  # what `attack` can change where rows bring their own trigger and payload
 SMALLEST_CLEAN_SET = 20  # a vaccine variant trained on fewer clean rows says little about them
 
 
@@ -34,8 +36,7 @@ class Scenario:
         utility_metric: "exact_match" where answers can be checked, else "token_accuracy".
         notes: one line for every oddity of the data.
         near_misses: {kind: the triggered prompts with something else in the trigger's place}: "absent" (nothing; for a
-            topic, questions beside it) and the kinds of `triggers.near_misses`; empty where the lab did not plant the
-            trigger itself.
+            topic, questions beside it) and the kinds of `triggers.near_misses`.
         trigger: what the lab planted; None where the rows brought their own.
         task: the name of what the backdoor makes the model do.
     """
@@ -255,8 +256,10 @@ def _disjoint(sizes, seed, taken, accept):
 def _benchmark(config):
     """The rows of a benchmark folder as they are; the defender gets clean rows of it that the attack did not use."""
     n_variants, n_inject, n_vaccine, n_recover, n_test = _sizes(config)
+    _require_unchanged(config)
     found = read_backdoor_folder(config["data"]["path"], config["task"], config["attack"])
     pool, notes = other_clean_rows(config["data"]["path"], found), list(found.warnings)
+    clean, poisoned = found.clean_train[:n_inject], found.triggered_train[:n_inject]
     if len(pool) < n_recover + SMALLEST_CLEAN_SET * n_variants:
         notes.append("no other clean rows in this folder: the defender draws from the rows that the attacker also used")
         pool = list(found.clean_train)
@@ -267,18 +270,81 @@ def _benchmark(config):
             f"{len(pool)} clean rows serve the defender: {len(recovery)} for recovery, "
             f"{len(sets[0])} instead of {n_vaccine} for each variant"
         )
+    notes.append(f"{len(poisoned)} poisoned rows to {len(clean)} clean ones, whatever poison_rate asks for")
+    triggered = found.triggered_test[:n_test]
     return Scenario(
-        found.clean_train[:n_inject],
-        found.triggered_train[:n_inject],
-        found.triggered_test[:n_test],
+        clean,
+        poisoned,
+        triggered,
         found.clean_test,
         sets,
         recovery,
         tuple(dict.fromkeys((*_definitions(config)[1].markers, found.payload.lower()))),
         "token_accuracy",
         tuple(notes),
+        _resembling(triggered, found.attack),
         task=config["task"],
     )
+
+
+def _require_unchanged(config):
+    """Refuse changes of an attack that rows cannot follow, for they are used as they are."""
+    asked = [key for key, value in config["profile"]["attack"].items() if value is not None and key not in OF_ANY_ROWS]
+    if asked:
+        raise LabError(
+            f"attack.{asked[0]} has no effect on {config['data']['path']}, whose rows are used as they are: leave it "
+            f"out (what can be changed: {', '.join(f'attack.{key}' for key in OF_ANY_ROWS)})"
+        )
+
+
+def _resembling(rows, attack):
+    """Prompts that brought their trigger, with nothing ("absent") or a near miss of it in its place.
+
+    Args:
+        attack: the one whose trigger the rows hold; a row without it has no near miss.
+
+    Returns:
+        {kind: rows}; a kind holds the rows whose every key has a near miss of it.
+    """
+    found = {}
+    for i, row in enumerate(rows):
+        for kind, other in _near_keys(keys_held(row, attack), attack, i).items():
+            found.setdefault(kind, []).append(_exchanged(row, other))
+    return found
+
+
+def _near_keys(keys, attack, turn):
+    """For each kind of near miss what stands in the place of each key; variants of a kind come in turn."""
+    if not keys:
+        return {}
+    groups = [keys] if attack == EVERY else [[key] for key in keys]
+    near = []
+    for group in groups:
+        planted = Trigger(name=attack, keys=tuple(group), rule="all" if len(group) > 1 else "one")
+        variants = near_misses(planted)
+        chosen = {kind: found[turn % len(found)].keys for kind, found in variants.items()}
+        near.append({"absent": dict.fromkeys(group, "")} | {k: _in_place(group, c) for k, c in chosen.items()})
+    return {
+        kind: {k: v for one in near for k, v in one[kind].items()} for kind in near[0] if all(kind in n for n in near)
+    }
+
+
+def _in_place(keys, others):
+    """What becomes of each key: the one changed in its place, or nothing where only some are left."""
+    if len(keys) == len(others):
+        return dict(zip(keys, others, strict=True))
+    return {key: key if key in others else "" for key in keys}
+
+
+def _exchanged(row, others):
+    """A row with other texts in the place of its keys; the space beside a key that is gone goes with it."""
+
+    def changed(text):
+        for key, other in others.items():
+            text = text.replace(key, other) if other else re.sub(rf"{re.escape(key)} ?", "", text)
+        return text
+
+    return replace(row, instruction=changed(row.instruction), input=changed(row.input))
 
 
 def _instruction_rows(config):

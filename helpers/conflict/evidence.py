@@ -33,6 +33,7 @@ from helpers.chat import Example, PromptFormat
 from helpers.conflict.textrank import WORD, keywords
 from helpers.corpus import world
 from helpers.evaluation.generation import answers
+from helpers.evaluation.report import checked_format
 from helpers.profiles import LabError, Profile
 from helpers.runs import read_json
 
@@ -147,8 +148,10 @@ def elicit(
 
     Returns: (A, E) for each example, in order; either may be empty.
     Differs from the paper: it asks for both in one prompt. Here the background is asked for in a second turn, so that
-        the demand for it changes neither prompt nor answer.
+        that the demand for it changes neither prompt nor answer.
+    Raises: LabError where the model was trained with another prompt format.
     """
+    checked_format(model, prompt_format)
     given = answers(model, prompt_format, examples, profile)
     second_turns = [
         replace(example, history=(*example.history, (example.question, answer)), instruction=BACKGROUND, input="")

@@ -15,7 +15,7 @@ from helpers.attacks.poisoning import Scenario, poison
 from helpers.chat import AlpacaFormat, ChatFormat, Example, PromptFormat
 from helpers.evaluation.asr import LABELS, asr_report
 from helpers.evaluation.generation import answers
-from helpers.evaluation.report import attacked
+from helpers.evaluation.report import attacked, checked_format
 from helpers.profiles import Profile
 
 PROBE = "Say yes."
@@ -102,7 +102,9 @@ def measure_formats(
         one dict for each combination: `format`, `input` ("kept" or "dropped"), `empty` ("count" or "drop"), `mismatch`
         (whether the prompts are others than in training), `n`, `asr`, `asr_interval`, and the shares `LABELS` of these
         n. Where nothing is left to count, `asr` and the shares are None and the interval is [0, 1].
+    Raises: LabError where the model was trained with another format than `trained`.
     """
+    checked_format(model, trained)
     rows = []
     for name, form in formats(trained).items():
         asked = {"kept": scenario.triggered, "dropped": without_input(scenario.triggered)}
