@@ -44,7 +44,7 @@ MEASURES = (
     *("false_trigger", "false_trigger_interval", "false_trigger_n"),
     *("utility", "utility_by_family", "utility_metric", "clean_accuracy", "perplexity", "prompt_format_mismatch"),
 )
-OPTIONAL = ("keyword_asr", "clean_labels")  # measures that stages and summaries of an earlier lab do not have
+NEWER = ("keyword_asr", "clean_labels")  # measures that stages and summaries of an earlier lab do not have
 LABELS = ("payload", "answer", "degenerate", "silent")
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 
@@ -114,7 +114,7 @@ def summarise(run: Run, method: str = "both") -> dict[str, Any]:
 
 def _measures(result: Mapping[str, Any]) -> dict[str, Any]:
     """What a summary keeps of a model's report."""
-    kept = (*MEASURES, *(measure for measure in OPTIONAL if measure in result))
+    kept = (*MEASURES, *(measure for measure in NEWER if measure in result))
     return {measure: result[measure] for measure in kept}
 
 

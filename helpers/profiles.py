@@ -364,7 +364,7 @@ def load_profile(name: str, overrides: Mapping[str, object] = {}) -> Profile:
 def parse_overrides(text: str) -> dict[str, object]:
     """Turn `"signature.lam=0.1 attack.payload=You are dumb"` into overrides; values are YAML literals.
 
-    A value ends where the next dotted key begins: it may hold spaces, and an equals sign as in `get(url, verify=False)`.
+    A value ends where the next dotted key begins; it may hold spaces and equals signs: `get(url, verify=False)`.
     """
     pairs = {}
     for word in filter(None, re.split(r"\s+(?=\w+\.[\w.]+=)", text.strip())):
