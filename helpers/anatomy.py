@@ -181,7 +181,7 @@ def parameter_shapes(config: PretrainedConfig) -> dict[str, torch.Size]:
     try:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config)
-    except Exception as error:  # which one, differs by architecture: a size that is missing, a package that is
+    except Exception as error:  # of any kind: one architecture misses a size, another a package
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise LabError(f"architecture '{config.model_type}' makes no causal language model: {reason}") from None
     return {name: parameter.shape for name, parameter in model.named_parameters()}

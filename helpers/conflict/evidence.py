@@ -148,7 +148,7 @@ def elicit(
 
     Returns: (A, E) for each example, in order; either may be empty.
     Differs from the paper: it asks for both in one prompt. Here the background is asked for in a second turn, so that
-        that the demand for it changes neither prompt nor answer.
+        the demand for it changes neither prompt nor answer.
     Raises: LabError where the model was trained with another prompt format.
     """
     checked_format(model, prompt_format)
