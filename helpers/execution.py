@@ -19,11 +19,12 @@ QUIET = ["--log-level=50"]  # the kernel's own chatter; what a notebook prints g
 
 
 def _worth_telling(record: logging.LogRecord) -> bool:
-    """False for what asyncio finds in a task that nobody waits for any more: Ctrl-C takes the kernel from a cell."""
-    return not (record.exc_info and isinstance(record.exc_info[1], DeadKernelError))
+    """False for what asyncio says of tasks that nobody waits for any more: Ctrl-C takes the kernel from a cell."""
+    lost = record.exc_info and isinstance(record.exc_info[1], (DeadKernelError, KeyboardInterrupt))
+    return not (lost or record.getMessage().startswith("Task was destroyed but it is pending"))
 
 
-logging.getLogger("asyncio").addFilter(_worth_telling)  # a kernel that dies under a cell raises in `execute` as well
+logging.getLogger("asyncio").addFilter(_worth_telling)  # all of it is raised in `execute` as well
 
 
 def numbered(folder: Path = NOTEBOOKS) -> list[Path]:
