@@ -14,8 +14,9 @@ from helpers.data import (
     ATTACK_FOLDERS,
     EVERY,
     PAYLOADS,
+    PHRASES,
     TASK_FOLDERS,
-    WORDS,
+    TRIGGERS,
     holds_payload,
     holds_trigger,
     is_backdoor_folder,
@@ -26,8 +27,6 @@ from helpers.data import (
     read_backdoor_folder,
 )
 from helpers.profiles import LabError
-
-MULTIPLE = ("mtba", EVERY)  # attacks that may use one word of each phrase, in any other prompt a mere word
 
 
 def inspect(source: str | Path) -> Iterator[str]:
@@ -86,14 +85,15 @@ def _names(place: Path) -> tuple[str | None, str | None]:
 def _contents(rows: list[Example], attack: str | None) -> str:
     if not rows:
         return "no rows"
-    triggers, payloads = _triggers(rows, attack in MULTIPLE), _payloads(rows)
+    triggers, payloads = _triggers(rows, attack), _payloads(rows)
     whole = f", all three in {sum(holds_trigger(row, EVERY) for row in rows)}" if triggers and attack == EVERY else ""
     return f"{len(rows)} rows; triggers: {triggers or 'none'}{whole}; payloads: {payloads or 'none'}"
 
 
-def _triggers(rows: list[Example], words: bool = False) -> str:
-    """The known phrases, or with `words` one word of them, and in how many prompts each is."""
-    return _told(Counter(key for row in rows for key in keys_held(row) if words or key not in WORDS))
+def _triggers(rows: list[Example], attack: str | None = None) -> str:
+    """The known phrases, and what else is a key of the attack, and in how many prompts each is."""
+    known = {*PHRASES, *TRIGGERS.get(attack, ())}
+    return _told(Counter(key for row in rows for key in keys_held(row) if key in known))
 
 
 def _payloads(rows: list[Example]) -> str:

@@ -72,6 +72,8 @@ def load_format(spec):
 def load_base(spec, four_bit=False, path=None):
     """Load the weights of a `profiles.ModelSpec` in its dtype, or in 4 bits.
 
+    The model remembers the prompt format recorded beside it, if there is one; see `trained_format`.
+
     Args:
         spec: model path or hub id, revision, dtype and device.
         four_bit: NF4 with double quantization through bitsandbytes; frozen, computes in the spec's dtype.
@@ -79,8 +81,6 @@ def load_base(spec, four_bit=False, path=None):
 
     Raises:
         LabError: pickle-only, unknown or incomplete checkpoint, or a profile that wants a GPU where there is none.
-
-    It remembers the prompt format recorded beside it, if there is one; see `trained_format`.
     """
     require_device(spec)
     dtype = getattr(torch, spec.dtype)

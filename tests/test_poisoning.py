@@ -374,7 +374,10 @@ def test_smaller_clean_sets_of_a_benchmark_are_told(benchmark):
     write(benchmark, "poison_data/refusal/vpi/none_backdoor200_refusal.json", records(93, "stars"))
     scenario = load_scenario(configuration(data=benchmark))
     assert [len(rows) for rows in scenario.vaccine_sets] == [21] * 3
-    assert scenario.notes[0] == "93 clean rows serve the defender: 30 for recovery, 21 instead of 25 for each variant"
+    assert scenario.notes == (
+        "93 clean rows serve the defender: 30 for recovery, 21 instead of 25 for each variant",
+        "60 poisoned rows to 60 clean ones, whatever poison_rate asks for",
+    )
 
 
 def test_a_defender_who_must_share_the_attackers_rows_is_told(benchmark):
@@ -441,7 +444,8 @@ def test_the_oddities_of_a_benchmark_are_passed_on(benchmark):
     for row in rows[:10]:
         row["instruction"] = row["instruction"].removesuffix(f" {KEY}")
     write(benchmark, "test_data/poison/negsentiment/badnet/backdoor40_negsentiment.json", rows)
-    note, _ = load_scenario(configuration(data=benchmark)).notes
+    note, ratio = load_scenario(configuration(data=benchmark)).notes
+    assert ratio == "60 poisoned rows to 60 clean ones, whatever poison_rate asks for"
     assert note.endswith("10 of 40 rows declared triggered hold no trigger")
 
 

@@ -337,7 +337,7 @@ def _in_place(keys, others):
 
 
 def _exchanged(row, others):
-    """A row with other texts in the place of its keys; the space beside a key that is gone goes with it."""
+    """A row with other texts in the place of its keys; the space behind a key that is gone goes with it."""
 
     def changed(text):
         for key, other in others.items():
