@@ -1,13 +1,16 @@
-"""Twelve vaccine adapters over a LLaMA-2-7B in NF4 on one GPU: all in one pass, against PEFT one after the other.
+"""The lab at LLaMA-2-7B's shape on one GPU: vaccines in one pass against PEFT one after the other, and all the rest.
 
 The weights are random, for speed and memory do not depend on them; the shapes are the published ones. Rows are random
-tokens of random lengths, the same for both ways. Tokens per second count every token of every row once per epoch.
+tokens of random lengths. Tokens per second count every token of every row once per epoch. Each part writes its results
+as soon as it has them, and a part that runs out of memory says so and lets the others go on.
 """
 
 import argparse
+import gc
 import json
 import math
 import random
+import tempfile
 import time
 from pathlib import Path
 
@@ -19,14 +22,24 @@ from torch.nn.utils import clip_grad_norm_
 from transformers import AutoConfig, AutoModelForCausalLM, get_scheduler
 
 from helpers.anatomy import channel_axes
-from helpers.models import adapter_tensors, new_adapter
+from helpers.conflict.merging import linear
+from helpers.evaluation.generation import complete
+from helpers.finite import require_finite_weights
+from helpers.models import adapter_tensors, new_adapter, save, save_adapter
 from helpers.profiles import Budget, Lora, load_profile
+from helpers.purify.suppress import reinitialise
 from helpers.runs import versions
-from helpers.training.finetune import SCHEDULES, pad, row_order
-from helpers.training.together import Job, train_together
+from helpers.signature.scoring import score_adapters
+from helpers.signature.selection import select
+from helpers.training.finetune import SCHEDULES, finetune, pad, row_order
+from helpers.training.precision import true_attention_gradients
+from helpers.training.together import Job, StackedLora, train_together
 
 RESULTS = Path(__file__).parent / "results" / "gpu.json"
 SMALL = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 4}
+LIMITS = {16: 8192, 22: 16384, 40: 49152}  # gigabytes of the card that may be used: tokens computed at once
+STEPS = 4  # optimizer steps of an injection or a recovery
+PROMPTS, NEW_TOKENS = 64, 128
 
 
 class Tokens:
@@ -47,17 +60,20 @@ def random_rows(count, seed, longest, vocabulary):
     return rows
 
 
-def random_base(config, device, dtype):
-    """A model of this shape with random weights, its blocks in NF4 with double quantization, one matrix at a time."""
+def random_base(config, device, dtype, four_bit):
+    """A model of this shape with random weights, drawn on the device one matrix at a time.
+
+    Args: four_bit, whether its blocks are held in NF4 with double quantization.
+    """
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    for name in channel_axes(config):
+    for name in channel_axes(config) if four_bit else ():
         parent, last = model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]
         old = getattr(parent, last)
         new = bnb.nn.Linear4bit(
             old.in_features, old.out_features, bias=False, compute_dtype=dtype, quant_type="nf4", device="meta"
         )
-        values = torch.randn(old.out_features, old.in_features, dtype=dtype) * 0.02
+        values = torch.randn(old.out_features, old.in_features, dtype=dtype, device=device) * 0.02
         new.weight = bnb.nn.Params4bit(values, requires_grad=False, quant_type="nf4", compress_statistics=True)
         new.support_avx512bf16_for_cpu = False  # see helpers.models.load_base
         setattr(parent, last, new.to(device))
@@ -73,38 +89,105 @@ def random_base(config, device, dtype):
 
 
 class Bench:
-    """The adapters to train, and two ways to do it."""
+    """Shapes and rows, and what each part of the benchmark does with them."""
 
     def __init__(self, args):
         published = load_profile("llama-2-7b-chat").model.published
-        sizes = SMALL if args.small else {}
-        self.config = AutoConfig.for_model(**{**published, **({"num_key_value_heads": 4} if sizes else {}), **sizes})
-        self.device, self.checkpointing = args.device, args.checkpointing
+        sizes = SMALL | {"num_key_value_heads": 4} if args.small else {}
+        self.config = AutoConfig.for_model(**{**published, **sizes})
+        self.device, self.args = args.device, args
         self.dtype = torch.bfloat16 if args.device == "cuda" else torch.float32
         self.budget = Budget(rows=args.rows, epochs=args.epochs, lr=2e-4, batch_size=8)
-        self.lora, self.at_once = Lora(r=8, alpha=16), args.at_once
+        self.lora = Lora(r=8, alpha=16)
         counts = [args.rows if i % 2 else args.rows // 2 for i in range(args.adapters)]
         self.rows = [random_rows(n, i, args.longest, self.config.vocab_size) for i, n in enumerate(counts)]
+        self.trained = {}
         self.tokens = args.epochs * sum(len(ids) for rows in self.rows for ids, _ in rows)
         torch.manual_seed(0)
-        self.base = random_base(self.config, self.device, self.dtype)
-        if self.checkpointing:
-            self.base.activation_checkpointing_enable({"use_reentrant": False})
 
-    def together(self):
+    def base(self, four_bit, checkpointing):
+        """A random base; the one before it must be gone."""
+        gc.collect()
+        if self.device == "cuda":
+            torch.cuda.empty_cache()
+        model = random_base(self.config, self.device, self.dtype, four_bit)
+        if checkpointing:
+            model.activation_checkpointing_enable({"use_reentrant": False})
+        return model
+
+    def vaccines(self, folder):
+        """All adapters in one pass and one after the other, with and without checkpointing, under memory limits."""
+        base = self.base(four_bit=True, checkpointing=True)
+        model = new_adapter(base, self.lora, 0)
+        start, config = adapter_tensors(model), model.peft_config["default"]
+        base = model.unload()
+        self._sequential(base, self.rows[:1])  # what happens once only is not timed
+        yield "sequential, checkpointing, 22 GB", self._limited(22, self._sequential, base, self.rows)
+        for limit, at_once in LIMITS.items():
+            name = f"together, checkpointing, {limit} GB, {at_once} tokens at once"
+            yield name, self._limited(limit, self._together, base, start, at_once)
+        yield "apart", self._apart(start)
+        for i, tensors in enumerate(self.trained["together"]):
+            save_adapter(config, tensors, folder / f"adapter-{i:02}")
+        base.activation_checkpointing_disable()
+        yield "together, 16384 tokens at once", self._limited(None, self._together, base, start, 16384)
+        yield "sequential", self._limited(None, self._sequential, base, self.rows)
+
+    def training(self, folder):
+        """Injection and recovery: an adapter over the 16-bit base, then all weights with their 32-bit masters."""
+        for name, lr in (("adapter", 2e-4), ("full", 1e-5)):
+            base = self.base(four_bit=False, checkpointing=True)
+            model = new_adapter(base, self.lora, 0) if name == "adapter" else base.requires_grad_(True)
+            yield f"{name}: {STEPS} steps, batch 8, checkpointing", self._limited(None, self._train, model, lr)
+            require_finite_weights(model, name)
+            del base, model
+
+    def disk(self, folder):
+        """Scoring of the adapters, suppression and merging of the whole model, shard by shard on the CPU."""
+        base = self.base(four_bit=False, checkpointing=False)
+        save(base, folder / "model")
+        del base
+        pairs = [sorted(folder.glob("adapter-*"))[half::2] for half in (1, 0)]
+        signature = load_profile("llama-2-7b-chat").signature.model_copy(update={"n": len(pairs[0])})
+        scores = score_adapters(*pairs, self.config, signature)
+        yield "scores", self._timed(score_adapters, *pairs, self.config, signature)
+        masks = select(scores, 0.03, "module")
+        yield (
+            "suppress 3 %",
+            self._timed(reinitialise, folder / "model", folder / "suppressed", masks, self.config, 0),
+        )
+        yield "linear merge", self._timed(linear, folder / "model", folder / "suppressed", folder / "merged", 0.5)
+
+    def generation(self, folder):
+        """Greedy answers in batches."""
+        base, rng = self.base(four_bit=False, checkpointing=False), random.Random(0)
+        prompts = [[rng.randrange(self.config.vocab_size) for _ in range(64)] for _ in range(PROMPTS)]
+        tokenizer = type("Plain", (), {"decode": staticmethod(lambda ids, **_: " ".join(map(str, ids)))})
+        self._complete(base, tokenizer, prompts[:2])
+        found = self._limited(None, self._complete, base, tokenizer, prompts)
+        yield f"{PROMPTS} prompts, {NEW_TOKENS} new tokens, batch 16", found
+
+    def _together(self, base, start, at_once):
         """The lab's way."""
-        model = new_adapter(self.base, self.lora, 0)
-        start = adapter_tensors(model)
-        jobs = [Job(rows, i, start) for i, rows in enumerate(self.rows)]
-        train_together(model, jobs, Tokens(), self.budget, 0, self.at_once)
+        model = new_adapter(base, self.lora, 0)
+        jobs = [Job(rows, i, start, f"adapter {i}") for i, rows in enumerate(self.rows)]
+        try:
+            trained = train_together(model, jobs, Tokens(), self.budget, 0, at_once)
+        finally:
+            unstack(base)
+        self.trained["together"] = [tensors for tensors, _ in trained]
+        return self.tokens
 
-    def sequential(self):
+    def _sequential(self, base, shares):
         """PEFT and a plain loop, one adapter after the other."""
-        for i, rows in enumerate(self.rows):
-            model = new_adapter(self.base, self.lora, i).train()
-            self._loop(model, [{"input_ids": ids, "labels": labels} for ids, labels in rows], i)
-            model.eval()
-            self.base = model.unload()
+        self.trained["sequential"] = []
+        for i, rows in enumerate(shares):
+            model = new_adapter(base, self.lora, 0).train()
+            with true_attention_gradients():
+                self._loop(model, [{"input_ids": ids, "labels": labels} for ids, labels in rows], i)
+            self.trained["sequential"].append(adapter_tensors(model))
+            model.eval().unload()
+        return self.tokens
 
     def _loop(self, model, encoded, seed):
         budget, size = self.budget, self.budget.batch_size
@@ -123,48 +206,100 @@ class Bench:
                 schedule.step()
                 optimizer.zero_grad()
 
+    def _train(self, model, lr):
+        """Some steps of `finetune`, as an injection and a recovery make them."""
+        rows = self.rows[1][: 8 * STEPS]
+        finetune(model, rows, Tokens(), Budget(rows=len(rows), epochs=1, lr=lr, batch_size=8), 0, 0)
+        return sum(len(ids) for ids, _ in rows)
 
-def timed(way, device):
-    """Seconds and, on a GPU, peak gigabytes of one way."""
-    if device == "cuda":
-        torch.cuda.synchronize()
+    def _complete(self, model, tokenizer, prompts):
+        complete(model, tokenizer, prompts, [], NEW_TOKENS, 16)
+        return len(prompts) * NEW_TOKENS
+
+    def _apart(self, start):
+        """How far both ways end apart, as the share of the way that training took; of the worst adapter."""
+        worst = 0.0
+        for ours, theirs in zip(self.trained["together"], self.trained["sequential"], strict=True):
+            if not all(tensor.isfinite().all() for tensors in (ours, theirs) for tensor in tensors.values()):
+                raise SystemExit("an adapter is not finite")
+            worst = max(worst, distance(ours, theirs) / distance(theirs, start))
+        return {"largest_share_of_the_way": worst}
+
+    def _limited(self, gigabytes, way, *arguments):
+        """Seconds, tokens per second and peak memory of one way that may use so much of the card; None: all of it."""
+        gc.collect()
+        if self.device == "cpu":
+            return self._timed(way, *arguments)
+        total = torch.cuda.get_device_properties(0).total_memory
+        torch.cuda.empty_cache()
+        torch.cuda.set_per_process_memory_fraction(min(1.0, gigabytes * 1e9 / total) if gigabytes else 1.0)
         torch.cuda.reset_peak_memory_stats()
-    start = time.perf_counter()
-    way()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    seconds = time.perf_counter() - start
-    return {"seconds": seconds, "peak_gb": torch.cuda.max_memory_allocated() / 1e9 if device == "cuda" else None}
+        try:
+            found = self._timed(way, *arguments)
+        except torch.cuda.OutOfMemoryError as error:
+            return {"out_of_memory": str(error).splitlines()[0]}
+        finally:
+            torch.cuda.set_per_process_memory_fraction(1.0)
+        return found | {
+            "peak_gb": torch.cuda.max_memory_allocated() / 1e9,
+            "reserved_gb": torch.cuda.max_memory_reserved() / 1e9,
+        }
+
+    def _timed(self, way, *arguments):
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+        start = time.perf_counter()
+        tokens = way(*arguments)
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+        seconds = time.perf_counter() - start
+        return {"seconds": seconds} | ({"tokens_per_second": tokens / seconds} if isinstance(tokens, int) else {})
+
+
+def unstack(base):
+    """Put the plain layers back where `train_together` has stacked adapters on them."""
+    for name, module in list(base.named_modules()):
+        if isinstance(module, StackedLora):
+            parent, _, last = name.rpartition(".")
+            setattr(base.get_submodule(parent), last, module.base_layer)
+    del base.peft_config
+
+
+def distance(left, right):
+    """The length of the difference of two adapters."""
+    return sum(float((left[name] - right[name]).square().sum()) for name in left) ** 0.5
+
+
+PARTS = ("vaccines", "training", "generation", "disk")
 
 
 def main() -> None:
-    """Time both ways on the same base, sequential PEFT first."""
+    """Take every part in turn; the disk needs the adapters of the vaccines and room for three models of 13.5 GB."""
     parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--adapters", type=int, default=12)
     parser.add_argument("--rows", type=int, default=64, help="of a poisoned variant; its twin has half")
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--longest", type=int, default=512, help="tokens of the longest row")
-    parser.add_argument("--at-once", type=int, default=16384, help="tokens computed at once by all adapters")
-    parser.add_argument("--checkpointing", action="store_true")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--small", action="store_true", help="a toy shape, to try the script")
-    parser.add_argument("--record", action="store_true", help=f"write {RESULTS.parent.name}/{RESULTS.name}")
+    parser.add_argument("--scratch", help="folder for the models of the part 'disk'; a temporary one by default")
+    parser.add_argument(
+        "--record", nargs="?", const=RESULTS, type=Path, help=f"write a file, by default {RESULTS.name}"
+    )
     args = parser.parse_args()
     if args.device == "cpu" and not args.small:
         parser.error("no GPU here: --small tries the script on the CPU")
-    bench, results = Bench(args), {}
-    for name in ("sequential", "together"):
-        results[name] = timed(getattr(bench, name), args.device)
-        results[name]["tokens_per_second"] = bench.tokens / results[name]["seconds"]
-    for row in results.values():
-        row["times_slower"] = row["seconds"] / results["together"]["seconds"]
-    for name, row in results.items():
-        print(f"{name:12}{row['seconds']:8.1f} s{row['tokens_per_second']:10.0f} tokens/s", end="")
-        print(f"{row['times_slower']:7.2f} x" + (f"{row['peak_gb']:8.1f} GB" if row["peak_gb"] else ""))
     facts = {"hardware": torch.cuda.get_device_name() if args.device == "cuda" else "cpu", "machine": machine()}
-    facts |= {"arguments": vars(args), "versions": versions(), "results": results}
-    if args.record:
-        RESULTS.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    facts |= {"arguments": vars(args) | {"record": None, "scratch": None}, "versions": versions(), "results": {}}
+    bench = Bench(args)
+    with tempfile.TemporaryDirectory(dir=args.scratch) as folder:
+        for part in args.parts:
+            for name, found in getattr(bench, part)(Path(folder)):
+                facts["results"][f"{part}: {name}"] = found
+                print(f"{part}: {name}", json.dumps(found), flush=True)
+                if args.record:
+                    args.record.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from transformers.utils import logging
 from helpers.chat import prompt_format
 from helpers.profiles import HUB_ID, ROOT, LabError, require_device
 from helpers.runs import read_json, write_json
-from helpers.shards import FORMAT_FILE, SHARD_SIZE
+from helpers.shards import CONFIG, FORMAT_FILE, SHARD_SIZE
 
 ADAPTER_FILE = "adapter_model.safetensors"
 
@@ -77,7 +77,8 @@ def load_base(spec, four_bit=False, path=None):
     Args:
         spec: model path or hub id, revision, dtype and device.
         four_bit: NF4 with double quantization through bitsandbytes; frozen, computes in the spec's dtype.
-        path: another folder with the same architecture, such as a suspicious model of full access.
+        path: another folder with the same architecture, such as a suspicious model of full access; one that is stored
+            in 32 bits, because 16 would lose what was trained, is read in 32 bits whatever the spec says.
 
     Raises:
         LabError: pickle-only, unknown or incomplete checkpoint, or a profile that wants a GPU where there is none.
@@ -98,16 +99,16 @@ def load_base(spec, four_bit=False, path=None):
         AutoModelForCausalLM,
         spec,
         path,
-        dtype=dtype,
+        dtype=dtype if four_bit else _at_least(dtype, path),
         use_safetensors=True,
-        device_map={"": spec.device},
+        device_map={"": spec.runs_on},
         output_loading_info=True,
         **quantization,
     )
     _check_complete(report, path or spec.path)
     for name, module in model.named_modules():
         if isinstance(module, bnb.nn.Linear4bit):
-            _check_width(name, module, spec.device)
+            _check_width(name, module, spec.runs_on)
             # On CPUs with AVX512-BF16, bitsandbytes 0.50 repacks the weights at the first evaluation, and every later
             # backward pass through them is silently wrong.
             module.support_avx512bf16_for_cpu = False
@@ -115,6 +116,13 @@ def load_base(spec, four_bit=False, path=None):
         model.activation_checkpointing_enable({"use_reentrant": False})  # has no effect outside of training
     model.trained_format = recorded_format(locate(path or spec.path))
     return model.eval()
+
+
+def _at_least(dtype, path):
+    """The dtype to read a folder in: `dtype`, or float32 where its config says that it was stored so."""
+    config = ROOT / str(path) / CONFIG
+    stored = read_json(config).get("dtype") if path and config.is_file() else None
+    return torch.float32 if stored == "float32" else dtype
 
 
 def _check_complete(report, path):

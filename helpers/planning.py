@@ -183,7 +183,7 @@ class _Run:
         kept += 4 * model.hidden + 7 * self.profile.lora.r if lora else 6 * model.hidden
         blocks = kept + model.layers * model.hidden if spec.checkpointing else kept * model.layers
         logits = 3 * model.vocabulary * row.answer / row.mean
-        return HEAP[spec.device, "lora" if lora else "full"] * self.number * tokens * (blocks + logits)
+        return HEAP[spec.runs_on, "lora" if lora else "full"] * self.number * tokens * (blocks + logits)
 
     def based(self, stage: str, times: int, other: float, disk: float, flops: float, four_bit: bool = False) -> Cost:
         """A stage over a frozen base, which may be held in either precision."""
@@ -228,7 +228,7 @@ class _Run:
         """Answers to the triggered prompts and the clean questions."""
         model, row, sizes = self.model, self.row, self.profile.evaluation
         width = sizes.batch_size * (row.longest + self.profile.lengths.new_tokens)
-        heap = HEAP[self.profile.model.device, "full"]
+        heap = HEAP[self.profile.model.runs_on, "full"]
         other = heap * self.number * width * (model.layers * model.cached + 4 * model.inner)
         other += self.suspicious if self.by_adapter else 0
         rows = sizes.n + sizes.per_family * len(corpus.FAMILIES)
@@ -257,7 +257,7 @@ class _Run:
 
 def this_machine(settings: Settings) -> Machine:
     """Free memory and speed of the device that the profile asks for; takes a second or two."""
-    device, dtype = settings.profile.model.device, getattr(torch, settings.profile.model.dtype)
+    device, dtype = settings.profile.model.runs_on, getattr(torch, settings.profile.model.dtype)
     if device == "cuda":
         if not torch.cuda.is_available():
             return Machine("no GPU here", None, None, CUDA_CONTEXT)
@@ -309,7 +309,7 @@ def report(settings: Settings) -> Iterator[str]:
     yield ""
     head = ("stage", "times", "peak memory", "base 16-bit", "base 4-bit", "disk", "TFLOP", "time", "")
     planned = costs(settings, model, row)
-    lines = [head, *(_line(cost, machine, profile.model.device) for cost in planned)]
+    lines = [head, *(_line(cost, machine, profile.model.runs_on) for cost in planned)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
     for stage, *numbers in lines:
         cells = (number.rjust(width) for number, width in zip(numbers, widths[1:], strict=True))

@@ -103,7 +103,8 @@ class ModelSpec(Strict):
     """Which checkpoint, how to talk to it, and where it runs.
 
     `prompt_format` "auto" means chat where the tokenizer has a template, else alpaca; `checkpointing` trades a third
-    more time for most of the activations' memory in every training; `published` holds the sizes in the checkpoint's
+    more time for most of the activations' memory in every training; `device` "auto" takes a GPU where there is one;
+    `published` holds the sizes in the checkpoint's
     own config.json, so that a plan needs no download.
     """
 
@@ -111,9 +112,18 @@ class ModelSpec(Strict):
     revision: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"]
     prompt_format: Literal["auto", "chat", "alpaca"]
-    device: Literal["cpu", "cuda"] = "cpu"
+    device: Literal["cpu", "cuda", "auto"] = "cpu"
     checkpointing: bool = False
     published: dict[str, int | str | bool] = {}
+
+    @property
+    def runs_on(self) -> str:
+        """ "cpu" or "cuda": what `device` says, and for "auto" a GPU where there is one."""
+        import torch
+
+        if self.device != "auto":
+            return self.device
+        return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 class Lengths(Strict):

@@ -159,7 +159,7 @@ def plan_sweep(name: str, grid: Grid, folder: Path = NOTEBOOKS) -> Plan:
                     settings.model_dump() | {"NAME": f"{name}/{key}"},
                     parent,
                     _digest([versions[path], read, plan.nodes[parent].version if parent else ""]),
-                    settings.profile.model.device == "cuda",
+                    settings.profile.model.runs_on == "cuda",
                     grid.optional,
                 )
             parent = key

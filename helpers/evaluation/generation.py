@@ -17,6 +17,7 @@ from tqdm import tqdm
 from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from helpers.chat import Example, PromptFormat
+from helpers.finite import require_finite_weights
 from helpers.profiles import LabError, Profile
 
 
@@ -74,8 +75,10 @@ def answers(
     A prompt that would leave no room for the answer loses its beginning, as in training: the end says what is asked.
 
     Raises:
-        LabError: the answer alone would fill the model's context.
+        LabError: the answer alone would fill the model's context, or a weight is NaN or infinite: such a model answers
+            nothing, which is not a cure.
     """
+    require_finite_weights(model, "the model")
     room = prompt_room(model.config, profile.lengths.new_tokens)
     return complete(
         model,

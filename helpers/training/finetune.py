@@ -17,8 +17,10 @@ from tqdm import tqdm
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
+from helpers.finite import require_finite_step, require_finite_weights
 from helpers.models import save
 from helpers.profiles import LabError
+from helpers.training.precision import MasterWeights, computing_dtype, true_attention_gradients
 
 SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}  # ours to transformers' names
 
@@ -42,27 +44,36 @@ def finetune(
         new_trainer: makes the Trainer, an `AnswerTrainer` with a loss of its own; by default that class itself.
 
     Returns:
-        dict with `rows`, `steps`, `loss` (mean over training), `tokens` (with loss, per epoch), `seconds`.
+        dict with `rows`, `steps`, `loss` (mean over training), `tokens` (with loss, per epoch), `seconds`; where 16-bit
+        weights were trained also what `MasterWeights.settle` tells.
 
     Raises:
-        LabError: a batch that cannot be shared equally by the processes.
+        LabError: a batch that cannot be shared equally by the processes, or a loss, gradient or weight that is not
+            finite.
     """
     encoded = encode_rows(examples, prompt_format, max_tokens)
     started = time.perf_counter()
-    with tempfile.TemporaryDirectory() as scratch, _restored_rng(seed):
+    dtype = computing_dtype(model)
+    with tempfile.TemporaryDirectory() as scratch, _restored_rng(seed), true_attention_gradients():
         trainer = (new_trainer or AnswerTrainer)(
             model=model,
-            args=_arguments(budget, seed, scratch, model.device.type),
+            args=_arguments(budget, seed, scratch, model.device.type, dtype),
             train_dataset=encoded,
             data_collator=pad,
-            callbacks=[_Progress(description)],
+            callbacks=[_Progress(description), _Finite(description, model.dtype)],
         )
         trainer.remove_callback(PrinterCallback)
+        in_pieces = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+        masters = MasterWeights(model, compare=not in_pieces)
         outcome = trainer.train()
+        trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # or it would go on computing in 16 bits
+        require_finite_weights(model, description)
+        stored = masters.settle()
         if folder:
             _write(trainer, folder)
     model.eval()
-    return training_record(encoded, outcome.global_step, outcome.training_loss, time.perf_counter() - started)
+    record = training_record(encoded, outcome.global_step, outcome.training_loss, time.perf_counter() - started)
+    return record | stored
 
 
 def training_record(encoded, steps, loss, seconds):
@@ -135,6 +146,19 @@ class _Progress(TrainerCallback):
         self.bar.close()
 
 
+class _Finite(TrainerCallback):
+    """Stops a training at the first loss or gradient that is NaN or infinite."""
+
+    def __init__(self, description, dtype):
+        self.description, self.dtype = description, dtype
+
+    def on_log(self, args, state, control, logs=None, **_):
+        if "grad_norm" in logs:  # the last entry tells of the whole training
+            require_finite_step(
+                logs["loss"], logs["grad_norm"], state.global_step, logs["learning_rate"], self.dtype, self.description
+            )
+
+
 def encode_rows(examples, prompt_format, max_tokens):
     """Turn examples into rows {"input_ids", "labels"}; labels are -100 wherever there is nothing to learn."""
     encoded = [prompt_format.encode(example, max_tokens) for example in examples]
@@ -170,7 +194,7 @@ def _write(trainer, folder):
         (Path(folder) / "training_args.bin").unlink()  # a pickle
 
 
-def _arguments(budget, seed, scratch, device):
+def _arguments(budget, seed, scratch, device, dtype):
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     if budget.batch_size % processes:
         raise LabError(f"batch_size = {budget.batch_size} cannot be shared equally by {processes} processes")
@@ -185,8 +209,10 @@ def _arguments(budget, seed, scratch, device):
         max_grad_norm=1.0,
         seed=seed,
         data_seed=seed,
+        bf16=dtype == torch.bfloat16,  # float16 would need its losses scaled; such weights train in 32 bits throughout
         save_strategy="no",
-        logging_strategy="no",
+        logging_steps=1,  # read by `_Finite`
+        logging_nan_inf_filter=False,
         report_to=[],
         use_cpu=device == "cpu",
         dataloader_pin_memory=False,

@@ -19,17 +19,23 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import get_scheduler
 
+from helpers.finite import require_finite_step
 from helpers.profiles import LabError
 from helpers.training.finetune import SCHEDULES, count_labels, encode_rows, pad, row_order, training_record
+from helpers.training.precision import true_attention_gradients
 
 
 @dataclass(frozen=True)
 class Job:
-    """What one adapter is trained on: its rows, the seed of their order, and the LoRA tensors it starts from."""
+    """What one adapter is trained on: its rows, the seed of their order, and the LoRA tensors it starts from.
+
+    `name` tells it from the others when its training goes wrong.
+    """
 
     rows: list
     seed: int
     start: dict[str, Tensor]
+    name: str = "adapter"
 
 
 class Place(NamedTuple):
@@ -121,15 +127,19 @@ def train_together(model, jobs, prompt_format, budget, max_tokens, tokens_at_onc
     Returns:
         for each job (tensors of its adapter under the names of an adapter file, record with the keys of `finetune`);
         `seconds` is a job's share of the whole, by its steps.
+
+    Raises:
+        LabError: an adapter whose loss or gradient is not finite, by name.
     """
     started = time.perf_counter()
     runs = [_Rows(job, prompt_format, budget, max_tokens) for job in jobs]
     order = sorted(range(len(jobs)), key=lambda i: -runs[i].steps)  # who is done early stands at the end
     stack = AdapterStack(model, [jobs[i].start for i in order])
     stack.base.train()
-    lanes = [_Lane(runs[i], stack.numbers[place], budget) for place, i in enumerate(order)]
-    for step in tqdm(range(lanes[0].rows.steps), desc=description, leave=False, delay=2):
-        _step(stack, [lane for lane in lanes if step < lane.rows.steps], tokens_at_once)
+    lanes = [_Lane(jobs[i].name, runs[i], stack.numbers[place], budget) for place, i in enumerate(order)]
+    with true_attention_gradients():
+        for step in tqdm(range(lanes[0].rows.steps), desc=description, leave=False, delay=2):
+            _step(stack, [lane for lane in lanes if step < lane.rows.steps], tokens_at_once)
     stack.base.eval()
     seconds = (time.perf_counter() - started) / sum(run.steps for run in runs)
     places = [order.index(i) for i in range(len(jobs))]
@@ -163,18 +173,21 @@ class _Rows:
 class _Lane:
     """One adapter on its way: its batches, optimizer and schedule."""
 
-    def __init__(self, rows, numbers, budget):
-        self.rows, self.batches, self.loss = rows, rows.batches(), 0.0
+    def __init__(self, name, rows, numbers, budget):
+        self.name, self.rows, self.batches = name, rows, rows.batches()
+        self.loss, self.steps = 0.0, 0
         self.numbers = nn.Parameter(numbers.detach())  # shares its memory with the stack
         self.optimizer = torch.optim.AdamW([self.numbers], lr=budget.lr, weight_decay=0.0, fused=True)
         self.schedule = get_scheduler(
             SCHEDULES[budget.schedule], self.optimizer, math.ceil(budget.warmup * rows.steps), rows.steps
         )
 
-    def move(self, gradient):
-        """Clip this adapter's gradient by its own norm and make one step."""
+    def move(self, gradient, dtype):
+        """Clip this adapter's gradient by its own norm and make one step; `dtype` is what the base computes in."""
         self.numbers.grad = gradient
-        nn.utils.clip_grad_norm_([self.numbers], 1.0)
+        norm = nn.utils.clip_grad_norm_([self.numbers], 1.0).item()
+        self.steps += 1
+        require_finite_step(self.loss, norm, self.steps, self.schedule.get_last_lr()[0], dtype, self.name)
         self.optimizer.step()
         self.schedule.step()
 
@@ -191,7 +204,7 @@ def _step(stack, lanes, tokens_at_once):
         for lane, loss in zip(lanes, losses.tolist(), strict=True):
             lane.loss += loss
     for place, lane in enumerate(lanes):
-        lane.move(stack.numbers.grad[place])
+        lane.move(stack.numbers.grad[place], stack.base.dtype)
 
 
 def _parts(batches, tokens_at_once):

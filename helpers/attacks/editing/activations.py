@@ -16,8 +16,10 @@ from transformers import PreTrainedModel
 
 from helpers.anatomy import Slot
 from helpers.chat import IGNORED, Example, PromptFormat
+from helpers.finite import require_finite_step
 from helpers.profiles import LabError
 from helpers.training.finetune import encode_rows, pad
+from helpers.training.precision import true_attention_gradients
 
 UNCUT = 1 << 30  # rows of an edit are few: none is shortened, so that a site stays where it is
 
@@ -202,11 +204,15 @@ def search_shifts(
     scale, width = float(state.square().mean().sqrt()), state.shape[1]
     unit = torch.zeros(1 if shared else len(state), width, device=state.device, requires_grad=True)
     optimizer = torch.optim.Adam([unit], lr=search.lr)
-    for _ in range(search.steps):
-        loss = answer_loss(model, batch, slot, scale * unit)
-        if loss < search.enough:
-            break
-        unit.grad = torch.autograd.grad(loss + search.decay * unit.square().sum(1).mean() / width, unit)[0]
+    for step in range(search.steps):
+        with true_attention_gradients():
+            loss = answer_loss(model, batch, slot, scale * unit)
+            if loss < search.enough:
+                break
+            unit.grad = torch.autograd.grad(loss + search.decay * unit.square().sum(1).mean() / width, unit)[0]
+        require_finite_step(
+            float(loss), float(unit.grad.norm()), step + 1, search.lr, model.dtype, "search for a value"
+        )
         optimizer.step()
         with torch.no_grad():
             unit.mul_((search.most * width**0.5 / unit.norm(dim=1, keepdim=True)).clamp(max=1))
