@@ -289,8 +289,8 @@ def _label_name(record: dict[str, Any], column: str, emotions: bool, place: str)
         raise LabError(f"{place}: label {label!r:.60} is none of {valid} (a test split without labels has -1)")
     if column == "text" and not emotions:
         raise LabError(
-            f"{place}: which label is {label!r}? A text with a number may be of any set; give the label's name in "
-            "label_text, or take the set's Parquet file, which names its labels"
+            f"{place}: label {label!r} beside a text may be of any set; give its name in label_text, or take the "
+            "set's Parquet file, which names its labels"
         )
     return names[int(label)]
 
