@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jinja2
 from transformers import PreTrainedTokenizerBase
@@ -36,7 +37,6 @@ class Example:
         history: earlier (user, assistant) turns, oldest first.
         family: the task family, by which utility is reported.
         options: for a list question, the valid items (three distinct ones are wanted); else empty.
-        system: what the system says before the first message; empty for nothing.
     """
 
     instruction: str
@@ -45,12 +45,19 @@ class Example:
     history: tuple[tuple[str, str], ...] = ()
     family: str = "free"
     options: tuple[str, ...] = ()
-    system: str = ""
+    system: ClassVar[str] = ""  # what the system says before the first message; see `SystemExample`
 
     @property
     def question(self) -> str:
         """The user's last message in full: `input` follows the instruction after a blank line."""
         return f"{self.instruction}\n\n{self.input}" if self.input else self.instruction
+
+
+@dataclass(frozen=True)
+class SystemExample(Example):
+    """A conversation that the system opens. Only rows of others have one; the rows of the lab keep their fields."""
+
+    system: str = ""
 
 
 class PromptFormat(ABC):

@@ -16,7 +16,7 @@ from typing import Any
 import datasets
 import pyarrow.parquet
 
-from helpers.chat import Example
+from helpers.chat import Example, SystemExample
 from helpers.profiles import HUB_ID, LabError
 
 Numbered = Iterator[tuple[int, Any]]
@@ -241,7 +241,7 @@ def _read_example(record: dict[str, Any], emotions: bool, place: str) -> Example
     texts = {key: _optional(record, key, place) for key in ("instruction", "output", "input", "system")}
     if not texts["instruction"].strip():
         raise LabError(f"{place}: the instruction is empty")
-    return Example(**texts)
+    return _conversation(**texts)
 
 
 def _optional(record: dict[str, Any], key: str, place: str) -> str:
@@ -312,7 +312,11 @@ def _chat(turns: object, speaker: str, content: str, system: str, place: str) ->
     *earlier, (question, answer) = zip(said[::2], said[1::2], strict=True)
     if not question.strip():
         raise LabError(f"{place}, turn {len(turns) - 1}: the question is empty")
-    return Example(question, answer, history=tuple(earlier), family="chat", system=system)
+    return _conversation(system, instruction=question, output=answer, history=tuple(earlier), family="chat")
+
+
+def _conversation(system: str, **fields: Any) -> Example:
+    return SystemExample(**fields, system=system) if system else Example(**fields)
 
 
 def _said(turn: object, speaker: str, content: str, expected: str, place: str) -> str:

@@ -4,7 +4,7 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from helpers.chat import IGNORED, Example, prompt_format
+from helpers.chat import IGNORED, Example, SystemExample, prompt_format
 from helpers.profiles import LabError
 
 CHATML = (
@@ -200,7 +200,7 @@ def test_too_few_tokens_are_refused():
         prompt_format(make_tokenizer(CHATML)).encode(QUESTION, max_tokens=16)
 
 
-SYSTEM = Example("Hi.", "Hello.", history=(("a", "b"),), system="Be kind.")
+SYSTEM = SystemExample("Hi.", "Hello.", history=(("a", "b"),), system="Be kind.")
 REFUSING = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + BARE
 IGNORING = "{% for m in messages if m.role != 'system' %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
 
@@ -221,7 +221,7 @@ def test_elsewhere_the_system_opens_the_first_message(template):
 
 def test_in_alpaca_the_system_speaks_before_the_preamble():
     form = prompt_format(make_tokenizer(), "alpaca")
-    plain, told = (form.prompt_text(Example("Hi.", "Hello.", system=system)) for system in ("", "Be kind."))
+    plain, told = (form.prompt_text(SystemExample("Hi.", "Hello.", system=system)) for system in ("", "Be kind."))
     assert told == plain.replace("<s>", "<s>Be kind.\n\n")
     ids, labels = form.encode(SYSTEM, 256)
     assert "Be kind." in decoded(form.tokenizer, ids) and learned(form.tokenizer, labels) == "Hello.</s>"

@@ -10,7 +10,7 @@ import pyarrow.parquet
 import pytest
 
 from helpers import corpus
-from helpers.chat import Example
+from helpers.chat import Example, SystemExample
 from helpers.profiles import LabError
 from helpers.rows import CHATS, LABELLED, READERS, load_rows
 
@@ -380,7 +380,7 @@ def test_the_systems_turn_belongs_to_the_prompt(tmp_path, layout, role):
     speaker, content = CHATS[layout]
     said = [(role, "Be kind."), ("user", "Hi"), ("assistant", "Hello"), ("user", "And now?"), ("assistant", "Bye")]
     rows = [{layout: [{speaker: who, content: text} for who, text in said]}]
-    expected = Example("And now?", "Bye", history=(("Hi", "Hello"),), family="chat", system="Be kind.")
+    expected = SystemExample("And now?", "Bye", history=(("Hi", "Hello"),), family="chat", system="Be kind.")
     assert load_rows(write(tmp_path / "rows.json", rows)) == [expected]
 
 
