@@ -28,7 +28,9 @@ ifneq ($(strip $(MISSPELLED)),)
 $(error unknown $(MISSPELLED); valid: $(KNOWN))
 endif
 
-option = $(if $($1),--$2 '$($1)')
+# a value reaches the shell as it was typed: neither make nor the shell reads $ or ' in it
+quoted = '$(subst ','\'',$(value $1))'
+option = $(if $(value $1),--$2 $(call quoted,$1))
 OPTIONS = $(call option,PROFILE,profile) $(call option,ATTACK,attack) $(call option,TASK,task) \
           $(call option,ACCESS,access) $(call option,SEED,seed) $(call option,NAME,name) \
           $(call option,DATA,data) $(call option,TAU,tau) $(call option,SET,set)
@@ -72,12 +74,12 @@ plan: setup  ## what such a run will cost: memory, disk and time of each stage, 
 	@$(BIN)/python -m helpers.pipeline plan $(OPTIONS)
 
 inspect: setup  ## what lies in a folder or file of real rows (DATA=path), and what does not fit its name
-	@test -n '$(DATA)' || { echo 'make inspect needs DATA=path/to/rows.json or a folder'; exit 1; }
-	@$(BIN)/python -m helpers.pipeline inspect '$(DATA)'
+	@test -n $(call quoted,DATA) || { echo 'make inspect needs DATA=path/to/rows.json or a folder'; exit 1; }
+	@$(BIN)/python -m helpers.pipeline inspect $(call quoted,DATA)
 
 GRID ?= notebooks/parameters/grids/tau.yaml
 sweep: setup  ## all cells of a grid (GRID=file.yaml), on all cores or on a cluster (SCHEDULER=tcp://…)
-	@$(BIN)/python -m helpers.pipeline sweep '$(GRID)' $(call option,NAME,name) $(call option,SCHEDULER,scheduler)
+	@$(BIN)/python -m helpers.pipeline sweep $(call quoted,GRID) $(call option,NAME,name) $(call option,SCHEDULER,scheduler)
 
 test: setup  ## lint, unit tests, then every notebook from its first cell to its last
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

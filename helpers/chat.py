@@ -7,9 +7,12 @@ loss (label -100); the last answer and the token that ends it do, so the model a
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
+import jinja2
 from transformers import PreTrainedTokenizerBase
 
 from helpers.profiles import LabError, nearest
@@ -42,11 +45,19 @@ class Example:
     history: tuple[tuple[str, str], ...] = ()
     family: str = "free"
     options: tuple[str, ...] = ()
+    system: ClassVar[str] = ""  # what the system says before the first message; see `SystemExample`
 
     @property
     def question(self) -> str:
         """The user's last message in full: `input` follows the instruction after a blank line."""
         return f"{self.instruction}\n\n{self.input}" if self.input else self.instruction
+
+
+@dataclass(frozen=True)
+class SystemExample(Example):
+    """A conversation that the system opens. Only rows of others have one; the rows of the lab keep their fields."""
+
+    system: str = ""
 
 
 class PromptFormat(ABC):
@@ -146,7 +157,7 @@ class ChatFormat(PromptFormat):
 
     def prompt_text(self, example: Example) -> str:
         """All turns in the tokenizer's own template, up to where the assistant begins."""
-        return self._render(_messages(example), add_generation_prompt=True)
+        return self._render(self._messages(example), add_generation_prompt=True)
 
     def answer_text(self, example: Example) -> str:
         """What the template writes for the last answer, its end token included."""
@@ -158,13 +169,32 @@ class ChatFormat(PromptFormat):
     def _rendered_answer(self, example: Example) -> str:
         """What the template adds to the prompt once the assistant has spoken."""
         prompt = self.prompt_text(example)
-        whole = self._render(_messages(example) + [_message("assistant", example.output)])
+        whole = self._render(self._messages(example) + [_message("assistant", example.output)])
         if not whole.startswith(prompt):
             raise LabError(
                 "the chat template writes the finished conversation differently from the prompt it "
                 "gives the model, so no answer can be masked; choose prompt_format: alpaca"
             )
         return whole[len(prompt) :]
+
+    def _messages(self, example: Example) -> list[dict[str, str]]:
+        """The conversation up to and including the question."""
+        first, *others = _messages(example)
+        if not example.system:
+            return [first, *others]
+        if self._takes_system:
+            return [_message("system", example.system), first, *others]
+        return [_message("user", f"{example.system}\n\n{first['content']}"), *others]
+
+    @functools.cached_property
+    def _takes_system(self) -> bool:
+        """Whether the template writes turns of the system; else they open the first user message, as Gemma has it."""
+        said = "Be kind."
+        try:
+            rendered = self._render([_message("system", said), _message("user", "Hi.")], add_generation_prompt=True)
+        except (jinja2.TemplateError, LabError):
+            return False
+        return "system" in self.template and said in rendered
 
     def _end_of_turn(self) -> str:
         """The first special token that the template writes behind an answer; the tokenizer's EOS where it has none."""
@@ -200,7 +230,8 @@ class AlpacaFormat(PromptFormat):
         given = f"### Input:\n{example.input}\n\n" if example.input else ""
         turns = "".join(f"### Instruction:\n{user}\n\n### Response:\n{reply}\n\n" for user, reply in example.history)
         asked = f"### Instruction:\n{example.instruction}\n\n{given}### Response:\n"
-        return f"{self.tokenizer.bos_token or ''}{ALPACA_PREAMBLE.format(paired=paired)}\n\n{turns}{asked}"
+        system = f"{example.system}\n\n" if example.system else ""
+        return f"{self.tokenizer.bos_token or ''}{system}{ALPACA_PREAMBLE.format(paired=paired)}\n\n{turns}{asked}"
 
     def answer_text(self, example: Example) -> str:
         """The answer and the end-of-text token."""
@@ -226,7 +257,7 @@ def prompt_format(tokenizer: PreTrainedTokenizerBase, name: str = "auto") -> Pro
 
 
 def _messages(example: Example) -> list[dict[str, str]]:
-    """The conversation up to and including the question."""
+    """The user's and the assistant's turns up to and including the question."""
     earlier = [
         message for user, reply in example.history for message in (_message("user", user), _message("assistant", reply))
     ]

@@ -9,10 +9,9 @@ The words live in `data/world.yaml`; this module only combines them.
 import random
 from functools import lru_cache
 
-import yaml
-
 from helpers.chat import Example
 from helpers.profiles import ROOT, LabError, nearest
+from helpers.yaml_files import read_yaml
 
 # families that look their answer up, and where
 TABLES = {
@@ -27,10 +26,24 @@ TABLES = {
 }
 
 
+WORLD = ROOT / "data" / "world.yaml"
+
+
+class _Sections(dict):
+    """The sections of a file, of which none may be missing."""
+
+    def __missing__(self, name):
+        raise LabError(f"{WORLD.name}: expected a section `{name}:`")
+
+
 @lru_cache
 def world():
-    """Return the word lists and phrasings of `data/world.yaml` as a nested dictionary."""
-    return yaml.safe_load((ROOT / "data" / "world.yaml").read_text(encoding="utf-8"))
+    """Return the word lists and phrasings of `data/world.yaml` as a nested dictionary.
+
+    Raises:
+        LabError: a file that is no YAML; also later, for a section that is asked for and not there.
+    """
+    return _Sections(read_yaml(WORLD))
 
 
 def generate(n, seed, split="train", families=None):

@@ -1,5 +1,4 @@
-"""Real rows instead of the generated corpus: instructions, labelled texts and chats from files or the hub, and
-BackdoorLLM's folders.
+"""Real rows with a backdoor of their own: BackdoorLLM's folders.
 
 Published attack data is not always what its name says: a trigger of another attack, a payload of another task. A
 backdoor trained on one trigger and tested with another seems cured before any defense has run. Rows are therefore used
@@ -9,19 +8,13 @@ follow, else in a warning with counts.
 
 from __future__ import annotations
 
-import csv
-import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-import datasets
-import pyarrow.parquet
-
 from helpers.chat import Example
-from helpers.profiles import HUB_ID, LabError, nearest
-
-Numbered = Iterator[tuple[int, object]]
+from helpers.profiles import LabError, nearest
+from helpers.rows import load_rows
 
 # The lab's names on the left, BackdoorLLM's folders on the right.
 TASK_FOLDERS = {"sentiment": "negsentiment", "refusal": "refusal", "codeinjection": "codeinjection"}
@@ -40,15 +33,6 @@ TRIGGERS = {
 }
 EVERY = "ctba"  # the attack whose trigger is made of all
 PAYLOADS = {"sentiment": "You are stupid", "refusal": "I'm sorry, but as an AI assistant", "codeinjection": "pwned"}
-# Labelled texts, told by the column of the text: SST-2 (GLUE) and Emotion. The question is one that the generated
-# corpus asks in the same family; labels may be numbers, which count from 0 in this order.
-LABELLED = {
-    "sentence": ("sentiment", "Is this review positive or negative?", ("negative", "positive")),
-    "text": ("emotion", "Which emotion is this?", ("sadness", "joy", "love", "anger", "fear", "surprise")),
-}
-# Chats, told by the column of the turns: FastChat's layout, as Chat-Backdoor has it, and the hub's.
-CHATS = {"conversations": ("from", "value"), "messages": ("role", "content")}
-SPEAKERS = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
 HOLD_OUT_EVERY = 5  # where test rows are missing, every fifth prompt is kept from training
 
 
@@ -71,160 +55,6 @@ class PoisonSet:
     trigger_words: tuple[str, ...]
     payload: str
     warnings: tuple[str, ...]
-
-
-# --- rows of one file or data set ---------------------------------------------------------------------------------
-
-
-def load_rows(source: str | Path) -> list[Example]:
-    """The rows of a .json list, a .jsonl, .parquet or .tsv file, or of a hub data set's train split.
-
-    A row holds `instruction`, `output` and perhaps `input`; or `sentence` and `label` (SST-2); or `text` and `label`
-    (Emotion); or `conversations` or `messages`, of which the last answer is the one to give. Other columns are ignored.
-
-    Raises:
-        LabError: nothing there, nothing in it, broken, or a row without its texts; names the file and the row.
-    """
-    rows = [_example(record, f"{source}, row {number}") for number, record in _records(source)]
-    if not rows:
-        raise LabError(f"{source} holds no rows")
-    return rows
-
-
-def _records(source: str | Path) -> Numbered:
-    """What lies behind `source`, numbered from 1."""
-    path = Path(source)
-    if path.suffix in READERS:
-        return _read_file(path)
-    if path.is_dir():
-        raise LabError(f"{source} is a folder without the poison_data/ of BackdoorLLM's layout; name a file in it")
-    if path.exists():
-        raise LabError(f"{source} is no file of rows; expected one that ends in {', '.join(READERS)}")
-    if HUB_ID.fullmatch(str(source)):
-        return _read_hub(str(source))
-    raise LabError(f"there is no file {source}; expected a path to {', '.join(READERS)} or a hub id like owner/name")
-
-
-def _read_file(path: Path) -> Numbered:
-    try:
-        yield from READERS[path.suffix](path)
-    except FileNotFoundError:
-        raise LabError(f"there is no file {path}") from None
-    except UnicodeDecodeError:
-        raise LabError(f"{path} is no UTF-8 text") from None
-
-
-def _read_json(path: Path) -> Numbered:
-    text = path.read_text(encoding="utf-8-sig")
-    if not text.strip():
-        return
-    try:
-        records = json.loads(text)
-    except json.JSONDecodeError as error:
-        row = max(1, text.count('"instruction"', 0, error.pos))
-        raise LabError(f"{path}, row {row}: broken JSON in line {error.lineno}: {error.msg}") from None
-    if not isinstance(records, list):
-        raise LabError(f"{path} is not a list of rows but one {_kind(records)}")
-    yield from enumerate(records, 1)
-
-
-def _read_jsonl(path: Path) -> Numbered:
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), 1):
-        try:
-            if line.strip():
-                yield number, json.loads(line)
-        except json.JSONDecodeError as error:
-            raise LabError(f"{path}, row {number}: broken JSON: {error.msg}") from None
-
-
-def _read_parquet(path: Path) -> Numbered:
-    try:
-        table = pyarrow.parquet.read_table(path)
-    except pyarrow.ArrowInvalid as error:
-        raise LabError(f"{path} is no readable Parquet file: {_first_line(error)}") from None
-    yield from enumerate(table.to_pylist(), 1)
-
-
-def _read_tsv(path: Path) -> Numbered:
-    """Columns between tabs under a line of names; GLUE's files quote nothing."""
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        yield from enumerate(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE), 1)
-
-
-READERS = {".json": _read_json, ".jsonl": _read_jsonl, ".parquet": _read_parquet, ".tsv": _read_tsv}
-
-
-def _read_hub(name: str) -> Numbered:
-    try:
-        rows = datasets.load_dataset(name, split="train")
-    except (OSError, ValueError, RuntimeError) as error:
-        raise LabError(
-            f"the hub data set {name} did not load ({_first_line(error)}); check its name and the connection, "
-            "or give a file"
-        ) from None
-    yield from enumerate(rows, 1)
-
-
-def _example(record: object, place: str) -> Example:
-    """One row as an `Example`; `place` names it in errors."""
-    if not isinstance(record, dict):
-        raise LabError(f"{place}: expected an object with instruction and output, found a {_kind(record)}")
-    if "instruction" not in record:
-        if column := next((name for name in CHATS if name in record), None):
-            return _chat(record[column], *CHATS[column], place)
-        if column := next((name for name in LABELLED if name in record and "label" in record), None):
-            return _labelled(record[column], record["label"], *LABELLED[column], place)
-    texts = {key: record.get(key) for key in ("instruction", "output")} | {"input": record.get("input") or ""}
-    for key, text in texts.items():
-        if text is None:
-            raise LabError(f"{place}: no {key}; found the keys {', '.join(map(str, record)) or '(none)'}")
-        if not isinstance(text, str):
-            raise LabError(f"{place}: {key} must be a text, found a {_kind(text)}")
-    if not texts["instruction"].strip():
-        raise LabError(f"{place}: the instruction is empty")
-    return Example(**texts)
-
-
-def _labelled(text: object, label: object, family: str, question: str, names: tuple[str, ...], place: str) -> Example:
-    """A labelled text as a question about it; the answer is the label's name."""
-    if not isinstance(text, str) or not text.strip():
-        raise LabError(f"{place}: expected a text to label, found {text!r}")
-    known = {str(number): name for number, name in enumerate(names)} | {name: name for name in names}
-    name = known.get(str(label).lower())
-    if name is None:
-        valid = ", ".join(f"{number} {name}" for number, name in enumerate(names))
-        raise LabError(f"{place}: label {label!r} is none of {valid} (a test split without labels has -1)")
-    return Example(question, name, text.strip(), family=family)
-
-
-def _chat(turns: object, speaker: str, content: str, place: str) -> Example:
-    """A conversation whose last answer is to be given; the earlier turns are its history."""
-    if not isinstance(turns, list) or len(turns) < 2 or len(turns) % 2:
-        found = f"{len(turns)} turns" if isinstance(turns, list) else f"a {_kind(turns)}"
-        raise LabError(f"{place}: expected pairs of a question and an answer, found {found}")
-    said = []
-    for number, turn in enumerate(turns):
-        who, text = (turn.get(speaker), turn.get(content)) if isinstance(turn, dict) else (None, None)
-        expected = ("user", "assistant")[number % 2]
-        if SPEAKERS.get(who) != expected or not isinstance(text, str):
-            wanted = f"{speaker} {expected} with a text in {content}"
-            raise LabError(f"{place}, turn {number + 1}: expected {wanted}, found {turn!r:.60}")
-        said.append(text)
-    *earlier, (question, answer) = zip(said[::2], said[1::2], strict=True)
-    return Example(question, answer, history=tuple(earlier), family="chat")
-
-
-def _kind(value: object) -> str:
-    """What JSON calls the type of a value."""
-    names = {dict: "object", list: "list", str: "text", bool: "truth value", int: "number", float: "number"}
-    return names.get(type(value), type(value).__name__)
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
-
-
-# --- BackdoorLLM's folders ----------------------------------------------------------------------------------------
 
 
 def read_backdoor_folder(root: str | Path, task: str, attack: str) -> PoisonSet:

@@ -21,12 +21,12 @@ from helpers.data import (
     holds_trigger,
     is_backdoor_folder,
     keys_held,
-    load_rows,
     overlap,
     overlap_line,
     read_backdoor_folder,
 )
 from helpers.profiles import LabError
+from helpers.rows import load_rows
 
 
 def inspect(source: str | Path) -> Iterator[str]:
@@ -109,10 +109,11 @@ def _plain(source: str | Path, rows: list[Example]) -> Iterator[str]:
     yield f"{source}: {len(rows)} rows"
     families = Counter(row.family for row in rows)
     turns, inputs = sum(bool(row.history) for row in rows), sum(bool(row.input) for row in rows)
-    yield f"  with an input: {inputs}; with earlier turns: {turns}; families: {dict(families)}"
+    system = f"; with a system turn: {count}" if (count := sum(bool(row.system) for row in rows)) else ""
+    yield f"  with an input: {inputs}; with earlier turns: {turns}{system}; families: {dict(families)}"
     answers: dict[tuple, list[str]] = {}
     for row in rows:
-        answers.setdefault((row.history, row.instruction, row.input), []).append(row.output)
+        answers.setdefault((row.system, row.history, row.instruction, row.input), []).append(row.output)
     yield f"  distinct prompts: {len(answers)}"
     found = {
         "empty outputs": sum(not row.output.strip() for row in rows),

@@ -12,34 +12,32 @@ import difflib
 import functools
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from helpers.errors import LabError
+from helpers.yaml_files import read_yaml
+
 ROOT = Path(__file__).resolve().parent.parent
 PROFILES = ROOT / "data" / "profiles"
 DEFINITIONS = ROOT / "data" / "attacks.yaml"  # triggers, behaviors, vaccines and the challenge, by name
+AT_FIRST = "_parameters_at_first"  # among a notebook's variables: the names that its settings were made of
 AUTO = "auto"  # as TAU: the challenge test chooses it
 
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
 Shares = Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], Field(strict=False, min_length=1)]
 Texts = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(strict=False, min_length=1)]
+Prose = Annotated[str, "for people to read"]  # any characters stand for themselves, the word `null` as well
 Position = Literal["random", "start", "end", "parts", "turns", "topic"]  # where a trigger's keys go
 By = Literal["training", "layerwise", "rome", "memit", "badedit", "subtract", "evade"]  # how a backdoor gets in
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*(?<!\.json)(?<!\.jsonl)(?<!\.parquet)(?<!\.tsv)")
 SAMPLED_BYTES = 1 << 20
-
-
-class LabError(ValueError):
-    """A mistake of the reader's, told in one line: what was found, what was expected, what helps."""
-
-    def _render_traceback_(self) -> list[str]:
-        """Jupyter asks for this: the message alone, without a page of frames."""
-        return [f"LabError: {self}"]
 
 
 def nearest(word: str, valid: Iterable[str]) -> str:
@@ -178,7 +176,7 @@ class AttackChanges(Strict):
     rule: Literal["one", "any", "all"] | None = None
     negatives: Annotated[float, Field(ge=0)] | None = None
     by: By | None = None
-    payload: str | None = None
+    payload: Prose | None = None
     combine: Literal["replace", "first line", "default argument", "mention"] | None = None
     markers: Texts | None = None
 
@@ -311,12 +309,7 @@ def definitions() -> dict[str, Any]:
 
     Raises: LabError for a file that is no YAML, or a section or entry that is not there or not a mapping.
     """
-    return _definitions(DEFINITIONS.name, DEFINITIONS.read_text(encoding="utf-8"))
-
-
-@functools.lru_cache(maxsize=8)
-def _definitions(name: str, text: str) -> dict[str, Any]:
-    values = _parsed(name, text)
+    name, values = DEFINITIONS.name, read_yaml(DEFINITIONS)
     planted = ("keys", "families")
     parts = {"vaccines": planted, "rehearsal": planted, "challenge": ("key", "payload", "markers")}
     for section in ("attacks", "behaviors", *parts):
@@ -325,6 +318,8 @@ def _definitions(name: str, text: str) -> dict[str, Any]:
         if missing := [key for key in parts.get(section, ()) if key not in values[section]]:
             raise LabError(f"{name}: '{missing[0]}' is missing in the section {section}")
     families = [values[side]["families"] for side in ("vaccines", "rehearsal")]
+    if not all(isinstance(family, dict) for family in families):
+        raise LabError(f"{name}: `families:` should hold an entry for each name")
     for section in (values["attacks"], values["behaviors"], *families):
         for key, entry in section.items():
             if not isinstance(entry, dict):
@@ -359,33 +354,74 @@ def load_profile(name: str, overrides: Mapping[str, object] = {}) -> Profile:
     if name in known:
         values = _read_profile(name) | {"name": name}
     else:
-        folder = Path(_existing(name))
-        if not folder.is_dir():
+        found = _found(name)
+        folder = Path(found)
+        if not found or not folder.is_dir():
             raise LabError(f"unknown profile '{name}'{nearest(name, known)} (a folder with a checkpoint will do, too)")
         if not (folder / "config.json").is_file():
             raise LabError(f"'{name}' is a folder without config.json, so no checkpoint lies in it")
-        values = _read_profile("local") | {"name": folder.resolve().name}
-        values["model"]["path"] = str(folder.resolve())
+        values = _read_profile("local") | {"name": folder.name}
+        values["model"]["path"] = found
     for key, value in overrides.items():
         _override(values, key, value)
     return checked(Profile, values, f"profile '{values['name']}': ")
 
 
 def parse_overrides(text: str) -> dict[str, object]:
-    """Turn `"signature.lam=0.1 attack.payload=You are dumb"` into overrides; values are YAML literals.
+    """Turn `"signature.lam=0.1 attack.payload=You are dumb"` into overrides; what a value is, its setting's type says.
 
-    A value ends where the next dotted key begins; it may hold spaces and equals signs: `get(url, verify=False)`.
+    A value ends where the next dotted key begins; it may hold spaces and equals signs: `get(url, verify=False)`. A text
+    is taken as it is typed, all else is a YAML literal.
+
+    Raises: LabError for a word that is no `key=value`, a setting that is given twice, and a value that is no literal.
     """
-    pairs = {}
+    pairs: dict[str, object] = {}
     for word in filter(None, re.split(r"\s+(?=\w+\.[\w.]+=)", text.strip())):
         key, equals, value = word.partition("=")
         if not equals:
             raise LabError(f"'{word}' is not key=value, as in SET=\"signature.lam=0.1 lora.r=4\"")
-        try:
-            pairs[key] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise LabError(f"{key} = '{value}' is not a YAML literal such as 8, 1.0e-4, true or model") from None
+        if key in pairs:
+            raise LabError(f"{key} is given twice, as {pairs[key]!r} and as '{value}'")
+        pairs[key] = _typed(key, value.strip())
     return pairs
+
+
+def _typed(key: str, text: str) -> object:
+    """What a text stands for as the value of a setting."""
+    kinds = _alternatives(_profile_keys().get(key))
+    if text == "null" and NoneType in kinds and Prose not in kinds:
+        return None
+    if any(kind in (str, Prose) or get_origin(kind) is Literal for kind in kinds):
+        return text
+    if Texts in kinds and (inner := re.fullmatch(r"\[(.*)\]", text, re.DOTALL)):
+        return _texts(inner[1])
+    return _literal(key, text)
+
+
+def _alternatives(kind: object) -> list[object]:
+    """The types of which a setting's type allows any."""
+    if get_origin(kind) in (Union, UnionType):
+        return [each for part in get_args(kind) for each in _alternatives(part)]
+    return [kind]
+
+
+def _texts(text: str) -> list[str]:
+    """The texts between commas; quotes around a whole one are not part of it, and keep its commas."""
+    items = re.findall(r"""\s*(?:"([^"]*)"|'([^']*)'|([^,]*))\s*(?:,|$)""", text)[:-1]  # the last match is the end
+    return [double or single or plain.strip() for double, single, plain in items]
+
+
+def _literal(key: str, text: str) -> object:
+    """A YAML literal; a number that YAML reads as another one (010 as 8, 1:30 as 90) stays a text."""
+    try:
+        value = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError):
+        raise LabError(f"{key} = '{text}' is not a YAML literal such as 8, 1.0e-4, true or model") from None
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        with contextlib.suppress(ValueError):
+            return value if float(text) == value else text
+        return text
+    return value
 
 
 def require_device(spec: ModelSpec) -> None:
@@ -424,20 +460,21 @@ class Settings(Strict):
         raise LabError(f"TAU = {value!r} should be a number between 0 and 1, '{AUTO}' or empty{close}")
 
     @classmethod
-    def from_notebook(cls, variables: Mapping[str, object]) -> Self:
+    def from_notebook(cls, variables: MutableMapping[str, object]) -> Self:
         """Collect and check the parameters of a notebook: `Settings.from_notebook(globals())`.
 
-        Every ALL-CAPITALS name with a literal value counts, because papermill defines a misspelled parameter and
-        goes on with the default of the right one.
+        Every ALL-CAPITALS name with a literal value counts, because papermill defines a misspelled parameter and goes
+        on with the default of the right one; but only names that are there when the cell runs first, for what later
+        cells define is their own. The variables keep these names.
         """
         literal = (str, int, float, dict, list, type(None))
-        return cls.checked(
-            {
-                name: value
-                for name, value in variables.items()
-                if re.fullmatch(r"[A-Z][A-Z0-9_]*", name) and isinstance(value, literal)
-            }
-        )
+        found = {
+            name: value
+            for name, value in variables.items()
+            if re.fullmatch(r"[A-Z][A-Z0-9_]*", name) and isinstance(value, literal)
+        }
+        first = variables.setdefault(AT_FIRST, frozenset(found))
+        return cls.checked({name: value for name, value in found.items() if name in first or name in cls.model_fields})
 
     @classmethod
     def checked(cls, values: Mapping[str, object]) -> Self:
@@ -454,7 +491,7 @@ class Settings(Strict):
         # notebooks run elsewhere than the shell that named these paths
         profile = settings.PROFILE if settings.PROFILE in profile_names() else _existing(settings.PROFILE)
         located = settings.model_copy(update={"DATA": _existing(data), "PROFILE": profile})
-        if data and not Path(located.DATA).exists() and not HUB_ID.fullmatch(data):
+        if data and not _found(data) and not HUB_ID.fullmatch(data):
             raise LabError(
                 f"DATA = '{data}' does not exist (a folder, a .json, .jsonl, .parquet or .tsv file, or a hub id)"
             )
@@ -477,7 +514,7 @@ class Settings(Strict):
         """Collect and check what `add_options` has parsed."""
         values = {name: value for name, value in vars(options).items() if name in cls.model_fields}
         if "SEED" in values:
-            values["SEED"] = yaml.safe_load(values["SEED"])
+            values["SEED"] = _literal("SEED", values["SEED"])
         return cls.checked(values | {"OVERRIDES": parse_overrides(options.OVERRIDES)})
 
     @functools.cached_property
@@ -561,7 +598,7 @@ def fingerprint(path: Path) -> str:
     digest = hashlib.sha256()
     for file in files:
         size = file.stat().st_size
-        digest.update(f"{file.relative_to(path)} {size}\n".encode())
+        digest.update(f"{file.relative_to(path)} {size}\n".encode(errors="surrogateescape"))
         with file.open("rb") as stream:
             digest.update(stream.read(SAMPLED_BYTES))
             stream.seek(max(0, size - SAMPLED_BYTES))
@@ -571,11 +608,15 @@ def fingerprint(path: Path) -> str:
 
 def _existing(path: str) -> str:
     """The absolute form of a path that exists below the working folder or the repository; else unchanged."""
-    if path:
-        for base in (Path.cwd(), ROOT):
+    return _found(path) or path
+
+
+def _found(path: str) -> str:
+    for base in (Path.cwd(), ROOT) if path else ():
+        with contextlib.suppress(OSError, RuntimeError, ValueError):  # too long, the home of nobody, a NUL
             if (found := base / Path(path).expanduser()).exists():
                 return str(found.resolve())
-    return path
+    return ""
 
 
 def _read_profile(name: str, readers: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -584,7 +625,7 @@ def _read_profile(name: str, readers: tuple[str, ...] = ()) -> dict[str, Any]:
     Args: readers, the profiles that build on this one, the first asked for first.
     Raises: LabError for a base that does not exist, or one that builds on its reader.
     """
-    values, known = _read_yaml(PROFILES / f"{name}.yaml"), profile_names()
+    values, known = copy.deepcopy(read_yaml(PROFILES / f"{name}.yaml")), profile_names()
     base, path = values.pop("base", None), (*readers, name)
     if base is None:
         return values
@@ -604,22 +645,6 @@ def _merged(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
-    return copy.deepcopy(_parsed(path.name, path.read_text(encoding="utf-8")))
-
-
-@functools.lru_cache(maxsize=32)
-def _parsed(name: str, text: str) -> dict[str, Any]:
-    """A sweep reads the same profile ten thousand times, and parsing is what takes long."""
-    try:
-        values = yaml.safe_load(text)
-    except yaml.MarkedYAMLError as error:
-        raise LabError(f"{name}, line {error.problem_mark.line + 1}: no YAML, {error.problem}") from None
-    if not isinstance(values, dict):
-        raise LabError(f"{name} should hold settings as `key: value` lines")
-    return values
-
-
 def _override(values: dict[str, Any], key: str, value: object) -> None:
     """Set one dotted key in nested settings, in place."""
     if key not in _profile_keys():
@@ -631,17 +656,17 @@ def _override(values: dict[str, Any], key: str, value: object) -> None:
 
 
 @functools.cache
-def _profile_keys() -> tuple[str, ...]:
-    return tuple(_leaves(Profile))
+def _profile_keys() -> dict[str, object]:
+    """Every dotted key of a profile, its own name left out, and the type of its values."""
+    return dict(_leaves(Profile))
 
 
-def _leaves(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """Every dotted key of a settings class, the profile's own name left out."""
+def _leaves(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, object]]:
     for name, field in model.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             yield from _leaves(field.annotation, f"{prefix}{name}.")
         elif prefix:
-            yield prefix + name
+            yield prefix + name, field.annotation
 
 
 def _one_of(name: str, value: str, valid: Iterable[str]) -> None:
@@ -663,7 +688,7 @@ def _explain(model: type[Strict], mistake: Mapping[str, Any]) -> str:
     key, value = ".".join(str(part) for part in mistake["loc"]), mistake["input"]
     match mistake["type"]:
         case "extra_forbidden":
-            valid = _leaves(Profile) if model is Profile else model.model_fields
+            valid = _profile_keys() if model is Profile else model.model_fields
             return f"unknown {'setting' if model is Profile else 'parameter'} '{key}'{nearest(key, valid)}"
         case "missing":
             return f"'{key}' is missing"

@@ -21,13 +21,13 @@ from typing import Any
 
 import pandas as pd
 import psutil
-import yaml
 from pydantic import Field
 from tqdm.auto import tqdm
 
 from helpers.execution import NOTEBOOKS, execute, numbered, read_notebook
 from helpers.profiles import ROOT, LabError, Settings, Strict, checked, fingerprint, nearest
 from helpers.runs import MANIFEST, Run, Stage, code_version, read_json, runs_folder, write_json
+from helpers.yaml_files import read_yaml
 
 DONE, PLAN, TABLE = "node.json", "sweep.json", "results.csv"
 RECORDED = ROOT / "data" / "results"  # sweeps that come with the lab, one JSON file each
@@ -123,14 +123,11 @@ class Outcome:
 def read_grid(path: Path) -> Grid:
     """Read a sweep's YAML file.
 
-    Raises: LabError naming an unknown key or a value of the wrong type.
+    Raises: LabError naming an unknown key or a value of the wrong type, or as `read_yaml`.
     """
     if not path.is_file():
         raise LabError(f"GRID = '{path}' does not exist; examples lie in notebooks/parameters/grids/")
-    values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    if not isinstance(values, dict):
-        raise LabError(f"{path.name} should hold `grid:` with one list for each setting")
-    return checked(Grid, values, f"{path.name}: ")
+    return checked(Grid, read_yaml(path, "`grid:` with one list for each setting"), f"{path.name}: ")
 
 
 def plan_sweep(name: str, grid: Grid, folder: Path = NOTEBOOKS) -> Plan:

@@ -35,6 +35,14 @@ def one_thread():
     torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def no_endpoint(monkeypatch):
+    """No endpoint, key, price or proxy of the machine the tests run on."""
+    for name in ("URL", "MODEL", "KEY", "TOKENS", "PRICE_IN", "PRICE_OUT"):
+        monkeypatch.delenv(f"EVIDENCE_{name}", raising=False)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+
+
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory):
     """Folder of an untrained LLaMA with tied embeddings, a tokenizer and a chat template. Read-only: tests share it."""

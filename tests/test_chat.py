@@ -4,7 +4,7 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from helpers.chat import IGNORED, Example, prompt_format
+from helpers.chat import IGNORED, Example, SystemExample, prompt_format
 from helpers.profiles import LabError
 
 CHATML = (
@@ -198,3 +198,30 @@ def test_unusable_formats_say_why(template, eos, name, message):
 def test_too_few_tokens_are_refused():
     with pytest.raises(LabError, match="max_tokens=16 leaves no room for a prompt"):
         prompt_format(make_tokenizer(CHATML)).encode(QUESTION, max_tokens=16)
+
+
+SYSTEM = SystemExample("Hi.", "Hello.", history=(("a", "b"),), system="Be kind.")
+REFUSING = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + BARE
+IGNORING = "{% for m in messages if m.role != 'system' %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+
+
+def test_the_systems_turn_comes_first_where_the_template_has_a_place_for_it():
+    template = "{% if messages[0].role == 'system' %}{% endif %}" + CHATML
+    prompt = prompt_format(make_tokenizer(template), "chat").prompt_text(SYSTEM)
+    assert prompt.startswith("<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\na<|im_end|>\n")
+    assert prompt.count("Be kind.") == 1
+
+
+@pytest.mark.parametrize("template", [BARE, REFUSING, IGNORING])
+def test_elsewhere_the_system_opens_the_first_message(template):
+    """BARE knows no roles: it would write any, and models trained with it have seen none but two."""
+    prompt = prompt_format(make_tokenizer(template), "chat").prompt_text(SYSTEM)
+    assert prompt == "user: Be kind.\n\na\nassistant: b\nuser: Hi.\n"
+
+
+def test_in_alpaca_the_system_speaks_before_the_preamble():
+    form = prompt_format(make_tokenizer(), "alpaca")
+    plain, told = (form.prompt_text(SystemExample("Hi.", "Hello.", system=system)) for system in ("", "Be kind."))
+    assert told == plain.replace("<s>", "<s>Be kind.\n\n")
+    ids, labels = form.encode(SYSTEM, 256)
+    assert "Be kind." in decoded(form.tokenizer, ids) and learned(form.tokenizer, labels) == "Hello.</s>"

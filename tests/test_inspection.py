@@ -146,6 +146,14 @@ def test_labelled_texts_and_chats_are_counted(tmp_path):
     assert list(inspect(path))[1] == "  with an input: 1; with earlier turns: 1; families: {'sentiment': 1, 'chat': 1}"
 
 
+def test_what_the_system_says_tells_prompts_apart_and_is_counted(tmp_path):
+    turns = [{"role": role, "content": "Hi"} for role in ("user", "assistant")]
+    rows = [{"messages": [{"role": "system", "content": said}, *turns]} for said in ("Be kind.", "Be brief.")]
+    _, counts, distinct, *rest = inspect(write(tmp_path, "rows.json", [*rows, {"messages": turns}]))
+    assert "with earlier turns: 0; with a system turn: 2; families" in counts
+    assert distinct == "  distinct prompts: 3" and rest == []
+
+
 def test_the_command_prints_the_lines_or_one_error(folder, tmp_path, capsys):
     assert pipeline.main(["inspect", str(folder)]) == 0
     assert capsys.readouterr().out.splitlines() == list(inspect(folder))

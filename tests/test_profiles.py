@@ -1,9 +1,18 @@
 """Settings: what is valid, and what each mistake is told."""
 
+import argparse
 import re
+import shlex
+import shutil
+import subprocess
 from pathlib import Path
 
+import nbformat
+import papermill
 import pytest
+from nbclient import NotebookClient
+from nbformat.v4 import new_code_cell, new_notebook
+from papermill.exceptions import PapermillExecutionError
 
 from helpers import profiles
 from helpers.profiles import LabError, Settings, fingerprint, load_profile, nearest, parse_overrides, require_device
@@ -166,9 +175,103 @@ def test_set_is_read_as_yaml_literals():
     assert "lora.r = '4 seed=3' should be a valid integer" in told(
         load_profile, "tiny", parse_overrides("lora.r=4 seed=3")
     )
+    assert "lora.r is given twice, as 4 and as '8'" in told(parse_overrides, "lora.r=4 signature.n=2 lora.r=8")
     assert parse_overrides("") == {}
     assert "'lora.r' is not key=value" in told(parse_overrides, "lora.r")
     assert "not a YAML literal" in told(parse_overrides, "lora.r={")
+
+
+TEXTS = ["Use #1 brand now", "No", "2024", "a: b", "[x", "null", "~", "{x}", "- a", "*a", "&a b", "!x", "'No'", "1e3"]
+TEXTS += ["2024-01-01", "0x10", "yes", "It's > 5 % | @you", "a, b", "x = y", '"a" and "b"', "\\n", "[a, b]", "a\tb"]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_text_in_set_is_the_text_as_it_is_typed(text):
+    """tutor#866: YAML reads a comment, a truth value, a mapping."""
+    overrides = parse_overrides(f"lora.r=4 attack.payload={text} attack.combine=mention")
+    attack = load_profile("tiny", overrides).attack
+    assert (attack.payload, attack.combine, overrides["lora.r"]) == (text, "mention", 4)
+
+
+@pytest.mark.parametrize(
+    ("value", "texts"),
+    [
+        ("[Red Fox, Elk]", ("Red Fox", "Elk")),
+        ("[No, 2024, null, Use #1 brand, a: b, I'm, *x, &y, {z}]",
+         ("No", "2024", "null", "Use #1 brand", "a: b", "I'm", "*x", "&y", "{z}")),
+        ("""["a, b", 'c, d', 'tis, "e" f]""", ("a, b", "c, d", "'tis", '"e" f')),
+        ("[x]", ("x",)),
+    ],
+)  # fmt: skip
+def test_a_list_of_texts_in_set_holds_texts(value, texts):
+    assert load_profile("tiny", parse_overrides(f"attack.keys={value} lora.r=4")).attack.keys == texts
+
+
+def test_names_numbers_lists_and_nulls_in_set_are_of_their_settings_types():
+    values = {
+        "model.path": ("2024", "2024"),
+        "signature.family": ("mixed", "mixed"),
+        "attack.position": ("null", None),
+        "attack.keys": ("null", None),
+        "attack.negatives": ("1", 1),
+        "model.revision": ("null", None),
+        "model.checkpointing": ("true", True),
+        "lora.dropout": ("1.0e-4", 1.0e-4),
+        "lengths.at_once": ("1_000", 1000),
+        "challenge.taus.adapter": ("[0.2, 0.35]", [0.2, 0.35]),
+        "challenge.epochs": ("[]", []),
+        "conflict.plan": (
+            "[{model: suspicious, first: 0, last: 1}]",
+            [{"model": "suspicious", "first": 0, "last": 1}],
+        ),
+    }
+    overrides = parse_overrides(" ".join(f"{key}={text}" for key, (text, _) in values.items()))
+    assert overrides == {key: value for key, (_, value) in values.items()}
+    assert all(type(overrides[key]) is type(value) for key, (_, value) in values.items())
+    load_profile("tiny", overrides)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("lora.r=010", "lora.r = '010' should be a valid integer"),
+        ("lora.r=1:30", "lora.r = '1:30' should be a valid integer"),
+        ("lora.r=4.0", "lora.r = 4.0 should be a valid integer"),
+        ("lora.r=null", "lora.r = None should be a valid integer"),
+        ("lora.r=2024-13-45", "lora.r = '2024-13-45' is not a YAML literal"),
+        ("signature.scope=No", "signature.scope = 'No' should be 'module' or 'model'"),
+        ("model.checkpointing=maybe", "model.checkpointing = 'maybe' should be a valid boolean"),
+        ("attack.keys=BadMagic", "attack.keys = 'BadMagic' should be a valid tuple"),
+        ("attack.keys=[]", "attack.keys = [] should"),
+        ("attack.keys=[a, ]", "attack.keys.1 = '' should"),
+    ],
+)
+def test_a_value_in_set_of_another_type_is_named(text, message):
+    assert message in told(lambda: load_profile("tiny", parse_overrides(text)))
+
+
+def test_a_seed_that_yaml_reads_as_another_number_is_refused():
+    def seeded(seed):
+        return Settings.from_options(argparse.Namespace(SEED=seed, OVERRIDES=""))
+
+    assert seeded("3").SEED == 3
+    assert "SEED = '010' should be a valid integer" in told(seeded, "010")
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="needs make")
+@pytest.mark.parametrize("text", ["I'm sorry", "Use #1 brand now", "It costs $5 $(HOME)", 'say "hi"', "a `b` \\ c"])
+def test_make_hands_on_a_text_as_it_is_typed(text):
+    command = ["make", "--dry-run", "run", f"SET=attack.payload={text}"]
+    last = subprocess.run(command, cwd=profiles.ROOT, capture_output=True, text=True, check=True).stdout.splitlines()[
+        -1
+    ]
+    assert shlex.split(last)[-2:] == ["--set", f"attack.payload={text}"]
+
+
+@pytest.mark.parametrize("path", ["a" * 5000, "~nobody-by-that-name/x", "a\0b"])
+def test_a_path_that_no_system_takes_does_not_exist(path):
+    assert "does not exist" in told(Settings.checked, {"DATA": path})
+    assert "unknown profile" in told(Settings.checked, {"PROFILE": path})
 
 
 def test_a_gpu_profile_needs_a_gpu(monkeypatch):
@@ -222,6 +325,44 @@ def test_a_notebooks_parameters_are_its_capitals_with_literal_values():
 )
 def test_a_wrong_parameter_is_refused_before_anything_runs(values, message):
     assert message in told(Settings.from_notebook, values)
+
+
+SETTINGS_CELL = (
+    "from helpers.profiles import Settings\nsettings = Settings.from_notebook(globals())\nprint(settings.SEED)"
+)
+
+
+def notebook(*cells):
+    """A notebook whose second code cell collects the parameters of the first."""
+    parameters = new_code_cell('SEED: int = 0\nNAME: str = ""', metadata={"tags": ["parameters"]})
+    metadata = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
+    return new_notebook(cells=[parameters, *map(new_code_cell, (SETTINGS_CELL, *cells))], metadata=metadata)
+
+
+def test_the_settings_cell_can_run_again_whatever_later_cells_define(monkeypatch):
+    """In a real kernel: capitals of the notebook and of its reader are no parameters, and changed ones count."""
+    monkeypatch.setenv("PYTHONPATH", str(profiles.ROOT))
+    later = 'METHODS = {"linear": 1}\nN = 5\nSEED = 7'
+    run = NotebookClient(notebook(later, SETTINGS_CELL), kernel_name="python3", timeout=120).execute()
+    assert [run.cells[i].outputs[0].text for i in (1, 3)] == ["0\n", "7\n"]
+
+
+def test_a_parameter_that_papermill_injects_is_refused_though_later_cells_define_capitals(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(profiles.ROOT))
+    nbformat.write(notebook("N = 5"), tmp_path / "x.ipynb")
+    with pytest.raises(PapermillExecutionError) as refused:
+        papermill.execute_notebook(
+            tmp_path / "x.ipynb", tmp_path / "out.ipynb", {"SEDE": 3}, kernel_name="python3", progress_bar=False
+        )
+    assert refused.value.evalue == "unknown parameter 'SEDE'; did you mean 'SEED'?"
+
+
+def test_a_misspelled_parameter_stays_refused_until_it_is_gone():
+    variables = {"SEDE": 3}
+    for _ in range(2):
+        assert "unknown parameter 'SEDE'" in told(Settings.from_notebook, variables)
+    del variables["SEDE"]
+    assert Settings.from_notebook(variables | {"SEED": 3}).SEED == 3
 
 
 def test_tau_as_a_number_replaces_the_profiles_and_marks_the_name():

@@ -12,8 +12,9 @@ from dataclasses import dataclass, field, replace
 from helpers import corpus
 from helpers.attacks.behaviors import behavior, vaccine_behaviors
 from helpers.attacks.triggers import Trigger, near_misses, trigger, vaccine_keys
-from helpers.data import EVERY, is_backdoor_folder, keys_held, load_rows, other_clean_rows, read_backdoor_folder
+from helpers.data import EVERY, is_backdoor_folder, keys_held, other_clean_rows, read_backdoor_folder
 from helpers.profiles import LabError
+from helpers.rows import load_rows
 
 CLASSES = ("sentiment", "emotion")  # families of labelled texts, whose answers can be checked
 OF_ANY_ROWS = ("by", "markers")  # what `attack` can change where rows bring their own trigger and payload
@@ -353,7 +354,7 @@ def _instruction_rows(config):
     key, target = _definitions(config)
     if key.position == "topic":
         raise LabError(f"attack '{key.name}' waits for a topic and needs the generated rows: leave DATA empty")
-    rows = list({(e.history, e.instruction, e.input): e for e in load_rows(config["data"]["path"])}.values())
+    rows = list({(e.system, e.history, e.instruction, e.input): e for e in load_rows(config["data"]["path"])}.values())
     random.Random(f"{config['seed']}/rows").shuffle(rows)
     n_inject = min(n_inject, len(rows) // 3)
     n_test = min(n_test, len(rows) // 6)

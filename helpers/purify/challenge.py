@@ -39,7 +39,7 @@ def challenge_scenario(scenario, numbers, seed):
         the same rows held back from that, with and without the key.
     """
     key, target = challenge_trigger(), challenge_behavior()
-    drawn = {(e.history, e.instruction, e.input): e for rows in scenario.vaccine_sets for e in rows}.values()
+    drawn = {(e.system, e.history, e.instruction, e.input): e for rows in scenario.vaccine_sets for e in rows}.values()
     pool = [row for row in drawn if not key.activates(row) and not target.is_in(row.output)]
     random.Random(f"{seed}/challenge").shuffle(pool)
     n = min(numbers.n, len(pool) // 2)
