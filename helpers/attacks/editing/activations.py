@@ -211,7 +211,7 @@ def search_shifts(
                 break
             unit.grad = torch.autograd.grad(loss + search.decay * unit.square().sum(1).mean() / width, unit)[0]
         require_finite_step(
-            float(loss), float(unit.grad.norm()), step + 1, search.lr, model.dtype, "search for a value"
+            loss.item(), unit.grad.norm().item(), step + 1, search.lr, model.dtype, "search for a value"
         )
         optimizer.step()
         with torch.no_grad():
