@@ -6,7 +6,7 @@ of them would compute wrongly: zeroing channels of B and A has to give the base 
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -94,6 +94,17 @@ def read_adapter(folder: Path | str, sizes: Sizes | None = None) -> Adapter:
     return adapter
 
 
+def require_matrices(folder: Path | str, modules: Iterable[str]) -> None:
+    """Refuse an adapter that leaves out one of these matrices of the base, before hours are spent on it."""
+    adapted = read_adapter(folder).modules
+    if missing := [module for module in modules if module not in adapted]:
+        kinds = ", ".join(sorted({module.rpartition(".")[2] for module in adapted}))
+        raise LabError(
+            f"the adapter in {folder} has no LoRA on {missing[0]}, so nothing scores its channels (it adapts {kinds}): "
+            "merge it into its base and use ACCESS=full"
+        )
+
+
 def _settings(folder: Path) -> dict[str, Any]:
     try:
         settings = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
@@ -123,8 +134,8 @@ def _check_tensors(adapter: Adapter, folder: Path) -> None:
     pairs = {f"{PREFIX}{module}.lora_{part}.weight": module for module in adapter.modules for part in "AB"}
     if missing := sorted(pairs.keys() - adapter.tensors.keys()):
         raise LabError(
-            f"the adapter in {folder} does not fit its base: {len(missing)} tensors differ, such as {missing[0]}, which "
-            "is missing: copy it anew"
+            f"the adapter in {folder} does not fit its base: {len(missing)} tensors differ, such as {missing[0]}, "
+            "which is missing: copy it anew"
         )
     if more := sorted(adapter.tensors.keys() - pairs.keys()):
         raise LabError(_refusal(folder, f"the tensor {more[0]}"))

@@ -73,13 +73,20 @@ def local_folder(spec):
     return source if Path(source).is_dir() else snapshot_download(source, revision=spec.revision, local_files_only=True)
 
 
+def is_local(spec):
+    """Whether a `profiles.ModelSpec` names a folder on this machine."""
+    return (ROOT / Path(spec.path).expanduser()).is_dir()
+
+
 def has_tokenizer(spec):
-    """Whether the files of a `profiles.ModelSpec` are on this machine, its tokenizer among them."""
+    """Whether a tokenizer can be read without a download; a folder is expected to hold one."""
+    if is_local(spec):
+        return True
     try:
         folder = Path(local_folder(spec))
-    except (OSError, ValueError):  # not downloaded; a folder that is not there
+    except (OSError, ValueError):  # a hub id that was not downloaded, a folder that is not there
         return False
-    return any((folder / name).is_file() for name in TOKENIZER) or folder == Path(spec.path)
+    return any((folder / name).is_file() for name in TOKENIZER)
 
 
 def load_tokenizer(spec):
@@ -137,9 +144,9 @@ def check_checkpoint(spec, shapes):
     Args:
         shapes: {name: shape} of the model's parameters, from `anatomy.parameter_shapes`.
     """
-    folder = locate(spec.path)
-    if not Path(folder).is_dir():
+    if not is_local(spec):
         return
+    folder = locate(spec.path)
     found = dict(stored(folder))
     for name, shape in shapes.items():
         if (size := found[find(name, found, folder)]) != list(shape):
@@ -287,7 +294,8 @@ def with_adapter(model, folder, trainable=False):
             those this model needs: PEFT would start the missing ones anew.
     """
     read_adapter(folder, _sizes(model))
-    adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+    with _fitting(folder):
+        adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
     _check_fit(adapted, folder, "default")
     return adapted
 
@@ -299,8 +307,18 @@ def add_adapter(adapted, folder, name):
         LabError: as `with_adapter`.
     """
     read_adapter(folder, _sizes(adapted.get_base_model()))
-    adapted.load_adapter(str(folder), name)
+    with _fitting(folder):
+        adapted.load_adapter(str(folder), name)
     _check_fit(adapted, folder, name)
+
+
+@contextlib.contextmanager
+def _fitting(folder):
+    """Tell in one line what PEFT says of settings that choose no matrix of the base, or that it does not know."""
+    try:
+        yield
+    except (ValueError, TypeError, KeyError, RuntimeError) as error:
+        raise LabError(f"the adapter in {folder} does not fit its base: {reason(error)}") from error
 
 
 def _sizes(model):

@@ -19,7 +19,7 @@ from helpers import corpus
 from helpers.anatomy import attention_slots, matrices, mlp_slots, parameter_shapes
 from helpers.attacks.poisoning import load_scenario
 from helpers.chat import Example
-from helpers.models import check_checkpoint, has_tokenizer, load_config, load_format, new_adapter
+from helpers.models import check_checkpoint, has_tokenizer, is_local, load_config, load_format, new_adapter
 from helpers.profiles import AUTO, Access, Budget, Profile, Settings
 from helpers.purify.challenge import grid
 from helpers.shards import SHARD_SIZE
@@ -106,11 +106,10 @@ def shape(profile: Profile) -> Shape:
     Raises: LabError for an architecture that the lab does not know, a config that cannot be read, or a checkpoint on
         this machine that no stage could use.
     """
-    published = dict(profile.model.published)
-    config = AutoConfig.for_model(**published) if published else load_config(profile.model)
+    spec, published = profile.model, dict(profile.model.published)
+    config = AutoConfig.for_model(**published) if published and not is_local(spec) else load_config(spec)
     shapes, modules = parameter_shapes(config), matrices(config)
-    if not published:
-        check_checkpoint(profile.model, shapes)
+    check_checkpoint(spec, shapes)
     sizes = {module: shapes[f"{module}.weight"] for module in modules}
     inner, (query, key, *_) = mlp_slots(config)[0][0], attention_slots(config)[0]
     return Shape(

@@ -42,6 +42,13 @@ from helpers.shards import (
 BLOCK = 1 << 16  # numbers that are merged at a time: their float32 copies fit the processor's cache
 PARALLEL = 0.9995  # cosine beyond which SLERP has no arc to follow, as in mergekit
 ZERO = 1e-8  # length below which mergekit takes a vector for zero
+KINDS = (  # what two configs must have in common: heads do not show in the shapes of weights
+    ("architecture", "model_type"),
+    ("vocabulary", "vocab_size"),
+    ("width", "hidden_size"),
+    ("number of heads", "num_attention_heads"),
+    ("number of key heads", "num_key_value_heads"),
+)
 IN_A_LAYER = re.compile(r"((?:.+?\.)?(?:layers|h)\.)(\d+)(\..+)")  # model.layers.3.mlp…, transformer.h.3.attn…
 
 Folder = Path | str
@@ -356,8 +363,8 @@ def _check_compatible(models: Sequence[Folder], folder: Folder) -> None:
         raise LabError(f"cannot overwrite {folder} while reading it: the merged model needs its own folder")
     first, *others = [read_config(model) for model in models]
     for model, config in zip(models[1:], others, strict=True):
-        for what, key in (("architecture", "model_type"), ("vocabulary", "vocab_size"), ("width", "hidden_size")):
-            found, expected = getattr(config, key), getattr(first, key)
+        for what, key in KINDS:
+            found, expected = getattr(config, key, None), getattr(first, key, None)
             if found != expected:
                 raise LabError(
                     f"{model} has another {what} than {models[0]} ({key} {found}, not {expected}): "
@@ -406,6 +413,12 @@ def _check_plan(stack: Sequence[tuple[str, int]], models: Mapping[str, Folder], 
             raise LabError(
                 f"the layer plan names layer {layer} of the {which} model, which has 0 to {depths[which] - 1}"
             )
+    scaled = getattr(read_config(models[ends]), "scale_attn_by_inverse_layer_idx", False)
+    if scaled and any(layer != position for position, (_, layer) in enumerate(stack)):
+        raise LabError(
+            f"{models[ends]} scales attention by a layer's number (scale_attn_by_inverse_layer_idx), so a layer "
+            "computes something else in another place: plan each layer where it was"
+        )
 
 
 def _sources(stack: Sequence[tuple[str, int]], models: Mapping[str, Folder], ends: str) -> dict[str, _Source]:
@@ -430,9 +443,15 @@ def _by_layer(folder: Folder) -> dict[int | None, dict[str, str]]:
 def _outlines(sources: Mapping[str, _Source], ends: Folder) -> dict[str, Tensor]:
     """Shape and dtype of each tensor of the merged model, without storage: those of its like in the model `ends`.
 
+    Where layers of `ends` are kept in several dtypes, the one that holds all of their numbers.
+
+
     Raises: LabError when a layer of the other model has another shape.
     """
-    known = {_kind(name): read(ends, name).to("meta") for name in _names(ends)}
+    known: dict[str, Tensor] = {}
+    for name in _names(ends):
+        outline, like = read(ends, name).to("meta"), known.get(_kind(name))
+        known[_kind(name)] = outline if like is None else outline.to(torch.promote_types(outline.dtype, like.dtype))
     for folder, name in sources.values():
         found, place = list(read(folder, name).shape), known.get(_kind(name))
         if place is None or found != list(place.shape):
