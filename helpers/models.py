@@ -262,9 +262,10 @@ def _from_pretrained(auto, spec, path=None, **options):
             source, revision=spec.revision if source == spec.path else None, trust_remote_code=False, **options
         )
     except Exception as error:  # of any kind: a field of another type, an unknown name, a damaged file
-        raise LabError(
-            f"cannot load {source!r}: {reason(error)} (give a folder with safetensors, or a hub id you can reach)"
-        ) from error
+        helps = "give a folder with safetensors, or a hub id you can reach"
+        if not isinstance(error, OSError):
+            helps = "no model can be made of its files: compare config.json with the original's"
+        raise LabError(f"cannot load {source!r}: {reason(error)} ({helps})") from error
 
 
 def new_adapter(model, lora, seed):

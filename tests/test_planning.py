@@ -247,7 +247,7 @@ SPOILT = {  # what is done to a checkpoint, and what its plan says
     "an adapter beside": (lambda f: (f / "adapter_config.json").write_text("{}"), "an adapter beside a full model"),
     "a field of another type": (lambda f: spoil_config(f, rms_norm_eps=1), "'rms_norm_eps': TypeError"),
     "an unknown activation": (lambda f: spoil_config(f, hidden_act="nope"), "KeyError 'nope'"),
-    "no heads": (lambda f: spoil_config(f, num_attention_heads=0), "transformers makes no model of its config.json"),
+    "no heads": (lambda f: spoil_config(f, num_attention_heads=0), "no model can be made of its files"),
     "an unknown model": (lambda f: spoil_config(f, model_type="nope"), "cannot load"),
     "tokenizer too large": (spoil_tokenizer, "the model's embedding"),
     "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "cannot load"),
