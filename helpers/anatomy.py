@@ -17,6 +17,7 @@ from torch import BoolTensor
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from helpers.profiles import LabError
+from helpers.shards import reason
 
 ROWS, COLUMNS = 0, 1  # sides of a matrix [out, in]
 
@@ -168,6 +169,13 @@ def matrices(config: PretrainedConfig) -> dict[str, Slot]:
     return {slot.module: replace(slot, start=0, stop=None) for slot in slots}
 
 
+def matrix_sizes(config: PretrainedConfig) -> dict[str, tuple[int, int]]:
+    """(outputs, inputs) of every matrix of each layer's MLP and attention, however it is stored."""
+    shapes = parameter_shapes(config)
+    stored = {module: (slot, tuple(shapes[f"{module}.weight"])) for module, slot in matrices(config).items()}
+    return {module: shape[::-1] if slot.transposed else shape for module, (slot, shape) in stored.items()}
+
+
 def channel_axes(config: PretrainedConfig) -> dict[str, int]:
     """The axis that counts channels in the stored weight, for each matrix of each layer's MLP and attention."""
     return {module: slot.axis for module, slot in matrices(config).items()}
@@ -182,8 +190,7 @@ def parameter_shapes(config: PretrainedConfig) -> dict[str, torch.Size]:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config)
     except Exception as error:  # of any kind: one architecture misses a size, another a package
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise LabError(f"architecture '{config.model_type}' makes no causal language model: {reason}") from None
+        raise LabError(f"architecture '{config.model_type}' makes no causal language model: {reason(error)}") from None
     return {name: parameter.shape for name, parameter in model.named_parameters()}
 
 

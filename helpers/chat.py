@@ -12,10 +12,10 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
-import jinja2
 from transformers import PreTrainedTokenizerBase
 
 from helpers.profiles import LabError, nearest
+from helpers.shards import reason
 
 IGNORED = -100  # the label that PyTorch's cross-entropy skips
 RESERVED_ANSWER_TOKENS = 16  # even the longest prompt leaves the answer this much room
@@ -143,6 +143,7 @@ class ChatFormat(PromptFormat):
                 "prompt format 'chat' needs a tokenizer with a chat template, and this one has none; "
                 "choose prompt_format: alpaca"
             )
+        self._try_out()
         self.end = self._end_of_turn()
 
     @property
@@ -189,12 +190,17 @@ class ChatFormat(PromptFormat):
     @functools.cached_property
     def _takes_system(self) -> bool:
         """Whether the template writes turns of the system; else they open the first user message, as Gemma has it."""
-        said = "Be kind."
         try:
-            rendered = self._render([_message("system", said), _message("user", "Hi.")], add_generation_prompt=True)
-        except (jinja2.TemplateError, LabError):
+            self._render([_message("system", "Be kind."), _message("user", "Hi.")], add_generation_prompt=True)
+        except LabError:
             return False
-        return "system" in self.template and said in rendered
+        return "system" in self.template
+
+    def _try_out(self) -> None:
+        """Render every kind of conversation once: what a template cannot write comes to light before any training."""
+        turns = (("Who asks first?", "The first one asks."), ("Who asks next?", "The next one asks."))
+        for history in ((), turns[:1], turns):
+            self._rendered_answer(Example("Who asks last?", "The last one asks.", input="No name.", history=history))
 
     def _end_of_turn(self) -> str:
         """The first special token that the template writes behind an answer; the tokenizer's EOS where it has none."""
@@ -204,7 +210,22 @@ class ChatFormat(PromptFormat):
         return self.tokenizer.convert_ids_to_tokens(ends[0]) if ends else _require_eos(self.tokenizer)
 
     def _render(self, messages: list[dict[str, str]], add_generation_prompt: bool = False) -> str:
-        return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
+        try:
+            text = self.tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=add_generation_prompt
+            )
+        except Exception as error:  # of any kind: templates are programs
+            raise LabError(
+                f"the chat template cannot write a conversation of user and assistant ({reason(error)}); "
+                "choose prompt_format: alpaca"
+            ) from None
+        lost = [m["content"] for m in messages if _unspaced(m["content"]) not in _unspaced(text)]
+        if lost:
+            raise LabError(
+                f"the chat template drops or changes the text {lost[0][:60]!r}: a model would train on what it does "
+                "not read; choose prompt_format: alpaca"
+            )
+        return text
 
 
 class AlpacaFormat(PromptFormat):
@@ -266,6 +287,11 @@ def _messages(example: Example) -> list[dict[str, str]]:
 
 def _message(role: str, content: str) -> dict[str, str]:
     return {"role": role, "content": content}
+
+
+def _unspaced(text: str) -> str:
+    """The text without white space, which many templates strip."""
+    return "".join(text.split())
 
 
 def _require_eos(tokenizer: PreTrainedTokenizerBase) -> str:

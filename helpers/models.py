@@ -4,6 +4,7 @@ Only safetensors are read and remote code is never run: a suspicious model is un
 through bitsandbytes (NF4 with double quantization, as in QLoRA), on the CPU as well; adapters are PEFT's own.
 """
 
+import contextlib
 import copy
 from pathlib import Path
 
@@ -11,18 +12,38 @@ import bitsandbytes as bnb
 import torch
 from huggingface_hub import snapshot_download
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
-from safetensors import SafetensorError, safe_open
+from peft.tuners.lora import LoraLayer
+from safetensors import safe_open
 from safetensors.torch import save_file
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, set_seed
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedTokenizerFast,
+    set_seed,
+)
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 
+from helpers.adapters import ADAPTER_FILE, is_adapter, read_adapter
 from helpers.chat import prompt_format
 from helpers.profiles import HUB_ID, ROOT, LabError, require_device
 from helpers.runs import read_json, write_json
-from helpers.shards import CONFIG, FORMAT_FILE, SHARD_SIZE
-
-ADAPTER_FILE = "adapter_model.safetensors"
+from helpers.shards import (
+    CONFIG,
+    FORMAT_FILE,
+    INDEX,
+    SHARD_SIZE,
+    TOKENIZER,
+    WEIGHTS,
+    check_plain,
+    check_unquantized,
+    find,
+    reason,
+    stored,
+)
 
 logging.disable_progress_bar()  # shards of a small model load before a bar can be read
 
@@ -31,7 +52,8 @@ def locate(path):
     """Return the folder of a local model (relative paths start at the repository's root) or the hub id unchanged.
 
     Raises:
-        LabError: no such folder, or one that has no safetensors; pickle checkpoints are refused.
+        LabError: no such folder, one that has no safetensors (pickle checkpoints are refused), an adapter in it, or
+            weights that are quantized already.
     """
     folder = ROOT / Path(path).expanduser()
     if not folder.is_dir() and HUB_ID.fullmatch(str(path)):
@@ -42,6 +64,7 @@ def locate(path):
         pickles = [f.name for f in folder.iterdir() if f.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl")]
         found = f"only the pickle {pickles[0]}, which can run code when loaded" if pickles else "no weights"
         raise LabError(f"{folder} holds {found}; the lab reads safetensors: save the model with save_pretrained first")
+    check_plain(folder)
     return str(folder)
 
 
@@ -51,17 +74,90 @@ def local_folder(spec):
     return source if Path(source).is_dir() else snapshot_download(source, revision=spec.revision, local_files_only=True)
 
 
+def is_local(spec):
+    """Whether a `profiles.ModelSpec` names a folder on this machine."""
+    return (ROOT / Path(spec.path).expanduser()).is_dir()
+
+
+def has_tokenizer(spec):
+    """Whether a tokenizer can be read without a download; a folder is expected to hold one."""
+    if is_local(spec):
+        return True
+    try:
+        folder = Path(local_folder(spec))
+    except (OSError, ValueError):  # a hub id that was not downloaded, a folder that is not there
+        return False
+    return any((folder / name).is_file() for name in TOKENIZER)
+
+
 def load_tokenizer(spec):
-    """Load the tokenizer of a `profiles.ModelSpec`; a missing padding token is replaced by the end-of-text token."""
-    tokenizer = _from_pretrained(AutoTokenizer, spec)
+    """Load the tokenizer of a `profiles.ModelSpec`.
+
+    Where nothing beside it names its special tokens, the model's config does, at least the end; a missing padding token
+    is replaced by the end.
+
+    Raises:
+        LabError: as `locate`, no tokenizer, or one with ids that the model's embedding has no row for.
+    """
+    config, folder = load_config(spec), Path(locate(spec.path))
+    bare = (folder / "tokenizer.json").is_file() and not (folder / "tokenizer_config.json").is_file()
+    # transformers would add its architecture's own special tokens to a tokenizer that says nothing of itself
+    tokenizer = _from_pretrained(PreTrainedTokenizerFast if bare else AutoTokenizer, spec)
+    for name in ("eos_token", "bos_token", "pad_token") if bare else ("eos_token",):
+        _name_token(tokenizer, name, getattr(config, f"{name}_id", None))
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    _check_vocabulary(tokenizer, config, spec.path)
     return tokenizer
 
 
+def _name_token(tokenizer, name, ids):
+    """Give a tokenizer the special token that a config names by its id, where it has none of that name itself."""
+    first = ids[0] if isinstance(ids, list) and ids else ids
+    known = isinstance(first, int) and tokenizer.convert_ids_to_tokens(first)
+    if getattr(tokenizer, name) is None and known:
+        tokenizer.add_special_tokens({name: known})
+
+
+def _check_vocabulary(tokenizer, config, path):
+    """Refuse a tokenizer that can write ids beyond the embedding: training would stop at the first of them."""
+    rows, largest = config.get_text_config().vocab_size, max(tokenizer.get_vocab().values())
+    if largest >= rows:
+        token = tokenizer.convert_ids_to_tokens(largest)
+        raise LabError(
+            f"the tokenizer of {path} has ids up to {largest} ({token!r}) and the model's embedding {rows} rows: "
+            "resize it (model.resize_token_embeddings) and save both, or take the tokenizer that the model came with"
+        )
+
+
 def load_config(spec):
-    """Load the configuration alone: shapes and names, no weights."""
-    return _from_pretrained(AutoConfig, spec)
+    """Load the configuration alone: shapes and names, no weights.
+
+    Raises:
+        LabError: as `locate`, or a configuration that transformers refuses.
+    """
+    return _read_config(spec)
+
+
+def check_checkpoint(spec, shapes):
+    """Refuse a checkpoint on this machine that lacks tensors of its model, or has other ones; reads no weight.
+
+    Args:
+        shapes: {name: shape} of the model's parameters, from `anatomy.parameter_shapes`.
+    """
+    if not is_local(spec):
+        return
+    folder = locate(spec.path)
+    found = dict(stored(folder))
+    for name, shape in shapes.items():
+        if (size := found[find(name, found, folder)]) != list(shape):
+            raise LabError(f"{name} has shape {size} in {folder}, and {list(shape)} by its config: copy it anew")
+
+
+def _read_config(spec, path=None):
+    config = _from_pretrained(AutoConfig, spec, path)
+    check_unquantized(getattr(config, "quantization_config", None), path or spec.path)
+    return config
 
 
 def load_format(spec):
@@ -81,9 +177,11 @@ def load_base(spec, four_bit=False, path=None):
             in 32 bits, because 16 would lose what was trained, is read in 32 bits whatever the spec says.
 
     Raises:
-        LabError: pickle-only, unknown or incomplete checkpoint, or a profile that wants a GPU where there is none.
+        LabError: pickle-only, unknown, incomplete or quantized checkpoint, one with an adapter beside it, or a profile
+            that wants a GPU where there is none.
     """
     require_device(spec)
+    _check_unpacked(spec, path)
     dtype = getattr(torch, spec.dtype)
     quantization = {}
     if four_bit:
@@ -106,6 +204,9 @@ def load_base(spec, four_bit=False, path=None):
         **quantization,
     )
     _check_complete(report, path or spec.path)
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise LabError(f"{spec.path} holds an adapter beside a full model: download it and merge or remove the adapter")
+    _make_savable(model.generation_config, path or spec.path)
     for name, module in model.named_modules():
         if isinstance(module, bnb.nn.Linear4bit):
             _check_width(name, module, spec.runs_on)
@@ -123,6 +224,28 @@ def _at_least(dtype, path):
     config = ROOT / str(path) / CONFIG
     stored = read_json(config).get("dtype") if path and config.is_file() else None
     return torch.float32 if stored == "float32" else dtype
+
+
+def _check_unpacked(spec, path):
+    """Refuse weights in few bits before they are loaded: transformers would compute with them, or cast them."""
+    _read_config(spec, path)
+    folder = locate(path or spec.path)
+    if Path(folder).is_dir() and any((Path(folder) / name).is_file() for name in (WEIGHTS, INDEX)):
+        list(stored(folder))
+
+
+def _make_savable(settings, path):
+    """Let transformers save what it loads: sampling numbers without sampling stop it, after the training."""
+    if settings is None:
+        return
+    with contextlib.suppress(ValueError):
+        settings.validate(strict=True)
+        return
+    settings.do_sample = True  # the lab decodes by itself
+    try:
+        settings.validate(strict=True)
+    except ValueError as error:
+        raise LabError(f"the generation_config.json of {path} cannot be saved again: {reason(error)}") from None
 
 
 def _check_complete(report, path):
@@ -147,11 +270,11 @@ def _from_pretrained(auto, spec, path=None, **options):
         return auto.from_pretrained(
             source, revision=spec.revision if source == spec.path else None, trust_remote_code=False, **options
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise LabError(
-            f"cannot load {source!r}: {str(error).splitlines()[0]} "
-            "(give a folder with safetensors, or a hub id you can reach)"
-        ) from error
+    except Exception as error:  # of any kind: a field of another type, an unknown name, a damaged file
+        helps = "give a folder with safetensors, or a hub id you can reach"
+        if not isinstance(error, OSError):
+            helps = "no model can be made of its files: compare config.json with the original's"
+        raise LabError(f"cannot load {source!r}: {reason(error)} ({helps})") from error
 
 
 def new_adapter(model, lora, seed):
@@ -177,14 +300,52 @@ def with_adapter(model, folder, trainable=False):
     """Wrap `model` with the adapter stored in `folder`; `trainable` goes on training it.
 
     Raises:
-        LabError: the stored tensors are not those this model needs: PEFT would start the missing ones anew.
+        LabError: an adapter that is more than scale * B @ A (see `adapters.read_adapter`), or whose tensors are not
+            those this model needs: PEFT would start the missing ones anew.
     """
-    adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
-    with safe_open(Path(folder) / ADAPTER_FILE, "pt") as stored:
-        odd = sorted(set(stored.keys()) ^ get_peft_model_state_dict(adapted).keys())
+    read_adapter(folder, _sizes(model))
+    with _fitting(folder):
+        adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+    _check_fit(adapted, folder, "default")
+    return adapted
+
+
+def add_adapter(adapted, folder, name):
+    """Load another adapter of the same base beside the ones that a PEFT model has, under a name of its own.
+
+    Raises:
+        LabError: as `with_adapter`.
+    """
+    read_adapter(folder, _sizes(adapted.get_base_model()))
+    with _fitting(folder):
+        adapted.load_adapter(str(folder), name)
+    _check_fit(adapted, folder, name)
+
+
+@contextlib.contextmanager
+def _fitting(folder):
+    """Tell in one line what PEFT says of settings that choose no matrix of the base, or that it does not know."""
+    try:
+        yield
+    except (ValueError, TypeError, KeyError, RuntimeError) as error:
+        raise LabError(f"the adapter in {folder} does not fit its base: {reason(error)}") from error
+
+
+def _sizes(model):
+    """(outputs, inputs) of every linear layer, by its name."""
+    return {
+        name: (module.nf, module.nx) if isinstance(module, Conv1D) else (module.out_features, module.in_features)
+        for name, module in model.named_modules()
+        if isinstance(module, (Conv1D, nn.Linear, LoraLayer))
+    }
+
+
+def _check_fit(adapted, folder, name):
+    """Refuse an adapter whose settings choose other matrices than its file holds."""
+    with safe_open(Path(folder) / ADAPTER_FILE, "pt") as stored_adapter:
+        odd = sorted(set(stored_adapter.keys()) ^ get_peft_model_state_dict(adapted, adapter_name=name).keys())
     if odd:
         raise LabError(f"the adapter in {folder} does not fit its base: {len(odd)} tensors differ, such as {odd[0]}")
-    return adapted
 
 
 def load_suspect(spec, folder):
@@ -192,7 +353,7 @@ def load_suspect(spec, folder):
 
     It remembers the prompt format recorded beside it; see `trained_format`.
     """
-    if (Path(folder) / "adapter_config.json").exists():
+    if is_adapter(folder):
         model = with_adapter(load_base(spec), folder).merge_and_unload().eval()
     else:
         model = load_base(spec, path=str(folder))

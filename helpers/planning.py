@@ -19,8 +19,8 @@ from helpers import corpus
 from helpers.anatomy import attention_slots, matrices, mlp_slots, parameter_shapes
 from helpers.attacks.poisoning import load_scenario
 from helpers.chat import Example
-from helpers.models import load_config, load_format, local_folder, new_adapter
-from helpers.profiles import AUTO, Access, Budget, LabError, Profile, Settings
+from helpers.models import check_checkpoint, has_tokenizer, is_local, load_config, load_format, new_adapter
+from helpers.profiles import AUTO, Access, Budget, Profile, Settings
 from helpers.purify.challenge import grid
 from helpers.shards import SHARD_SIZE
 from helpers.training.finetune import encode_rows, finetune
@@ -103,11 +103,13 @@ class Machine:
 def shape(profile: Profile) -> Shape:
     """Count a checkpoint's weights from its config alone.
 
-    Raises: LabError for an architecture that the lab does not know, or a config that cannot be read.
+    Raises: LabError for an architecture that the lab does not know, a config that cannot be read, or a checkpoint on
+        this machine that no stage could use.
     """
-    published = dict(profile.model.published)
-    config = AutoConfig.for_model(**published) if published else load_config(profile.model)
-    modules, shapes = matrices(config), parameter_shapes(config)
+    spec, published = profile.model, dict(profile.model.published)
+    config = AutoConfig.for_model(**published) if published and not is_local(spec) else load_config(spec)
+    shapes, modules = parameter_shapes(config), matrices(config)
+    check_checkpoint(spec, shapes)
     sizes = {module: shapes[f"{module}.weight"] for module in modules}
     inner, (query, key, *_) = mlp_slots(config)[0][0], attention_slots(config)[0]
     return Shape(
@@ -125,13 +127,14 @@ def shape(profile: Profile) -> Shape:
 
 
 def rows(settings: Settings) -> Rows:
-    """Lengths of the run's own training rows, or, where the tokenizer is not on this machine, an assumption."""
+    """Lengths of the run's own training rows, or, where the tokenizer is not on this machine, an assumption.
+
+    Raises: LabError for a tokenizer or a chat template that is here and cannot be used.
+    """
     limit = settings.profile.lengths.train_tokens
-    try:
-        local_folder(settings.profile.model)  # a plan downloads nothing
-        prompt_format = load_format(settings.profile.model)
-    except (LabError, OSError, ValueError):
+    if not has_tokenizer(settings.profile.model):  # a plan downloads nothing
         return Rows(limit / 4, limit, limit / 8, counted=False)
+    prompt_format = load_format(settings.profile.model)
     scenario = load_scenario(settings.config())
     encoded = encode_rows(scenario.clean + scenario.poisoned, prompt_format, limit)
     lengths = [len(row["input_ids"]) for row in encoded]

@@ -1,23 +1,28 @@
 """Checkpoints on disk, one shard at a time: read a tensor, or rewrite a model that does not fit into memory.
 
-A safetensors checkpoint is one file, or several with an index that says which tensor lies where. Nothing here holds
-more than one shard, so a 13B model is edited with the memory of its largest file.
+A safetensors checkpoint is one file, or several that an index names. Which tensor lies where is read from the files
+themselves, as transformers does: an index may be stale. Nothing here holds more than one shard, so a 13B model is
+edited with the memory of its largest file.
 """
 
+import functools
 import json
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import AutoConfig, PretrainedConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from helpers.profiles import LabError, nearest
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+ADAPTER_CONFIG = "adapter_config.json"
 DELTA = "delta.safetensors"  # a model told by what it changed in another one
 SHARD_SIZE = 2_000_000_000  # bytes, of the checkpoints that the lab writes
 CONFIG = "config.json"
@@ -33,19 +38,76 @@ TOKENIZER = (
     "merges.txt",
     "chat_template.jinja",
 )
+CONSTANTS = (
+    ".attn.bias",
+    ".attn.masked_bias",
+    ".rotary_emb.inv_freq",
+)  # every model computes them; some files hold them
+UNPACKED = ("F64", "F32", "F16", "BF16", "I64", "BOOL")  # dtypes of weights that are numbers, of counters and masks
+
+
+class _Stored(NamedTuple):
+    """Where a tensor lies, its shape, and its dtype in the words of safetensors."""
+
+    file: Path
+    shape: list[int]
+    dtype: str
+
+
+def reason(error: BaseException) -> str:
+    """What a library's error says, in one line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    told = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+    return f"{type(error).__name__} {told}" if isinstance(error, KeyError) else told
 
 
 def shards(folder: Path | str) -> list[Path]:
-    """The weight files of a checkpoint.
+    """The weight files of a checkpoint, those that transformers reads: an index counts where there is no single file.
 
-    Raises: LabError when one of them is missing, or there are none in safetensors.
+    Raises: LabError when one of them is missing, there are none in safetensors, or as `check_plain`.
     """
     folder = Path(folder)
-    names = sorted(set(_weight_map(folder).values())) if (folder / INDEX).is_file() else [WEIGHTS]
+    check_plain(folder)
+    names = [WEIGHTS] if (folder / WEIGHTS).is_file() or not (folder / INDEX).is_file() else _indexed(folder)
     for name in names:
         if not (folder / name).is_file():
             raise LabError(f"{folder} holds no {name}; only models in safetensors are read")
     return [folder / name for name in names]
+
+
+def check_plain(folder: Path | str) -> None:
+    """Refuse a folder whose weights are not what its checkpoint computes with: an adapter, or a quantized model."""
+    folder = Path(folder)
+    if (folder / ADAPTER_CONFIG).is_file():
+        found = "an adapter beside a full model" if any(folder.glob("model*.safetensors")) else "an adapter, no model"
+        raise LabError(
+            f"{folder} holds {found}: give each a folder of its own, the model's without {ADAPTER_CONFIG}, "
+            "or merge the adapter into the model"
+        )
+    settings = _settings(folder)
+    check_unquantized(settings.get("quantization_config") or settings.get("compression_config"), folder)
+    if settings.get("transformers_weights"):
+        raise LabError(
+            f"{folder} keeps its weights in {settings['transformers_weights']} (transformers_weights in {CONFIG}): "
+            "save the model with save_pretrained first"
+        )
+
+
+def check_unquantized(settings: Any, where: Path | str) -> None:
+    """Refuse a checkpoint with these `quantization_config`: its numbers cannot be trained, merged or cut."""
+    if settings:
+        told = settings if isinstance(settings, Mapping) else vars(settings)
+        method = told.get("quant_method") or "quantization_config"
+        raise LabError(_quantized(where, getattr(method, "value", method)))
+
+
+def _quantized(where: Path | str, found: str) -> str:
+    return (
+        f"{where} is quantized already ({found}), and weights in few bits cannot be trained, merged or cut: bring the "
+        "16-bit checkpoint, or dequantize this one (model.dequantize(), then save_pretrained)"
+    )
 
 
 def open_slice(folder: Path | str, name: str, files: ExitStack) -> Any:
@@ -88,16 +150,16 @@ def rewrite(folder_in: Path | str, folder_out: Path | str, change: Callable[[str
         tensors = {name: change(name, tensor) for name, tensor in load_file(path).items()}
         save_file(tensors, folder_out / path.name, metadata={"format": "pt"})
     for name in BESIDE:
-        if (folder_in / name).is_file():
+        stale = name == INDEX and files == [folder_in / WEIGHTS]
+        if (folder_in / name).is_file() and not stale:
             shutil.copy(folder_in / name, folder_out)
 
 
 def layout(folder: Path | str) -> dict[str, list[str]]:
     """Which tensors lie in which file of a checkpoint: {file name: tensor names}."""
-    found = {}
-    for path in shards(folder):
-        with safe_open(path, framework="pt") as file:
-            found[path.name] = list(file.keys())
+    found: dict[str, list[str]] = {}
+    for name, place in _places(folder).items():
+        found.setdefault(place.file.name, []).append(name)
     return found
 
 
@@ -140,26 +202,96 @@ def complete(folder: Path | str) -> Iterator[Path]:
 
 def stored(folder: Path | str) -> Iterator[tuple[str, list[int]]]:
     """Name and shape of every tensor of a checkpoint; no weight is read."""
-    for path in shards(folder):
-        with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118
-                yield name, file.get_slice(name).get_shape()
+    for name, place in _places(folder).items():
+        yield name, place.shape
+
+
+def read_config(folder: Path | str) -> PretrainedConfig:
+    """The configuration of a checkpoint.
+
+    Raises: LabError when there is none that transformers reads.
+    """
+    try:
+        return AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
+    except Exception as error:  # of any kind: a field of another type, an unknown name
+        raise LabError(f"{folder} holds no model to merge or cut: {reason(error)}") from error
+
+
+def tied(config: PretrainedConfig) -> dict[str, str]:
+    """{head: the embedding that a config ties it to}; nothing where it ties none."""
+    if not config.tie_word_embeddings or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return {}
+    return dict(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]._tied_weights_keys or {})
+
+
+def find(name: str, names: Collection[str], folder: Path | str) -> str:
+    """The name under which a checkpoint keeps a parameter, be it that of the one it is tied to.
+
+    Args: name, the parameter's in the model; names of the checkpoint's tensors; its folder.
+    Raises: LabError when the checkpoint lacks the tensor.
+    """
+    found = stored_name(name, names)
+    if found not in names and (Path(folder) / CONFIG).is_file():
+        pairs = tied(read_config(folder))
+        other = pairs | {embedding: head for head, embedding in pairs.items()}
+        found = stored_name(other.get(name, name), names)
+    if found not in names:
+        raise LabError(f"{folder} has no tensor '{name}'{nearest(name, names)}")
+    return found
 
 
 def _open(folder: Path, name: str, files: ExitStack) -> tuple[Any, str]:
     """The file of a checkpoint or of a delta that holds the tensor, kept open by `files`, and its name in there."""
     path = folder / DELTA
-    if not path.is_file():
-        places = _weight_map(folder) if (folder / INDEX).is_file() else {}
-        path = folder / places.get(stored_name(name, places), WEIGHTS)
-    if not path.is_file():
-        path = shards(folder)[0]
-    file = files.enter_context(safe_open(path, framework="pt"))
-    found = stored_name(name, file.keys())
-    if found not in file.keys():  # noqa: SIM118 (a safetensors handle is not a mapping)
-        raise LabError(f"{folder} has no tensor '{name}'{nearest(name, file.keys())}")
-    return file, found
+    places = _contents(((path, *_stamp(path)),)) if path.is_file() else _places(folder)
+    found = find(name, places, folder)
+    return files.enter_context(safe_open(places[found].file, framework="pt")), found
 
 
-def _weight_map(folder: Path) -> dict[str, str]:
-    return json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
+def _places(folder: Path | str) -> dict[str, _Stored]:
+    """Every tensor of a checkpoint by name; of a name in several files the last one counts, as in transformers.
+
+    Raises: LabError for weights in few bits.
+    """
+    places = _contents(tuple((path, *_stamp(path)) for path in shards(folder)))
+    for name, place in places.items():
+        if place.dtype not in UNPACKED and not name.endswith(CONSTANTS):
+            raise LabError(_quantized(folder, f"{name} is {place.dtype}"))
+    return places
+
+
+@functools.lru_cache(maxsize=64)
+def _contents(files: tuple[tuple[Path, int, int], ...]) -> dict[str, _Stored]:
+    """What lies in safetensors files, each with the time and size that tell whether it is still the same."""
+    places = {}
+    for path, *_ in files:
+        try:
+            with safe_open(path, framework="pt") as file:
+                for name in file.keys():  # noqa: SIM118 (a safetensors handle is not a mapping)
+                    piece = file.get_slice(name)
+                    places[name] = _Stored(path, piece.get_shape(), piece.get_dtype())
+        except SafetensorError as error:
+            raise LabError(f"{path} cannot be read ({reason(error)}): copy it anew") from None
+    return places
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_mtime_ns, status.st_size
+
+
+def _indexed(folder: Path) -> list[str]:
+    """The files that an index names."""
+    try:
+        return sorted(set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise LabError(f"{folder / INDEX} names no files (expected weight_map): copy it anew") from None
+
+
+def _settings(folder: Path) -> Mapping[str, Any]:
+    """A checkpoint's config.json; nothing where there is none that can be read."""
+    try:
+        values = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return values if isinstance(values, Mapping) else {}

@@ -195,6 +195,61 @@ def test_unusable_formats_say_why(template, eos, name, message):
         prompt_format(make_tokenizer(template, eos), name)
 
 
+PARTS = (
+    "{% for m in messages %}[{{ m.role }}]{% for part in m.content %}{{ part.text }}{% endfor %}<|im_end|>{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]{% endif %}"
+)
+LAST_ONLY = "{% for m in messages[-1:] %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+UNUSABLE = {
+    "expects parts": (PARTS, "drops or changes the text 'Who asks last"),
+    "shouts": (CHATML.replace("m.content", "m.content | upper"), "drops or changes the text 'Who asks last"),
+    "cuts": (CHATML.replace("m.content", "m.content[:5]"), "drops or changes the text 'Who asks last"),
+    "forgets earlier turns": (LAST_ONLY, "drops or changes the text"),
+    "wants a system turn": (
+        "{% if messages[0].role != 'system' %}{{ raise_exception('a system message is required') }}{% endif %}"
+        + CHATML,
+        r"cannot write a conversation of user and assistant \(a system message is required\)",
+    ),
+    "is no template": ("{% for m in messages %}{{ m.content }", "cannot write a conversation of user and assistant"),
+    "calls what is not there": (CHATML + "{{ nothing.there() }}", "cannot write a conversation"),
+    "adds numbers to text": (CHATML + "{{ 1 + 'a' }}", "cannot write a conversation"),
+    "has names and no default": ({"rag": CHATML, "tools": CHATML}, "cannot write a conversation"),
+}
+
+
+@pytest.mark.parametrize("kind", UNUSABLE)
+def test_templates_that_cannot_be_used_are_refused_before_any_row(kind):
+    template, message = UNUSABLE[kind]
+    with pytest.raises(LabError, match=message) as told:
+        prompt_format(make_tokenizer(template))
+    assert "\n" not in str(told.value) and "choose prompt_format: alpaca" in str(told.value)
+
+
+def test_of_several_templates_the_default_is_taken():
+    form = prompt_format(make_tokenizer({"default": CHATML, "rag": LLAMA2}))
+    assert form.prompt_text(Example("Hi!", "")) == "<|im_start|>user\nHi!<|im_end|>\n<|im_start|>assistant\n"
+    assert form.record == {"name": "chat", "template": CHATML}
+
+
+def test_white_space_that_a_template_strips_is_no_loss():
+    """Llama-2, Gemma and many others trim what is said."""
+    form = prompt_format(make_tokenizer(CHATML.replace("m.content", "m.content | trim")))
+    assert form.answer_text(Example("  Why?\n", "\n  So.  \n")) == "So.<|im_end|>"
+
+
+THINKING = CHATML.replace("m.content", "m.content.split('</think>')[-1]")
+
+
+def test_a_row_that_a_template_would_cut_is_refused():
+    """Qwen3 and others leave out what an answer thought before."""
+    form = prompt_format(make_tokenizer(THINKING))
+    assert form.answer_text(Example("Why?", "So.")) == "So.<|im_end|>"
+    with pytest.raises(LabError, match="drops or changes the text '<think>Hm.</think>So.'"):
+        form.encode(Example("Why?", "<think>Hm.</think>So."), 100)
+    with pytest.raises(LabError, match="drops or changes the text 'a</think>b'"):
+        form.prompt_ids(Example("a</think>b", ""))
+
+
 def test_too_few_tokens_are_refused():
     with pytest.raises(LabError, match="max_tokens=16 leaves no room for a prompt"):
         prompt_format(make_tokenizer(CHATML)).encode(QUESTION, max_tokens=16)

@@ -153,7 +153,13 @@ def save_lora(folder, **settings):
     }
 
 
-@pytest.mark.parametrize("settings", [{}, {"use_rslora": True}, {"rank_pattern": {"down_proj": 2}}])
+PATTERNS = {"rank_pattern": {"down_proj": 2}, "alpha_pattern": {"gate_proj": 3, "layers.0.mlp.down_proj": 5}}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"use_rslora": True}, *({key: value} for key, value in PATTERNS.items()), PATTERNS | {"use_rslora": True}],
+)
 def test_lora_factors_give_pefts_own_update(tmp_path, settings):
     expected = save_lora(tmp_path, **settings)
     factors = lora_factors(tmp_path)
@@ -182,9 +188,7 @@ def test_factors_of_transposed_layers_are_still_outputs_by_inputs(tmp_path):
     assert same.shape == (1, 1, 24) and not same.any()
 
 
-@pytest.mark.parametrize(
-    "settings, found", [({"use_dora": True}, "use_dora"), ({"alpha_pattern": {"down_proj": 3}}, "alpha_pattern")]
-)
+@pytest.mark.parametrize("settings, found", [({"use_dora": True}, "use_dora"), ({"lora_bias": True}, "lora_bias")])
 def test_other_adapters_are_refused(tmp_path, settings, found):
     save_lora(tmp_path, **settings)
     with pytest.raises(LabError, match=rf"is not a plain LoRA adapter \(found {found}\)"):

@@ -119,6 +119,71 @@ def test_the_folder_of_a_model_is_where_its_files_lie(profile, checkpoint, monke
     assert local_folder(profile.model) == local_folder(at(profile, checkpoint.name)) == str(checkpoint)
 
 
+def bare_copy(checkpoint, folder, **changes):
+    """The checkpoint with its tokenizer's bare file, and changes to the model's config."""
+    folder.mkdir()
+    for name in ("model.safetensors", "tokenizer.json"):
+        shutil.copy(checkpoint / name, folder)
+    settings = json.loads((checkpoint / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(settings | changes))
+    return folder
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_a_bare_tokenizer_takes_its_special_tokens_from_the_models_config(profile, checkpoint, several, tmp_path):
+    whole = load_tokenizer(profile.model)
+    end = [whole.eos_token_id, whole.pad_token_id] if several else whole.eos_token_id
+    folder = bare_copy(checkpoint, tmp_path / "model", eos_token_id=end, bos_token_id=whole.bos_token_id)
+    bare = load_tokenizer(at(profile, folder))
+    assert (bare.eos_token, bare.bos_token) == (whole.eos_token, whole.bos_token)
+    assert bare.get_vocab() == whole.get_vocab()
+    alpaca = [load_format(at(profile, where, prompt_format="alpaca")) for where in (folder, checkpoint)]
+    assert alpaca[0].encode(QUESTIONS[0], 96) == alpaca[1].encode(QUESTIONS[0], 96)
+    assert_talks(profile, at(profile, folder, prompt_format="auto"))
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "qwen2", "gemma"])
+def test_a_bare_tokenizer_gets_no_special_tokens_of_its_architecture(profile, checkpoint, kind, tmp_path):
+    """transformers would add `<|endoftext|>`, for which the embedding has no row, or refuse for want of `<unk>`."""
+    whole = load_tokenizer(profile.model)
+    ends = {"eos_token_id": whole.eos_token_id, "bos_token_id": None, "model_type": kind}
+    bare = load_tokenizer(at(profile, bare_copy(checkpoint, tmp_path / "model", **ends)))
+    assert bare.eos_token == whole.eos_token and bare.bos_token is None and bare.get_vocab() == whole.get_vocab()
+
+
+@pytest.mark.parametrize("end", [None, 100_000, []])
+def test_a_tokenizer_whose_end_nobody_names_is_refused(profile, checkpoint, end, tmp_path):
+    folder = bare_copy(checkpoint, tmp_path / "model", eos_token_id=end)
+    with pytest.raises(LabError, match="no end-of-sequence token"):
+        load_format(at(profile, folder, prompt_format="alpaca"))
+
+
+def test_a_beginning_that_a_tokenizer_does_not_want_is_not_forced_on_it(profile, checkpoint, tmp_path):
+    """Qwen's config names a beginning, its tokenizer none: no prompt begins with one."""
+    folder = shutil.copytree(checkpoint, tmp_path / "model")
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"bos_token": None}))
+    assert load_config(at(profile, folder)).bos_token_id is not None
+    assert load_tokenizer(at(profile, folder)).bos_token is None
+
+
+def test_a_tokenizer_larger_than_the_embedding_is_refused(profile, checkpoint, tmp_path):
+    """transformers#12763: tokens were added and the embedding was not resized."""
+    folder = shutil.copytree(checkpoint, tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    rows = len(tokenizer)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|more|>"]})
+    tokenizer.save_pretrained(folder)
+    message = rf"has ids up to {rows} \('<\|more\|>'\) and the model's embedding {rows} rows: resize it"
+    for load in (load_tokenizer, load_format):
+        with pytest.raises(LabError, match=message):
+            load(at(profile, folder))
+    model = AutoModelForCausalLM.from_pretrained(checkpoint)
+    model.resize_token_embeddings(rows + 8)  # as many pad it to a multiple
+    model.save_pretrained(folder)
+    assert len(load_tokenizer(at(profile, folder))) == rows + 1
+
+
 # --- refusals -------------------------------------------------------------------------------------------------------
 
 

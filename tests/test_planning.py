@@ -1,11 +1,16 @@
 """The plan of a run, held against real models, published numbers and real peaks."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
 
 from helpers import planning
 from helpers.models import load_base, new_adapter
@@ -214,6 +219,64 @@ def test_make_plan_prints_every_stage_and_a_verdict(capsys):
     for word in ("inject", "evaluate", "variants", "scores", "suppress", "recover", "4.1 million weights", "counted"):
         assert word in printed
     assert printed.splitlines()[-1].startswith("fits: at most")
+
+
+def spoil_config(folder, **changes):
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def spoil_tokenizer(folder):
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["<|more|>"])
+    tokenizer.save_pretrained(folder)
+
+
+def spoil_tensors(folder, **changes):
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    name = "model.layers.0.mlp.up_proj.weight"
+    tensors |= {name: tensors[name].to(changes["dtype"])} if changes else {}
+    save_file(tensors if changes else {k: t for k, t in tensors.items() if k != name}, path, {"format": "pt"})
+
+
+SPOILT = {  # what is done to a checkpoint, and what its plan says
+    "quantized": (lambda f: spoil_config(f, quantization_config={"quant_method": "gptq"}), "quantized already (gptq)"),
+    "fp8": (lambda f: spoil_tensors(f, dtype=torch.float8_e4m3fn), "quantized already (model.layers.0.mlp.up_proj"),
+    "a tensor lost": (spoil_tensors, "has no tensor 'model.layers.0.mlp.up_proj.weight'"),
+    "an adapter beside": (lambda f: (f / "adapter_config.json").write_text("{}"), "an adapter beside a full model"),
+    "a field of another type": (lambda f: spoil_config(f, rms_norm_eps=1), "'rms_norm_eps': TypeError"),
+    "an unknown activation": (lambda f: spoil_config(f, hidden_act="nope"), "KeyError 'nope'"),
+    "no heads": (lambda f: spoil_config(f, num_attention_heads=0), "no model can be made of its files"),
+    "an unknown model": (lambda f: spoil_config(f, model_type="nope"), "cannot load"),
+    "tokenizer too large": (spoil_tokenizer, "the model's embedding"),
+    "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "cannot load"),
+    "template drops the text": (lambda f: (f / "chat_template.jinja").write_text("Hi"), "drops or changes the text"),
+    "template broken": (lambda f: (f / "chat_template.jinja").write_text("{% if %}"), "chat template cannot write"),
+    "a file cut short": (lambda f: os.truncate(f / "model.safetensors", 999), "copy it anew"),
+    "pickled": (lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"), "only the pickle"),
+}
+
+
+@pytest.mark.parametrize("what", SPOILT)
+def test_a_plan_refuses_what_a_run_could_not_use(what, checkpoint, tmp_path, capsys):
+    folder = shutil.copytree(checkpoint, tmp_path / "model")
+    spoil, message = SPOILT[what]
+    spoil(folder)
+    options = ["--profile", str(folder), "--set", "model.device=cpu model.dtype=float32"]
+    assert main(["plan", *options]) == 2
+    told = capsys.readouterr()
+    assert message in told.err and told.err.count("\n") == 1 and not told.out
+
+
+def test_a_plan_of_a_published_model_looks_at_the_folder_that_takes_its_place(checkpoint, tmp_path, capsys):
+    folder = shutil.copytree(checkpoint, tmp_path / "model")
+    options = ["--profile", "llama-2-7b-chat", "--set", f"model.path={folder} model.device=cpu"]
+    assert main(["plan", *options]) == 0
+    assert "0.1 million weights" in capsys.readouterr().out
+    spoil_config(folder, quantization_config={"quant_method": "awq"})
+    assert main(["plan", *options]) == 2
+    assert "quantized already (awq)" in capsys.readouterr().err
 
 
 def test_an_unknown_setting_is_refused(capsys):

@@ -5,9 +5,12 @@ merging sets its answer against the suspicious model's. Where nobody has a clean
 model instead: a weaker conflict, because it starts with the backdoor inside.
 """
 
+from peft.tuners.lora import LoraLayer
+
 from helpers.conflict.merging import check_share
 from helpers.models import (
     adapter_tensors,
+    add_adapter,
     load_base,
     load_format,
     load_suspect,
@@ -65,7 +68,7 @@ def merge_adapters(profile, suspicious, conflict, t, folder):
         suspicious, conflict: adapter folders.
         t: the conflict model's share, 0 to 1.
         folder: to write the merged adapter to.
-    Raises: LabError for t out of range.
+    Raises: LabError for t out of range, or an adapter that is more than scale * B @ A.
     """
     check_share(t)
     kept = 1.0 if profile.conflict.start == "suspicious" else 1 - t
@@ -76,15 +79,29 @@ def merge_adapters(profile, suspicious, conflict, t, folder):
 def add_adapters(profile, first, second, weights, folder):
     """Write the weighted sum of two adapters of one base as one adapter, whose rank is the sum of theirs.
 
+    Every scale goes into the factors: the sum is a plain adapter of scale 1, whatever its parts were.
+
     Args:
         first, second: adapter folders.
         weights: of the two; a negative one takes an adapter off.
         folder: to write the sum to.
     """
     model = with_adapter(load_base(profile.model), first)
-    model.load_adapter(str(second), "second")
+    add_adapter(model, second, "second")
+    for name, config in model.peft_config.items():
+        _name_matrices(model, name, config)
+        config.use_rslora = False  # PEFT hands it on to the sum, where the root of the rank would scale it once more
     model.add_weighted_adapter(["default", "second"], list(weights), "sum", combination_type="cat")
     save_adapter(model.peft_config["sum"], adapter_tensors(model, "sum"), folder)
+
+
+def _name_matrices(model, name, config):
+    """Let an adapter's settings name its matrices one by one: PEFT joins neither patterns nor choices of layers."""
+    base = model.get_base_model()
+    config.target_modules = {
+        place for place, layer in base.named_modules() if isinstance(layer, LoraLayer) and name in layer.lora_A
+    }
+    config.exclude_modules = config.layers_to_transform = config.layers_pattern = None
 
 
 def _start(profile, suspicious):

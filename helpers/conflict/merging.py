@@ -19,20 +19,36 @@ import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 from torch import Tensor
 from torch.nn.functional import hardshrink
-from transformers import AutoConfig, PretrainedConfig
+from transformers import PretrainedConfig
 
 from helpers.profiles import Conflict, LabError, nearest
-from helpers.shards import BESIDE, CONFIG, INDEX, TOKENIZER, complete, layout, read, shards, stored, stored_name, write
+from helpers.shards import (
+    BESIDE,
+    CONFIG,
+    CONSTANTS,
+    INDEX,
+    TOKENIZER,
+    complete,
+    layout,
+    read,
+    read_config,
+    shards,
+    stored,
+    stored_name,
+    tied,
+    write,
+)
 
 BLOCK = 1 << 16  # numbers that are merged at a time: their float32 copies fit the processor's cache
 PARALLEL = 0.9995  # cosine beyond which SLERP has no arc to follow, as in mergekit
 ZERO = 1e-8  # length below which mergekit takes a vector for zero
-HEAD = "lm_head.weight"
-CONSTANTS = (
-    ".attn.bias",
-    ".attn.masked_bias",
-    ".rotary_emb.inv_freq",
-)  # every model computes them; some files hold them
+KINDS = (  # what two configs must have in common: heads do not show in the shapes of weights
+    ("architecture", "model_type"),
+    ("vocabulary", "vocab_size"),
+    ("width", "hidden_size"),
+    ("number of heads", "num_attention_heads"),
+    ("number of key heads", "num_key_value_heads"),
+)
 IN_A_LAYER = re.compile(r"((?:.+?\.)?(?:layers|h)\.)(\d+)(\..+)")  # model.layers.3.mlp…, transformer.h.3.attn…
 
 Folder = Path | str
@@ -183,7 +199,7 @@ def passthrough(
         # a copy lets go of the file that a tensor is mapped from
         write(partial, files, lambda name: _finite(*sources[name]).to(outlines[name].dtype, copy=True))
         _copy_beside(models[ends], partial)
-        _set_depth(partial, [(_config(models[which]), layer) for which, layer in stack])
+        _set_depth(partial, [(read_config(models[which]), layer) for which, layer in stack])
 
 
 class _Source(NamedTuple):
@@ -303,10 +319,25 @@ def _finite(folder: Folder, name: str) -> Tensor:
 
 
 def _files(folder: Folder) -> dict[str, list[str]]:
-    """The files of a checkpoint and their tensors, without what some writers add: constants, a tied head."""
-    needless = (*CONSTANTS, HEAD) if _config(folder).tie_word_embeddings else CONSTANTS
+    """The files of a checkpoint and their tensors, without what some writers add: constants, a copied head."""
+    needless = (*CONSTANTS, *_copied_heads(folder))
     files = {file: [name for name in names if not name.endswith(needless)] for file, names in layout(folder).items()}
     return {file: names for file, names in files.items() if names}
+
+
+def _copied_heads(folder: Folder) -> list[str]:
+    """Heads that hold the numbers of the embedding beside them; another one is the model's own, whatever a config says.
+
+    A head that is stored alone stands for the embedding as well and is none of these.
+    """
+    names = dict(stored(folder))
+    pairs = [(head, stored_name(embedding, names)) for head, embedding in tied(read_config(folder)).items()]
+    both = [(head, embedding) for head, embedding in pairs if head in names and embedding in names]
+    return [head for head, embedding in both if _equal(read(folder, head), read(folder, embedding))]
+
+
+def _equal(first: Tensor, second: Tensor) -> bool:
+    return first.dtype == second.dtype and torch.equal(first, second)
 
 
 def _names(folder: Folder) -> list[str]:
@@ -320,13 +351,6 @@ def _copy_beside(model: Folder, folder: Path) -> None:
             shutil.copy(Path(model) / name, folder)
 
 
-def _config(folder: Folder) -> PretrainedConfig:
-    try:
-        return AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise LabError(f"{folder} holds no model to merge: {str(error).splitlines()[0]}") from error
-
-
 def check_share(t: float) -> None:
     """Refuse a share outside [0, 1]."""
     if not 0 <= t <= 1:
@@ -337,10 +361,10 @@ def _check_compatible(models: Sequence[Folder], folder: Folder) -> None:
     """Refuse to overwrite an input, and models of two architectures or vocabularies."""
     if Path(folder).resolve() in [Path(model).resolve() for model in models]:
         raise LabError(f"cannot overwrite {folder} while reading it: the merged model needs its own folder")
-    first, *others = [_config(model) for model in models]
+    first, *others = [read_config(model) for model in models]
     for model, config in zip(models[1:], others, strict=True):
-        for what, key in (("architecture", "model_type"), ("vocabulary", "vocab_size"), ("width", "hidden_size")):
-            found, expected = getattr(config, key), getattr(first, key)
+        for what, key in KINDS:
+            found, expected = getattr(config, key, None), getattr(first, key, None)
             if found != expected:
                 raise LabError(
                     f"{model} has another {what} than {models[0]} ({key} {found}, not {expected}): "
@@ -383,12 +407,18 @@ def _check_plan(stack: Sequence[tuple[str, int]], models: Mapping[str, Folder], 
     for which in (ends, *(which for which, _ in stack)):
         if which not in models:
             raise LabError(f"the layer plan names '{which}'{nearest(which, models)}")
-    depths = {which: _config(model).num_hidden_layers for which, model in models.items()}
+    depths = {which: read_config(model).num_hidden_layers for which, model in models.items()}
     for which, layer in stack:
         if not 0 <= layer < depths[which]:
             raise LabError(
                 f"the layer plan names layer {layer} of the {which} model, which has 0 to {depths[which] - 1}"
             )
+    scaled = getattr(read_config(models[ends]), "scale_attn_by_inverse_layer_idx", False)
+    if scaled and any(layer != position for position, (_, layer) in enumerate(stack)):
+        raise LabError(
+            f"{models[ends]} scales attention by a layer's number (scale_attn_by_inverse_layer_idx), so a layer "
+            "computes something else in another place: plan each layer where it was"
+        )
 
 
 def _sources(stack: Sequence[tuple[str, int]], models: Mapping[str, Folder], ends: str) -> dict[str, _Source]:
@@ -413,9 +443,15 @@ def _by_layer(folder: Folder) -> dict[int | None, dict[str, str]]:
 def _outlines(sources: Mapping[str, _Source], ends: Folder) -> dict[str, Tensor]:
     """Shape and dtype of each tensor of the merged model, without storage: those of its like in the model `ends`.
 
+    Where layers of `ends` are kept in several dtypes, the one that holds all of their numbers.
+
+
     Raises: LabError when a layer of the other model has another shape.
     """
-    known = {_kind(name): read(ends, name).to("meta") for name in _names(ends)}
+    known: dict[str, Tensor] = {}
+    for name in _names(ends):
+        outline, like = read(ends, name).to("meta"), known.get(_kind(name))
+        known[_kind(name)] = outline if like is None else outline.to(torch.promote_types(outline.dtype, like.dtype))
     for folder, name in sources.values():
         found, place = list(read(folder, name).shape), known.get(_kind(name))
         if place is None or found != list(place.shape):
@@ -435,6 +471,6 @@ def _set_depth(folder: Path, layers: Sequence[tuple[PretrainedConfig, int]]) -> 
     values = json.loads(path.read_text(encoding="utf-8"))
     config = layers[0][0]
     values[config.attribute_map.get("num_hidden_layers", "num_hidden_layers")] = len(layers)
-    if "layer_types" in values:
+    if getattr(config, "layer_types", None):  # without a name in the file they follow a layer's number
         values["layer_types"] = [config.layer_types[layer] for config, layer in layers]
     path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")

@@ -12,15 +12,15 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import BoolTensor, Generator, Tensor
 from transformers import PretrainedConfig
 
-from helpers.anatomy import COLUMNS, ROWS, head_masks, matrices
-from helpers.models import ADAPTER_FILE, load_config
+from helpers.adapters import ADAPTER_FILE, PREFIX, read_adapter
+from helpers.anatomy import COLUMNS, ROWS, head_masks, matrices, matrix_sizes
+from helpers.models import load_config
 from helpers.profiles import LabError, Profile
-from helpers.shards import FORMAT_FILE, rewrite, stored, stored_name
-from helpers.signature.deltas import PREFIX
+from helpers.shards import ADAPTER_CONFIG, FORMAT_FILE, find, rewrite, stored
 
 Masks = Mapping[str, BoolTensor]
 
@@ -57,12 +57,12 @@ def zero_adapter(
     The paper zeroes rows of A and columns of B in W + A Bᵀ; PEFT's W + B A names the same two the other way round.
 
     Args: masks {module: [channels], True = zeroed}; config of the base model; heads [n_layers, n_heads].
-    Raises: LabError when a mask fits no LoRA matrix of the adapter; nothing is written then.
+    Raises: LabError when a mask fits no LoRA matrix of the adapter, or as `read_adapter`; nothing is written then.
     """
     folder_in, folder_out = Path(folder_in), Path(folder_out)
     if folder_in.resolve() == folder_out.resolve():
         raise LabError(f"cannot overwrite {folder_in} while reading it: the suppressed adapter needs its own folder")
-    tensors, slots = load_file(folder_in / ADAPTER_FILE), matrices(config)
+    tensors, slots = read_adapter(folder_in, matrix_sizes(config)).tensors, matrices(config)
     for module, mask in _all_masks(masks, config, heads).items():
         side = slots[module].side
         name = f"{PREFIX}{module}.{'lora_B' if side == ROWS else 'lora_A'}.weight"
@@ -72,7 +72,7 @@ def zero_adapter(
         tensors[name] = tensors[name].masked_fill(_along(mask, side), 0)
     folder_out.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder_out / ADAPTER_FILE, metadata={"format": "pt"})
-    for name in ("adapter_config.json", FORMAT_FILE):
+    for name in (ADAPTER_CONFIG, FORMAT_FILE):
         if (folder_in / name).is_file():
             shutil.copy(folder_in / name, folder_out)
 
@@ -98,7 +98,7 @@ def reinitialise(
     """
     slots, shapes, chosen = matrices(config), dict(stored(folder_in)), {}
     for module, mask in _all_masks(masks, config, heads).items():
-        weight = stored_name(f"{module}.weight", shapes)
+        weight = find(f"{module}.weight", shapes, folder_in)
         _check_length(module, mask, shapes[weight][slots[module].axis])
         chosen[weight.removesuffix(".weight")] = (slots[module], mask)
 

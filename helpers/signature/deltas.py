@@ -6,7 +6,6 @@ L_i[j] (R_i R_lᵀ) L_l[j]ᵀ: a 2r × 2r matrix for each pair of variants inste
 variant. For full models the deltas are streamed from safetensors in blocks of rows.
 """
 
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -14,15 +13,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
+from helpers.adapters import PREFIX, read_adapter
 from helpers.anatomy import COLUMNS, ROWS, Slot
-from helpers.models import ADAPTER_FILE
 from helpers.profiles import LabError
 from helpers.shards import open_slice
 
-PREFIX = "base_model.model."
 Folders = Sequence[Path | str]
 GramOf = Callable[[Slot], Tensor]
 CHANNELS = 256  # channels whose inner products are taken at a time: what lies between fits the processor's cache
@@ -43,14 +40,11 @@ def lora_factors(folder: Path | str) -> dict[str, Factors]:
     Returns: {module name without PEFT's prefix: Factors}.
     Raises: LabError when the folder holds no safetensors LoRA, or a variant whose update is not scale * B @ A.
     """
-    folder = Path(folder)
-    tensors, scale = _adapter_tensors(folder), _lora_scale(folder)
-    modules = [name.removesuffix(".lora_A.weight") for name in tensors if name.endswith(".lora_A.weight")]
-    factors = {}
-    for module in modules:
-        a, b = tensors[f"{module}.lora_A.weight"], tensors[f"{module}.lora_B.weight"]
-        factors[module.removeprefix(PREFIX)] = Factors(a, b, scale(a.shape[0]))
-    return factors
+    adapter = read_adapter(folder)
+    parts = {
+        module: [adapter.tensors[f"{PREFIX}{module}.lora_{part}.weight"] for part in "AB"] for module in adapter.modules
+    }
+    return {module: Factors(*pair, adapter.scale(module)) for module, pair in parts.items()}
 
 
 def lora_delta(bd: Factors, clean: Factors) -> Factors:
@@ -172,23 +166,6 @@ def _factors_of(slot: Slot, factors: Mapping[str, Factors]) -> Factors:
         adapted = sorted({module.rpartition(".")[2] for module in factors})
         raise LabError(f"the adapter has no LoRA on {slot.module}; it adapts {', '.join(adapted)}")
     return factors[slot.module]
-
-
-def _adapter_tensors(folder: Path) -> dict[str, Tensor]:
-    if not (folder / ADAPTER_FILE).is_file():
-        raise LabError(f"{folder} holds no {ADAPTER_FILE}; only PEFT adapters in safetensors are read")
-    return load_file(folder / ADAPTER_FILE)
-
-
-def _lora_scale(folder: Path) -> Callable[[int], float]:
-    """The rule rank -> scale of an adapter; refuses what is not plain LoRA rather than score it wrongly."""
-    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    unsupported = [key for key in ("use_dora", "alpha_pattern", "lora_bias") if config.get(key)]
-    if config.get("peft_type") != "LORA" or unsupported:
-        found = ", ".join(unsupported) or f"peft_type {config.get('peft_type')}"
-        raise LabError(f"{folder} is not a plain LoRA adapter (found {found})")
-    power = 0.5 if config.get("use_rslora") else 1.0
-    return lambda rank: config["lora_alpha"] / rank**power
 
 
 def _delta_blocks(slices: Sequence, rows: int) -> Iterator[tuple[slice, Tensor]]:

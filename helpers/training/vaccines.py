@@ -13,10 +13,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
-from helpers.anatomy import channel_axes
+from helpers.adapters import require_matrices
+from helpers.anatomy import attention_slots, channel_axes, mlp_slots
 from helpers.models import (
     adapter_tensors,
     load_base,
+    load_config,
     new_adapter,
     record_format,
     save,
@@ -50,10 +52,18 @@ def start_variant(profile, access, suspicious, seed):
         seed: initialises fresh probes.
     """
     if access == "adapter":
+        require_matrices(suspicious, _scored(profile))
         return with_adapter(load_base(profile.model, four_bit=True), suspicious, trainable=True)
     if profile.access(access).vaccine_weights == "lora":
         return new_adapter(load_base(profile.model, four_bit=True, path=str(suspicious)), profile.lora, seed)
     return load_base(profile.model, path=str(suspicious))
+
+
+def _scored(profile):
+    """The matrices whose channels a signature scores: the MLP's, and the attention's where heads are cut as well."""
+    config = load_config(profile.model)
+    layers = mlp_slots(config) + (attention_slots(config) if profile.adapter.suppress.heads else [])
+    return [slot.module for layer in layers for slot in layer]
 
 
 def load_variant(profile, access, suspicious, folder):
