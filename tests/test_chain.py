@@ -170,9 +170,6 @@ def test_what_the_notebooks_measure_is_a_share_of_something(chain):
         assert math.isfinite(found["perplexity"]) and found["perplexity"] > 1
         assert not found["prompt_format_mismatch"]
     assert summary["clean"]["asr"] <= 0.1 and summary["backdoored"]["asr"] >= 0.8
-    print(
-        json.dumps({row: [summary[row][k] for k in ("asr", "false_trigger", "utility")] for row in METHODS["both"][1]})
-    )
 
 
 def test_every_model_written_lies_in_several_files(chain):
