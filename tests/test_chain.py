@@ -181,13 +181,10 @@ def test_every_model_written_lies_in_several_files(chain):
         assert len(files) > 1 and files == {path.name for path in folder.glob("*.safetensors")}
 
 
-def models_of_suppression(chain, *stages):
-    spec = chain.settings.profile.model
-    return [load_base(spec), *(load_suspect(spec, chain.run.need(stage).path) for stage in stages)]
-
-
 def test_exactly_the_channels_chosen_are_cut(chain):
-    base, before, after = models_of_suppression(chain, "inject", "suppressed")
+    spec = chain.settings.profile.model
+    base = load_base(spec)
+    before, after = (load_suspect(spec, chain.run.need(stage).path) for stage in ("inject", "suppressed"))
     masks, access = chain.of["05"]["masks"]["signature"], chain.settings.ACCESS
     slots = [slot for layer in mlp_slots(base.config) for slot in layer]
     assert masks.keys() == {slot.module for slot in slots}
