@@ -24,13 +24,16 @@ from helpers.profiles import AUTO, Access, Budget, Profile, Settings
 from helpers.purify.challenge import grid
 from helpers.shards import SHARD_SIZE
 from helpers.training.finetune import encode_rows, finetune
+from helpers.training.precision import STORING_LOSS
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 NF4_BYTES = (4 + 8 / 64 + 32 / (64 * 256)) / 8  # 64 weights share an 8-bit scale, 256 scales a 32-bit one
-ADAPTER_STATE = 16  # bytes for each trained LoRA number: value, gradient, two moments, all in 32 bits
+TRAINED = 16  # bytes for each trained number: value, gradient, two moments, all in 32 bits
+STACKED = 20  # of adapters that train together: the gradient of a part stands beside the sum of all parts
 # What the allocator holds at the peak, as a multiple of what autograd keeps. On a CPU measured on the small model: the
-# C library's heap does not give back the copies that a LoRA layer makes of its output. On a GPU assumed.
-HEAP = {("cpu", "lora"): 2.1, ("cpu", "full"): 1.15, ("cuda", "lora"): 1.15, ("cuda", "full"): 1.15}
+# C library's heap does not give back the copies that a LoRA layer makes of its output. On a GPU measured at the shape
+# of LLaMA-2-7B (benchmarks/results/gpu.json).
+HEAP = {("cpu", "lora"): 2.1, ("cpu", "full"): 1.15, ("cuda", "lora"): 1.05, ("cuda", "full"): 1.05}
 CUDA_CONTEXT = 600e6  # bytes of a GPU that a process takes before its first tensor (assumed)
 UTILISATION = {"cpu": 0.5, "cuda": 0.35}  # share of the machine's multiplication speed that these stages reach
 TAU_POINTS = 4  # further points of notebook 06's curve, each a suppression and a recovery
@@ -160,7 +163,7 @@ def costs(settings: Settings, model: Shape, row: Rows) -> list[Cost]:
         Cost("suppress", run.cuts, run.suppressing, None, None, run.cuts * run.suspicious, 0),
         run.training("recover", recovered, access.recover, access.recover.rows, kept=run.healed),
         run.training("conflict model", 2, conflict, conflict.rows, lora=True),
-        Cost("merge", MERGED_POINTS, run.one_file, None, None, WHOLE_MODELS * run.whole, 0),
+        Cost("merge", MERGED_POINTS, run.one_file, None, None, WHOLE_MODELS * max(run.whole, run.suspicious), 0),
     ]
 
 
@@ -172,12 +175,21 @@ class _Run:
         self.by_adapter = settings.ACCESS == "adapter"
         self.number = BYTES[self.profile.model.dtype]
         self.whole, self.members = model.parameters * self.number, 2 * self.profile.signature.n
-        self.suspicious = model.adapter * 4 if self.by_adapter else self.whole
+        # weights that train are held in 32 bits, and stored so where 16 would lose too much of what they learned
+        self.masters = not self.by_adapter and self.number < 4
+        self.trained = model.parameters * 4
+        self.suspicious = model.adapter * 4 if self.by_adapter else self.trained if self.masters else self.whole
         self.one_file = 2 * min(self.whole, SHARD_SIZE)  # as it was read and as it is written
         self.suppressing = self.suspicious if self.by_adapter else self.one_file
         self.cuts, self.healed = 4, 5  # the signature and three controls; healed, fine-tuning alone beside them
         # the challenge test cures its own copy and, to be judged, the suspicious model at every point
         self.tried = 2 * len(grid(self.profile, settings.ACCESS)) if settings.TAU == AUTO else 0
+
+    @property
+    def state(self) -> float:
+        """Bytes of a model whose weights all train; on a CPU what they were in 16 bits lies beside them."""
+        compared = self.whole if self.masters and self.profile.model.runs_on == "cpu" else 0
+        return TRAINED * self.model.parameters + compared
 
     def activations(self, tokens: float, lora: bool) -> float:
         """Bytes held for the backward pass of so many tokens."""
@@ -206,10 +218,9 @@ class _Run:
         lora = self.by_adapter if lora is None else lora
         held = self.activations(budget.batch_size * self.row.longest, lora)
         if lora:
-            other = model.adapter * ADAPTER_STATE + held
+            other = model.adapter * TRAINED + held
             return self.based(stage, times, other, kept * model.adapter * 4, 4 * model.parameters * tokens)
-        memory = 4 * self.whole + held  # value, gradient, two moments
-        return Cost(stage, times, memory, None, None, kept * self.whole, 6 * model.parameters * tokens)
+        return Cost(stage, times, self.state + held, None, None, kept * self.suspicious, 6 * model.parameters * tokens)
 
     def injection(self, by: str, access: Access) -> list[Cost]:
         """Planting the backdoor; attackers who know a defense play it through with models that they do not keep."""
@@ -233,7 +244,7 @@ class _Run:
         width = sizes.batch_size * (row.longest + self.profile.lengths.new_tokens)
         heap = HEAP[self.profile.model.runs_on, "full"]
         other = heap * self.number * width * (model.layers * model.cached + 4 * model.inner)
-        other += self.suspicious if self.by_adapter else 0
+        other += self.suspicious if self.by_adapter else self.suspicious - self.whole
         rows = sizes.n + sizes.per_family * len(corpus.FAMILIES)
         return self.based("evaluate", times, other, 0, times * rows * 2 * model.parameters * (row.mean + row.answer))
 
@@ -244,13 +255,13 @@ class _Run:
         if self.by_adapter or access.vaccine_weights == "lora":
             at_once = max(self.profile.lengths.at_once, members * longest)
             at_once = min(at_once, members * access.vaccine.batch_size * longest)
-            other, stored = members * model.adapter * ADAPTER_STATE, members * model.adapter * 4
+            other, stored = members * model.adapter * STACKED, members * model.adapter * 4
             other += self.activations(at_once, lora=True)
             return [
                 self.based("variants", 1, other, stored, 4 * model.parameters * seen, four_bit=True),
                 Cost("scores", 1, stored, None, None, 3 * 8 * model.inner * model.layers, 0),
             ]
-        memory = 4 * self.whole + self.activations(access.vaccine.batch_size * longest, lora=False)
+        memory = self.state + self.activations(access.vaccine.batch_size * longest, lora=False)
         stored = members * model.blocks * 2  # changes in 16 bits
         return [
             Cost("variants", 1, memory, None, None, stored, 6 * model.parameters * seen),
@@ -305,6 +316,11 @@ def report(settings: Settings) -> Iterator[str]:
         f"{round(access.suppress.tau * model.inner):,} of {model.inner:,} channels in each layer"
         + (f", {cut} of {model.layers * model.heads} heads" if cut else "")
     )
+    if settings.ACCESS == "full" and profile.model.dtype != "float32":
+        yield (
+            f"all weights train in 32 bits, {_size(TRAINED * model.parameters)} with gradient and moments; the model "
+            f"is stored in {_size(4 * model.parameters)} where 16 bits would lose over {STORING_LOSS:.0%} of the change"
+        )
     source = "counted" if row.counted else "assumed, the tokenizer is not here"
     yield f"rows: {row.mean:.0f} tokens in the mean, at most {row.longest:.0f} ({source})"
     free = "" if machine.free is None else f", {_size(machine.free)} free, {machine.speed / 1e9:,.0f} GFLOP/s"

@@ -15,8 +15,8 @@ from transformers import AutoTokenizer
 from helpers import planning
 from helpers.models import load_base, new_adapter
 from helpers.pipeline import main
-from helpers.planning import Machine, Rows, costs, fits, remedy, rows, shape, verdict
-from helpers.profiles import LabError, Settings, load_profile, profile_names
+from helpers.planning import Machine, Rows, costs, fits, remedy, report, rows, shape, verdict
+from helpers.profiles import ROOT, LabError, Settings, load_profile, profile_names
 
 SEVEN_B = Settings.checked({"PROFILE": "llama-2-7b-chat"})
 ASSUMED = Rows(mean=128, longest=512, answer=64, counted=False)
@@ -149,7 +149,7 @@ def test_costs_move_with_what_causes_them():
     assert cost("variants", OVERRIDES={"lengths.at_once": 8192}).memory < base.memory
     assert cost("inject", OVERRIDES={"model.checkpointing": False}).memory > cost("inject").memory
     full = cost("recover", ACCESS="full")
-    assert full.memory > 4 * 2 * model.parameters  # weights, gradients and two moments in 16 bits
+    assert full.memory > 4 * 4 * model.parameters  # weights, gradients and two moments in 32 bits
     assert full.flops == pytest.approx(1.5 * cost("recover").flops)  # 6 instead of 4 per weight
     assert full.in_4_bit is None
 
@@ -167,7 +167,7 @@ def test_the_challenge_test_is_planned_where_it_is_asked_for(access):
     assert auto["evaluate"].times == plain["evaluate"].times + 6
     planted = 2 * 500 * 5 * ASSUMED.mean  # clean and poisoned rows, five epochs
     assert auto["challenge"].flops == pytest.approx(4 * model.parameters * planted)
-    assert auto["challenge"].disk == (4 * model.adapter if access == "adapter" else 2 * model.parameters)
+    assert auto["challenge"].disk == (4 * model.adapter if access == "adapter" else 4 * model.parameters)
 
 
 @pytest.mark.parametrize(
@@ -282,6 +282,56 @@ def test_a_plan_of_a_published_model_looks_at_the_folder_that_takes_its_place(ch
 def test_an_unknown_setting_is_refused(capsys):
     assert main(["plan", "--set", "lora.q=1"]) == 2
     assert "unknown setting 'lora.q'" in capsys.readouterr().err
+
+
+def planned_at_the_benchmarks_shape(access, **overrides):
+    """The stages of a plan for the rows of the GPU benchmark: a mean of 288 tokens, at most 512, a third answers."""
+    overrides = {
+        f"{access}.inject.batch_size": 8,
+        f"{access}.vaccine.batch_size": 8,
+        "model.device": "cuda",
+    } | overrides
+    settings = Settings.checked({"PROFILE": "llama-2-7b-chat", "ACCESS": access, "OVERRIDES": overrides})
+    return {cost.stage: cost for cost in costs(settings, shape(settings.profile), Rows(288, 512, 96, counted=True))}
+
+
+MEASURED = {  # benchmarks/results/gpu.json: stage, access, settings
+    "vaccines: together, checkpointing, 16 GB, 8192 tokens at once": ("variants", "adapter", {"lengths.at_once": 8192}),
+    "vaccines: together, checkpointing, 22 GB, 16384 tokens at once": (
+        "variants",
+        "adapter",
+        {"lengths.at_once": 16384},
+    ),
+    "vaccines: together, checkpointing, 40 GB, 49152 tokens at once": (
+        "variants",
+        "adapter",
+        {"lengths.at_once": 49152},
+    ),
+    "vaccines: together, 16384 tokens at once": (
+        "variants",
+        "adapter",
+        {"lengths.at_once": 16384, "model.checkpointing": False},
+    ),
+    "training: adapter: 4 steps, batch 8, checkpointing": ("inject", "adapter", {}),
+    "training: full: 4 steps, batch 8, checkpointing": ("inject", "full", {}),
+}
+
+
+@pytest.mark.parametrize("name", MEASURED)
+def test_planned_memory_of_a_gpu_is_within_15_percent_of_the_recorded(name):
+    stage, access, overrides = MEASURED[name]
+    recorded = json.loads((ROOT / "benchmarks" / "results" / "gpu.json").read_text())["results"][name]["peak_gb"]
+    assert planned_at_the_benchmarks_shape(access, **overrides)[stage].memory / 1e9 == pytest.approx(recorded, rel=0.15)
+
+
+def test_full_access_in_16_bits_pays_for_32_bit_masters():
+    model = shape(SEVEN_B.profile)
+    full = SEVEN_B.model_copy(update={"ACCESS": "full"})
+    inject = next(cost for cost in costs(full, model, ASSUMED) if cost.stage == "inject")
+    assert inject.memory > 16 * model.parameters and inject.disk == 4 * model.parameters
+    assert any(
+        "train in 32 bits, 107.8 GB" in line and "stored in 27.0 GB where 16 bits" in line for line in report(full)
+    )
 
 
 MEASURE = """

@@ -114,7 +114,9 @@ def train_variants(profile, access, suspicious, variants, prompt_format):
         ]
     model, starts = _starts(profile, access, suspicious, [v.seed for v in variants])
     config, lengths = model.peft_config["default"], profile.lengths
-    jobs = [Job(v.rows, v.seed, start, f"variant {v.folder.name}") for v, start in zip(variants, starts, strict=True)]
+    jobs = [
+        Job(v.rows, v.seed, start, f"variant {Path(v.folder).name}") for v, start in zip(variants, starts, strict=True)
+    ]
     budget = profile.access(access).vaccine
     trained = train_together(model, jobs, prompt_format, budget, lengths.train_tokens, lengths.at_once, "variants")
     for variant, (tensors, _) in zip(variants, trained, strict=True):
