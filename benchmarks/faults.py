@@ -479,6 +479,7 @@ def main() -> int:
 
     def keep(case: Case) -> None:
         found = asdict(try_case(case, args.folder))
+        found["told"] = found["told"].rpartition("\n")[2]
         with lock:
             done[case.number] = found
             write_json(kept, [done[number] for number in sorted(done)])

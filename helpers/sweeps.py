@@ -391,6 +391,9 @@ def _local_workers(gpu: bool, scratch: str) -> dict[int, dict[str, Any]]:
         count = max(1, min(cores, psutil.virtual_memory().available // RUN_MEMORY))
         environments = [{"OMP_NUM_THREADS": str(cores // count), "TQDM_DISABLE": "1"}] * count
     options = {"host": "127.0.0.1", "nthreads": 1, "memory_limit": None, "local_directory": scratch}
+    options["preload"] = (
+        "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"  # Ctrl-C is for the sweep to tell
+    )
     return {
         i: {"cls": Nanny, "options": {**options, "env": env, "resources": {"GPU": 1} if gpu else None}}
         for i, env in enumerate(environments)

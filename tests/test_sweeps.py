@@ -263,29 +263,36 @@ def test_a_node_that_another_worker_has_finished_meanwhile_is_not_run_again(lab)
     assert not (lab / "log").exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_a_killed_sweep_leaves_no_process_and_no_file_and_goes_on_where_it_was(lab, monkeypatch, number):
+@pytest.mark.parametrize(
+    ("number", "status", "told"),
+    [(signal.SIGKILL, -signal.SIGKILL, ""), (signal.SIGTERM, 143, "terminated"), (signal.SIGINT, 130, "interrupted")],
+)
+def test_a_killed_sweep_leaves_no_process_and_no_file_and_goes_on_where_it_was(lab, monkeypatch, number, status, told):
     monkeypatch.setenv("TMPDIR", str(lab / "tmp"))
     (lab / "tmp").mkdir()
     waits = "import time\nwhile not (runs_folder().parent / 'go').exists():\n    log('waits')\n    time.sleep(0.2)"
     write(lab, "05_suppress", waits, CUT)
     (lab / "grid.yaml").write_text("notebooks: ['01', '05']\ngrid: {SEED: [1]}")
-    program = "import sys; from pathlib import Path; from helpers.pipeline import main\n"
+    program = "import signal, sys; from pathlib import Path; from helpers.pipeline import main\n"
     program += "if __name__ == '__main__':\n    "
+    program += "signal.signal(signal.SIGINT, signal.default_int_handler)\n    "  # ignored in a shell's background jobs
     program += "sys.exit(main(['sweep', sys.argv[1], '--name', 'both'], Path(sys.argv[2])))"
     (lab / "program.py").write_text(program)  # Dask's workers import it
     command = [sys.executable, lab / "program.py", lab / "grid.yaml", lab / "notebooks"]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+    options = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+    with subprocess.Popen(command, **options) as process:
         while process.poll() is None and not ((lab / "log").exists() and "waits" in log(lab)):
             time.sleep(0.1)
         family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-        process.send_signal(number)
+        if number == signal.SIGINT:  # a terminal sends it to the workers as well
+            os.killpg(process.pid, number)
+        else:
+            process.send_signal(number)
         _, errors = process.communicate(timeout=60)
-    assert process.returncode == (143 if number == signal.SIGTERM else -number)
-    assert number == signal.SIGKILL or errors.strip().endswith(
-        "terminated: finished stages are kept, the same command resumes"
-    )
-    assert "Traceback" not in errors and len(family) >= 3 and psutil.wait_procs(family, timeout=15)[1] == []
+    assert process.returncode == status and "Traceback" not in errors
+    remedy = "finished stages are kept, the same command resumes"
+    assert errors.strip().endswith(f"{told}: {remedy}" if told else "")
+    assert len(family) >= 3 and psutil.wait_procs(family, timeout=15)[1] == []
     (lab / "go").touch()
     assert (sweep("both", read_grid(lab / "grid.yaml"), folder=lab / "notebooks")["error"] == "").all()
     assert [line for line in log(lab) if line != "waits"] == ["cut 1 0.5", "inject 1"]
