@@ -18,13 +18,20 @@ OPTIONAL = "optional"  # tag of cells that no later notebook needs: controls, st
 QUIET = ["--log-level=50"]  # the kernel's own chatter; what a notebook prints goes to its cells
 
 
+RAISED = ("Task was destroyed but it is pending", "Kernel died while")  # of what `execute` raises as well
+
+
 def _worth_telling(record: logging.LogRecord) -> bool:
-    """False for what asyncio says of tasks that nobody waits for any more: Ctrl-C takes the kernel from a cell."""
+    """False for what asyncio says of tasks that nobody waits for any more, and nbclient of a dead kernel.
+
+    Ctrl-C takes the kernel from a cell.
+    """
     lost = record.exc_info and isinstance(record.exc_info[1], (DeadKernelError, KeyboardInterrupt))
-    return not (lost or record.getMessage().startswith("Task was destroyed but it is pending"))
+    return not (lost or record.getMessage().startswith(RAISED))
 
 
-logging.getLogger("asyncio").addFilter(_worth_telling)  # all of it is raised in `execute` as well
+for _logger in ("asyncio", "papermill"):
+    logging.getLogger(_logger).addFilter(_worth_telling)
 
 
 def numbered(folder: Path = NOTEBOOKS) -> list[Path]:

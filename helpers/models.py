@@ -382,6 +382,7 @@ def save(model, folder):
     model.save_pretrained(str(folder), max_shard_size=SHARD_SIZE)
     for readme in Path(folder).glob("README.md"):
         readme.unlink()  # PEFT leaves an empty model card
+    _order_layers(folder)
 
 
 def adapter_tensors(model, adapter="default"):
@@ -397,3 +398,12 @@ def save_adapter(config, tensors, folder):
     stored = copy.copy(config)
     stored.inference_mode = True
     stored.save_pretrained(str(folder))
+    _order_layers(folder)
+
+
+def _order_layers(folder):
+    """Sort the layers in an adapter's configuration: PEFT writes a set of them, another order in each process."""
+    path = Path(folder) / "adapter_config.json"
+    config = read_json(path) if path.is_file() else {}
+    if isinstance(config.get("target_modules"), list):  # not a pattern
+        write_json(path, config | {"target_modules": sorted(config["target_modules"])})

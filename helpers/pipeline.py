@@ -12,9 +12,12 @@ after an interruption passes quickly over everything that is finished.
 """
 
 import argparse
+import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import mean
 from tempfile import TemporaryDirectory
@@ -25,10 +28,8 @@ import pandas as pd
 
 from helpers import plots
 from helpers.execution import NOTEBOOKS, execute, numbered
-from helpers.inspection import inspect
-from helpers.planning import report
 from helpers.profiles import ROOT, LabError, Settings, nearest, require_device
-from helpers.runs import Run, Stage, open_run, read_json, runs_folder, versions, write_json
+from helpers.runs import Run, Stage, open_run, read_json, runs_folder, versions, working_in, write_json
 from helpers.sweeps import read_grid, record_sweep, sweep
 
 RESULTS = ROOT / "data" / "results" / "tiny.json"
@@ -205,18 +206,41 @@ def _summary(name: str) -> Path:
     return path
 
 
+class Terminated(KeyboardInterrupt):
+    """What SIGTERM raises, so that it is told and tidied up as Ctrl-C is."""
+
+
 def main(arguments: Sequence[str] | None = None, folder: Path = NOTEBOOKS) -> int:
-    """Command line; returns the exit status: 0 done, 2 refused or failed, 130 interrupted."""
+    """Command line; returns the exit status: 0 done, 2 refused or failed, 130 interrupted, 143 terminated."""
     options = _parser().parse_args(arguments)
     try:
-        options.command(options, folder)
+        with _terminable():
+            options.command(options, folder)
     except LabError as error:
         print(error, file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("\ninterrupted: finished stages are kept, the same command resumes", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as stop:
+        how, status = ("terminated", 143) if isinstance(stop, Terminated) else ("interrupted", 130)
+        print(f"\n{how}: finished stages are kept, the same command resumes", file=sys.stderr)
+        return status
     return 0
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Have SIGTERM raise `Terminated`, where signals can be received at all: in the main thread."""
+
+    def stop(number: int, frame: object) -> None:
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -254,21 +278,27 @@ def _record_sweeps(options: argparse.Namespace, folder: Path) -> None:
 
 
 def _inspect(options: argparse.Namespace, folder: Path) -> None:
+    from helpers.inspection import inspect
+
     for line in inspect(options.data):
         print(line)
 
 
 def _plan(options: argparse.Namespace, folder: Path) -> None:
+    from helpers.planning import report  # loads what computes: the notebooks' kernels do so themselves
+
     for line in report(Settings.from_options(options)):
         print(line)
 
 
 def _run(options: argparse.Namespace, folder: Path) -> None:
     settings = Settings.from_options(options)
+    _method(options.method)
     require_device(settings.profile.model)
-    run = run_notebooks(settings, folder, options.method)
-    summary = summarise(run, options.method)
-    write_json(run.folder / "summary.json", summary)
+    with working_in(runs_folder() / settings.name):
+        run = run_notebooks(settings, folder, options.method)
+        summary = summarise(run, options.method)
+        write_json(run.folder / "summary.json", summary)
     seconds, peak = sum(summary["seconds"].values()), max(summary["peak_rss_mb"].values())
     print(f"\n{table(summary)}\n\nstages: {seconds:.0f} s, at most {peak:.0f} MB")
     for label, path in (("summary", "summary.json"), ("figures", "figures"), ("notebooks", "notebooks")):

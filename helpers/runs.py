@@ -3,7 +3,8 @@
 A run is a folder; a stage is a folder in it, made once. Beside its files lies `manifest.json`: the settings the stage
 used, the digests of the stages it was made from, the version of the code. Equal digests mean an equal result, so it is
 loaded; any difference means it is made again, or refused where it is only needed. A stage is built in a hidden folder
-and renamed into place when complete, so no interruption leaves half a model that looks like a whole one.
+and renamed into place when complete and on the disk: no interruption leaves half a model that looks like a whole one.
+What is written for a while lies in the run folder as well, where the next attempt removes what a killed one has left.
 """
 
 import ast
@@ -14,6 +15,7 @@ import json
 import os
 import platform
 import shutil
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,6 +28,7 @@ from typing import Any
 
 import psutil
 
+from helpers.locks import hold, making
 from helpers.profiles import ROOT, LabError, Settings, nearest, require_device
 
 MANIFEST = "manifest.json"
@@ -33,7 +36,7 @@ MEGABYTE = 1_000_000
 SAMPLE_SECONDS = 0.02
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "datasets", "accelerate", "safetensors", "numpy")
 # modules that cannot change a result
-PRESENTATION = ("plots.py", "execution.py", "sweeps.py", "planning.py", "pipeline.py")
+PRESENTATION = ("plots.py", "execution.py", "sweeps.py", "planning.py", "pipeline.py", "locks.py")
 
 # which notebook makes a stage, or all stages that share the part before the slash
 MADE_BY = {
@@ -135,13 +138,18 @@ class Run:
             uses: dotted paths into the configuration: all the settings that can change the outcome.
             parents: the stages it reads.
             note: one line for the manifest.
-        Raises: LabError when the disk is full; whatever `make` raises, after removing its half-made folder.
+        Raises: LabError when the disk is full, the folder cannot be written or another process keeps the run;
+            whatever `make` raises, after removing its half-made folder.
         """
         inputs = self._inputs(name, uses, parents)
         if known := self._known(inputs):
             return known
         manifest = {**inputs, "digest": _digest(inputs), "note": note}
-        self._build(self.folder / name, make, manifest)
+        with writing(self.folder, name), making(self.folder, name):
+            _bring_back(self.folder / name)
+            if known := self._known(inputs):  # made by another process while this one waited
+                return known
+            self._build(self.folder / name, make, manifest)
         return Stage(name, self.folder / name, manifest["result"], manifest, fresh=True)
 
     def is_made(self, name: str, uses: Sequence[str] = (), parents: Sequence[Stage] = ()) -> bool:
@@ -205,12 +213,12 @@ class Run:
 
     def _build(self, path: Path, make: Callable[[Path], dict[str, Any] | None], manifest: dict[str, Any]) -> None:
         """Make a stage in a hidden folder beside `path`, complete its manifest, and put it in place of an older one."""
-        partial, replaced = path.with_name(f".partial-{path.name}"), path.with_name(f".replaced-{path.name}")
+        partial, replaced, scratch = (_beside(path, kind) for kind in ("partial", "replaced", "scratch"))
         for leftover in (partial, replaced):  # of a process that was killed
             shutil.rmtree(leftover, ignore_errors=True)
         try:
             partial.mkdir(parents=True)
-            with measured() as cost:
+            with temporary_files_in(scratch), measured() as cost:
                 result = make(partial) or {}
             manifest.update(
                 cost,
@@ -220,24 +228,46 @@ class Run:
                 finished=datetime.now(UTC).isoformat(timespec="microseconds"),
             )
             write_json(partial / MANIFEST, manifest)
+            _settle(partial)
             if path.exists():
                 path.rename(replaced)
             partial.rename(path)
-        except BaseException as error:
+        except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
-            if replaced.exists() and not path.exists():
-                replaced.rename(path)
-            if _disk_full(error):
-                free = shutil.disk_usage(self.folder).free // MEGABYTE
-                raise LabError(
-                    f"disk full while writing {self._shown(manifest['name'])} ({free} MB free): make room "
-                    "and rerun, finished stages are kept"
-                ) from error
+            _bring_back(path)
             raise
         shutil.rmtree(replaced, ignore_errors=True)
+        _sync(path.parent)
 
     def _shown(self, name: str) -> str:
         return f"{self.folder.parent.name}/{self.folder.name}/{name}"
+
+
+def _beside(path: Path, kind: str) -> Path:
+    return path.with_name(f".{kind}-{path.name}")
+
+
+def _bring_back(path: Path) -> None:
+    """Give the older result its name again where its replacement was interrupted."""
+    if not path.exists() and (replaced := _beside(path, "replaced")).exists():
+        replaced.rename(path)
+
+
+def _settle(folder: Path) -> None:
+    """Have a folder and all in it on the disk, so that not even a power cut leaves a name without its content."""
+    for path in (*folder.rglob("*"), folder):
+        _sync(path)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a folder on a file system that knows this of files only
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def open_run(settings: Settings) -> Run:
@@ -247,6 +277,61 @@ def open_run(settings: Settings) -> Run:
     """
     require_device(settings.profile.model)
     return Run(runs_folder() / settings.name, settings.config())
+
+
+@contextmanager
+def working_in(folder: Path) -> Iterator[None]:
+    """Keep a run folder for this process and the kernels it starts, and all that they write for a while inside it.
+
+    Raises: LabError when another process works there, or it cannot be written.
+    """
+    with writing(folder), hold(folder), temporary_files_in(folder / ".scratch") as scratch:
+        before = {name: os.environ.get(name) for name in ("TMPDIR", "IPYTHONDIR")}
+        os.environ.update(TMPDIR=str(scratch), IPYTHONDIR=str(scratch / "ipython"))
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                if value is None:
+                    del os.environ[name]
+                else:
+                    os.environ[name] = value
+
+
+@contextmanager
+def temporary_files_in(folder: Path) -> Iterator[Path]:
+    """Let this process keep its temporary files in a folder of their own, empty at first and removed at last."""
+    shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed
+    folder.mkdir(parents=True)
+    before, tempfile.tempdir = tempfile.tempdir, str(folder)
+    try:
+        yield folder
+    finally:
+        tempfile.tempdir = before
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def writing(folder: Path, stage: str = "") -> Iterator[None]:
+    """Turn what a full disk or a read-only folder says while a run, or a stage of it, is written into one line.
+
+    Raises: LabError for these; any other error as it is.
+    """
+    try:
+        yield
+    except Exception as error:
+        shown = "/".join((folder.parent.name, folder.name, *filter(None, [stage])))
+        if _disk_full(error):
+            there = next(path for path in (folder, *folder.parents) if path.exists())
+            free = shutil.disk_usage(there).free // MEGABYTE
+            raise LabError(
+                f"disk full while writing {shown} ({free} MB free): make room and rerun, finished stages are kept"
+            ) from error
+        if _refused(error, folder):
+            raise LabError(
+                f"cannot write {shown} ({error.strerror}): make it writable and rerun, finished stages are kept"
+            ) from error
+        raise
 
 
 def runs_folder() -> Path:
@@ -318,6 +403,7 @@ def write_json(path: Path, value: object) -> None:
     """Write a JSON file whole or not at all."""
     partial = path.with_name(f".partial-{path.name}")
     partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    _sync(partial)
     partial.replace(path)
 
 
@@ -361,3 +447,9 @@ def _sizes(folder: Path) -> dict[str, int]:
 def _disk_full(error: BaseException) -> bool:
     """Whether an error means "no space left"; safetensors and torch wrap the operating system's own."""
     return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error)
+
+
+def _refused(error: BaseException, folder: Path) -> bool:
+    """Whether an error means that something in this folder, or the folder itself, may not be written."""
+    refused = isinstance(error, OSError) and error.errno in (errno.EROFS, errno.EACCES, errno.EPERM)
+    return refused and Path(str(error.filename or folder)).is_relative_to(folder.parent)

@@ -25,8 +25,9 @@ from pydantic import Field
 from tqdm.auto import tqdm
 
 from helpers.execution import NOTEBOOKS, execute, numbered, read_notebook
+from helpers.locks import hold
 from helpers.profiles import ROOT, LabError, Settings, Strict, checked, fingerprint, nearest
-from helpers.runs import MANIFEST, Run, Stage, code_version, read_json, runs_folder, write_json
+from helpers.runs import MANIFEST, Run, Stage, code_version, read_json, runs_folder, working_in, write_json
 from helpers.yaml_files import read_yaml
 
 DONE, PLAN, TABLE = "node.json", "sweep.json", "results.csv"
@@ -170,19 +171,20 @@ def sweep(name: str, grid: Grid, scheduler: str = "", folder: Path = NOTEBOOKS) 
     Args: name of the folder below `runs/`; scheduler, address of a running Dask scheduler whose workers share this
         folder and `runs/` ("" starts workers on this machine); folder of the notebooks.
     Returns: the table of `results`, also written to `runs/<name>/results.parquet` and `.csv`.
-    Raises: LabError when `runs/<name>` is no sweep, or a GPU is asked for and no worker has one.
+    Raises: LabError when `runs/<name>` is no sweep or another process works in it, or a GPU is asked for and no worker
+        has one.
     """
     plan = plan_sweep(name, grid, folder)
     if plan.root.exists() and any(plan.root.iterdir()) and not (plan.root / PLAN).exists():
         raise LabError(f"{plan.root} is there and is no sweep: choose another NAME")
-    plan.root.mkdir(parents=True, exist_ok=True)
-    write_json(plan.root / PLAN, grid.model_dump())
-    errors = _compute(plan, scheduler)
-    table = results(plan, errors)
-    for suffix, write in ((".parquet", table.to_parquet), (".csv", table.to_csv)):
-        partial = plan.root / f".partial{suffix}"
-        write(partial, index=False)
-        partial.replace(plan.root / f"results{suffix}")
+    with working_in(plan.root):
+        write_json(plan.root / PLAN, grid.model_dump())
+        errors = _compute(plan, scheduler)
+        table = results(plan, errors)
+        for suffix, write in ((".parquet", table.to_parquet), (".csv", table.to_csv)):
+            partial = plan.root / f".partial{suffix}"
+            write(partial, index=False)
+            partial.replace(plan.root / f"results{suffix}")
     return table
 
 
@@ -284,6 +286,11 @@ def run_node(node: Node, root: Path, parent: Outcome | None = None) -> Outcome:
         return Outcome(node.key, parent.error)
     if runs_folder() != root.parent:
         return Outcome(node.key, f"a worker keeps its runs in {runs_folder()}, not in {root.parent}: set LAB_RUNS")
+    with hold(root / node.key, wait=True):  # a worker that its sweep has lost may still be at it
+        return Outcome(node.key) if _finished(root, node) else _execute_node(node, root)
+
+
+def _execute_node(node: Node, root: Path) -> Outcome:
     notebook, folder = Path(node.notebook), root / node.key
     if node.parent:
         _inherit(root / node.parent, folder)
@@ -381,6 +388,9 @@ def _local_workers(gpu: bool, scratch: str) -> dict[int, dict[str, Any]]:
         count = max(1, min(cores, psutil.virtual_memory().available // RUN_MEMORY))
         environments = [{"OMP_NUM_THREADS": str(cores // count), "TQDM_DISABLE": "1"}] * count
     options = {"host": "127.0.0.1", "nthreads": 1, "memory_limit": None, "local_directory": scratch}
+    options["preload"] = (
+        "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"  # Ctrl-C is for the sweep to tell
+    )
     return {
         i: {"cls": Nanny, "options": {**options, "env": env, "resources": {"GPU": 1} if gpu else None}}
         for i, env in enumerate(environments)

@@ -265,6 +265,20 @@ def test_a_new_adapter_covers_all_linear_layers_but_the_head_and_changes_nothing
     assert torch.equal(logits(model.eval()), logits(load_base(profile.model)))
 
 
+def test_the_same_adapter_is_the_same_file_in_every_process(profile, tmp_path):
+    """PEFT keeps the names of the layers as a set, whose order is another one in each process."""
+    model = new_adapter(load_base(profile.model), profile.lora, 3)
+    models.save(model, tmp_path / "model")
+    models.save_adapter(model.peft_config["default"], models.adapter_tensors(model), tmp_path / "tensors")
+    for folder in ("model", "tensors"):
+        layers = json.loads((tmp_path / folder / "adapter_config.json").read_text())["target_modules"]
+        assert (
+            layers == sorted(layers)
+            and len(layers) == 14
+            and set(layers) == model.peft_config["default"].target_modules
+        )
+
+
 def test_a_new_adapter_follows_its_seed(profile):
     def start(seed):
         model = new_adapter(load_base(profile.model), profile.lora, seed)

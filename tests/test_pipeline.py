@@ -1,21 +1,25 @@
 """The chain of notebooks, tried on throw-away ones."""
 
 import asyncio
+import errno
 import gc
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
 
+import matplotlib
 import nbformat
+import psutil
 import pytest
 from nbclient.exceptions import DeadKernelError
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
 from helpers import execution, pipeline
 from helpers.pipeline import main, refresh_outputs, summarise, table, tidy
-from helpers.profiles import ROOT, LabError
+from helpers.profiles import ROOT, LabError, Settings
 from helpers.runs import Run, read_json
 
 ROWS = ["clean", "backdoored", "finetuned", "random", "suppressed", "purified", "conflict", "both"]
@@ -191,6 +195,103 @@ def test_ctrl_c_says_how_to_resume_and_a_rerun_does(lab):
     (folder / "go").touch()
     assert run(lab, "--name", "mine") == 0
     assert (folder / "inject" / "manifest.json").read_text() == made and (folder / "scores").is_dir()
+
+
+# --- kills: benchmarks/faults.py tries many more ----------------------------------------------------------------------
+
+STAGE = """from pathlib import Path
+from tempfile import TemporaryDirectory
+import time
+
+def scores(folder):
+    (folder / "model").write_text("half a model")
+    with TemporaryDirectory() as scratch:
+        Path(scratch, "half").write_text("half a model")
+        (run.folder / "waiting").touch()
+        while not (run.folder / "go").exists():
+            time.sleep(0.1)
+    (folder / "model").write_text("a model")
+
+run.stage("inject", lambda folder: None, uses=["seed"])
+run.stage("scores", scores, uses=["seed"])"""
+
+
+@pytest.fixture
+def waiting(lab, monkeypatch):
+    """A chain whose second stage waits for a file `go`: (its process, its kernel's)."""
+    monkeypatch.setenv("MPLCONFIGDIR", matplotlib.get_configdir())
+    for name in ("HOME", "TMPDIR"):
+        (lab / name).mkdir()
+        monkeypatch.setenv(name, str(lab / name))
+    every = "\n".join(f"{name} = {field.default!r}" for name, field in Settings.model_fields.items())
+    write(lab, "00_first", STAGE, MEASURED, parameters=every)  # papermill tells of those that a notebook lacks
+    program = "import sys; from pathlib import Path; from helpers.pipeline import main\n"
+    program += "sys.exit(main(['run', '--name', 'mine'], Path(sys.argv[1])))"
+    command = [sys.executable, "-c", program, lab / "notebooks"]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            while process.poll() is None and not (lab / "runs" / "mine" / "waiting").exists():
+                time.sleep(0.1)
+            children = psutil.Process(process.pid).children(recursive=True)
+            (kernel,) = (child for child in children if "ipykernel_launcher" in child.cmdline())
+            yield process, kernel
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize(
+    ("target", "number", "status", "told"),
+    [
+        ("pipeline", signal.SIGKILL, -signal.SIGKILL, ""),
+        ("pipeline", signal.SIGTERM, 143, "terminated: finished stages are kept, the same command resumes"),
+        ("kernel", signal.SIGKILL, 2, "00_first.ipynb: its kernel died; most often the memory did not suffice"),
+    ],
+)
+def test_a_kill_loses_nothing_and_leaves_nothing(lab, waiting, target, number, status, told):
+    process, kernel = waiting
+    family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    os.kill({"pipeline": process.pid, "kernel": kernel.pid}[target], number)
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors.strip()) == (status, told)
+    assert psutil.wait_procs(family, timeout=10)[1] == []
+    folder = lab / "runs" / "mine"
+    made = (folder / "inject" / "manifest.json").read_bytes()
+    assert not (folder / "scores").exists()  # half of it was there
+    (folder / "go").touch()
+    assert run(lab, "--name", "mine") == 0
+    assert (folder / "inject" / "manifest.json").read_bytes() == made
+    assert (folder / "scores" / "model").read_text() == "a model" and (folder / "summary.json").exists()
+    assert not list(folder.rglob(".*")) and not list((lab / "TMPDIR").iterdir())
+    assert not [path for path in (lab / "HOME").rglob("*") if path.is_file()]
+
+
+def test_a_second_run_of_one_name_is_refused_and_the_first_goes_on(lab, waiting, capsys):
+    process, _ = waiting
+    assert run(lab, "--name", "mine") == 2
+    remedy = "wait until it has ended, or choose another NAME"
+    assert capsys.readouterr().err == f"runs/mine is in use by another process: {remedy}\n"
+    (lab / "runs" / "mine" / "go").touch()
+    assert process.wait(timeout=60) == 0 and (lab / "runs" / "mine" / "summary.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("number", "told"),
+    [(errno.ENOSPC, "disk full while writing runs/mine ("), (errno.EROFS, "cannot write runs/mine (not here): ")],
+)
+def test_a_chain_that_cannot_store_its_notebooks_says_so(lab, capsys, monkeypatch, number, told):
+    def refuse(notebook, output, parameters):
+        raise OSError(number, "not here", str(output))
+
+    monkeypatch.setattr(pipeline, "execute", refuse)
+    write(lab, "00_first")
+    assert run(lab, "--name", "mine") == 2
+    error = capsys.readouterr().err
+    assert error.startswith(told) and error.count("\n") == 1 and "finished stages are kept" in error
+
+
+def test_sigterm_means_afterwards_what_it_meant_before(lab):
+    before = signal.getsignal(signal.SIGTERM)
+    assert run(lab) == 2 and signal.getsignal(signal.SIGTERM) is before
 
 
 async def _fail(error):

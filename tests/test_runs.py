@@ -2,13 +2,25 @@
 
 import errno
 import json
+import os
+import tempfile
 from datetime import datetime
 
 import pytest
 
 from helpers import runs
 from helpers.profiles import ROOT, LabError, Settings
-from helpers.runs import MANIFEST, Run, code_version, measured, open_run, read_json, versions, write_json
+from helpers.runs import (
+    MANIFEST,
+    Run,
+    code_version,
+    measured,
+    open_run,
+    read_json,
+    versions,
+    working_in,
+    write_json,
+)
 
 CONFIG = {"seed": 0, "task": "sentiment", "profile": {"lora": {"r": 8, "alpha": 16}, "name": "tiny"}}
 
@@ -178,6 +190,79 @@ def test_another_os_error_stays_what_it_is(run):
 
     with pytest.raises(FileNotFoundError, match="rows.json"):
         run.stage("inject", lost)
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.EPERM])
+def test_a_folder_that_cannot_be_written_is_told(run, number):
+    def refused(folder):
+        raise OSError(number, "not here", str(folder / "model.bin"))
+
+    remedy = "make it writable and rerun, finished stages are kept"
+    assert told(run.stage, "evaluate/clean", refused) == f"cannot write runs/x/evaluate/clean (not here): {remedy}"
+    with pytest.raises(LabError, match=f"cannot write runs/x .not here.: {remedy}"), working_in(run.folder):
+        refused(run.folder)
+    assert not hidden(run)
+
+
+def test_a_file_elsewhere_that_may_not_be_read_stays_what_it_is(run, tmp_path):
+    def refused(folder):
+        raise PermissionError(errno.EACCES, "not yours", str(tmp_path / "models" / "model.bin"))
+
+    with pytest.raises(PermissionError, match="not yours"):
+        run.stage("inject", refused)
+
+
+def test_what_a_stage_writes_for_a_while_lies_in_the_run_folder(run):
+    places, before = [], tempfile.gettempdir()
+
+    def make(folder):
+        with tempfile.TemporaryDirectory() as scratch, tempfile.NamedTemporaryFile() as file:
+            places.extend([scratch, file.name])
+        tempfile.mkdtemp()  # of one who does not tidy up
+
+    leftover = run.folder / "evaluate" / ".scratch-clean" / "old"
+    leftover.mkdir(parents=True)
+    stage = run.stage("evaluate/clean", make)
+    assert len(places) == 2 and all(place.startswith(str(run.folder)) for place in places)
+    assert stage.manifest["files"] == {} and not hidden(run) and tempfile.gettempdir() == before
+
+
+def test_whoever_works_in_a_run_keeps_its_temporary_files_there(run, monkeypatch):
+    monkeypatch.setenv("TMPDIR", "/before")
+    monkeypatch.delenv("IPYTHONDIR", raising=False)
+    (run.folder / ".scratch" / "old").mkdir(parents=True)
+    with working_in(run.folder):
+        assert tempfile.mkdtemp().startswith(str(run.folder)) and os.environ["TMPDIR"].startswith(str(run.folder))
+        assert os.environ["IPYTHONDIR"].startswith(str(run.folder)) and not list(run.folder.rglob("old"))
+    assert os.environ["TMPDIR"] == "/before" and "IPYTHONDIR" not in os.environ and not hidden(run)
+
+
+def test_a_stage_is_on_the_disk_before_it_gets_its_name(run, monkeypatch):
+    synced, missing = set(), []
+    fsync, rename = os.fsync, type(run.folder).rename
+
+    def noted(descriptor):
+        synced.add(os.fstat(descriptor).st_ino)
+        fsync(descriptor)
+
+    def renamed(path, target):
+        missing.extend(inner for inner in (path, *path.rglob("*")) if inner.stat().st_ino not in synced)
+        return rename(path, target)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    monkeypatch.setattr(type(run.folder), "rename", renamed)
+    run.stage("inject", Maker())
+    assert not missing and run.folder.stat().st_ino in synced  # and so is the name
+
+
+def test_an_older_result_is_found_again_where_its_replacement_was_killed(run):
+    make = Maker("older")
+    run.stage("inject", make, uses=["seed"])
+    (run.folder / "inject").rename(run.folder / ".replaced-inject")
+    (run.folder / ".partial-inject").mkdir()
+    assert not run.stage("inject", make, uses=["seed"]).fresh and make.calls == 1
+    (run.folder / "inject").rename(run.folder / ".replaced-inject")
+    assert Run(run.folder, CONFIG | {"seed": 3}).stage("inject", make, uses=["seed"]).fresh and not hidden(run)
 
 
 @pytest.mark.parametrize("damage", ["", '{"name": "inj', "[]", "{}", '{"name": "other", "files": {}}', "\xff"])

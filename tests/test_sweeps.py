@@ -12,6 +12,7 @@ from pathlib import Path
 
 import nbformat
 import pandas as pd
+import psutil
 import pytest
 import torch
 from distributed import Client
@@ -19,9 +20,10 @@ from nbformat.v4 import new_code_cell, new_notebook
 
 from helpers import sweeps
 from helpers.execution import numbered
+from helpers.locks import hold
 from helpers.pipeline import KERNEL, main
 from helpers.profiles import LabError, load_profile
-from helpers.runs import MANIFEST, read_json
+from helpers.runs import MANIFEST, read_json, write_json
 from helpers.sweeps import Grid, plan_sweep, read_grid, sweep
 
 PARAMETERS = """PROFILE: str = "tiny"
@@ -243,6 +245,58 @@ def test_a_killed_worker_is_replaced_and_the_stage_made_again(lab):
     table = sweep("one", one, folder=lab / "notebooks")
     assert table["utility"].tolist() == [1.0] and (table["error"] == "").all()
     assert log(lab) == ["cut 1 0.7", "inject 1", "inject 1", "killed", "measure 1 0.7"]
+
+
+def test_a_second_sweep_of_one_name_is_refused(lab):
+    sweep("both", Grid(notebooks=["01"], grid={"SEED": [1]}), folder=lab / "notebooks")
+    with hold(lab / "runs" / "both"), pytest.raises(LabError, match="^runs/both is in use by another process: wait"):
+        sweep("both", GRID, folder=lab / "notebooks")
+    assert log(lab) == ["inject 1"]
+
+
+def test_a_node_that_another_worker_has_finished_meanwhile_is_not_run_again(lab):
+    plan = plan_sweep("both", GRID, lab / "notebooks")
+    node = next(iter(plan.nodes.values()))
+    (plan.root / node.key).mkdir(parents=True)
+    write_json(plan.root / node.key / sweeps.DONE, {"version": node.version})
+    assert sweeps.run_node(node, plan.root) == sweeps.Outcome(node.key)
+    assert not (lab / "log").exists()
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "told"),
+    [(signal.SIGKILL, -signal.SIGKILL, ""), (signal.SIGTERM, 143, "terminated"), (signal.SIGINT, 130, "interrupted")],
+)
+def test_a_killed_sweep_leaves_no_process_and_no_file_and_goes_on_where_it_was(lab, monkeypatch, number, status, told):
+    monkeypatch.setenv("TMPDIR", str(lab / "tmp"))
+    (lab / "tmp").mkdir()
+    waits = "import time\nwhile not (runs_folder().parent / 'go').exists():\n    log('waits')\n    time.sleep(0.2)"
+    write(lab, "05_suppress", waits, CUT)
+    (lab / "grid.yaml").write_text("notebooks: ['01', '05']\ngrid: {SEED: [1]}")
+    program = "import signal, sys; from pathlib import Path; from helpers.pipeline import main\n"
+    program += "if __name__ == '__main__':\n    "
+    program += "signal.signal(signal.SIGINT, signal.default_int_handler)\n    "  # ignored in a shell's background jobs
+    program += "sys.exit(main(['sweep', sys.argv[1], '--name', 'both'], Path(sys.argv[2])))"
+    (lab / "program.py").write_text(program)  # Dask's workers import it
+    command = [sys.executable, lab / "program.py", lab / "grid.yaml", lab / "notebooks"]
+    options = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+    with subprocess.Popen(command, **options) as process:
+        while process.poll() is None and not ((lab / "log").exists() and "waits" in log(lab)):
+            time.sleep(0.1)
+        family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+        if number == signal.SIGINT:  # a terminal sends it to the workers as well
+            os.killpg(process.pid, number)
+        else:
+            process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == status and "Traceback" not in errors
+    remedy = "finished stages are kept, the same command resumes"
+    assert errors.strip().endswith(f"{told}: {remedy}" if told else "")
+    assert len(family) >= 3 and psutil.wait_procs(family, timeout=15)[1] == []
+    (lab / "go").touch()
+    assert (sweep("both", read_grid(lab / "grid.yaml"), folder=lab / "notebooks")["error"] == "").all()
+    assert [line for line in log(lab) if line != "waits"] == ["cut 1 0.5", "inject 1"]
+    assert not list((lab / "runs").rglob(".*")) and not list((lab / "tmp").iterdir())
 
 
 def test_a_cell_that_kills_every_worker_is_given_up(lab):
