@@ -200,10 +200,16 @@ def stages(run: Path) -> dict[str, dict]:
             found[place.as_posix()] = {
                 "digest": manifest["digest"],
                 "result": without_times(manifest["result"]),
-                "files": {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in files.items()},
+                "files": {name: digest(file, run) for name, file in files.items()},
                 "manifest": manifest,
             }
     return found
+
+
+def digest(file: Path, run: Path) -> str:
+    """Digest of a file; the folder of the run that JSON names, as adapters name their base, does not count."""
+    content = file.read_bytes()
+    return hashlib.sha256(content.replace(bytes(run), b"") if file.suffix == ".json" else content).hexdigest()
 
 
 def without_times(value: object) -> object:
