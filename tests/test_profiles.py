@@ -2,6 +2,7 @@
 
 import argparse
 import re
+import os
 import shlex
 import shutil
 import subprocess
@@ -261,11 +262,10 @@ def test_a_seed_that_yaml_reads_as_another_number_is_refused():
 @pytest.mark.skipif(not shutil.which("make"), reason="needs make")
 @pytest.mark.parametrize("text", ["I'm sorry", "Use #1 brand now", "It costs $5 $(HOME)", 'say "hi"', "a `b` \\ c"])
 def test_make_hands_on_a_text_as_it_is_typed(text):
-    command = ["make", "--dry-run", "run", f"SET=attack.payload={text}"]
-    last = subprocess.run(command, cwd=profiles.ROOT, capture_output=True, text=True, check=True).stdout.splitlines()[
-        -1
-    ]
-    assert shlex.split(last)[-2:] == ["--set", f"attack.payload={text}"]
+    command = ["make", "--dry-run", "--no-print-directory", "run", f"SET=attack.payload={text}"]
+    outside = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL")}
+    done = subprocess.run(command, cwd=profiles.ROOT, env=outside, capture_output=True, text=True, check=True)
+    assert shlex.split(done.stdout.splitlines()[-1])[-2:] == ["--set", f"attack.payload={text}"]
 
 
 @pytest.mark.parametrize("path", ["a" * 5000, "~nobody-by-that-name/x", "a\0b"])
