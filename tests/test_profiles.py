@@ -1,8 +1,8 @@
 """Settings: what is valid, and what each mistake is told."""
 
 import argparse
-import re
 import os
+import re
 import shlex
 import shutil
 import subprocess
