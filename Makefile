@@ -83,7 +83,7 @@ sweep: setup  ## all cells of a grid (GRID=file.yaml), on all cores or on a clus
 
 test: setup  ## lint, unit tests, then every notebook from its first cell to its last
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
-	$(BIN)/python -m pytest -n 2 --dist loadfile tests
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests
 	$(FRESH_RUNS); $(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=1800 $(NOTEBOOKS)
 
 base: setup  ## train a small model of data/models/ anew (MODEL=tiny, or tiny-mistral with grouped-query attention)
