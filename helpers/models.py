@@ -59,7 +59,10 @@ def locate(path):
     if not folder.is_dir() and HUB_ID.fullmatch(str(path)):
         return str(path)
     if not folder.is_dir():
-        raise LabError(f"model folder '{path}' does not exist; `make base` makes the lab's own small models")
+        raise LabError(
+            f"model folder '{path}' does not exist; `make base` makes the lab's own small models, `make model` "
+            "fetches a real one"
+        )
     if not list(folder.glob("*.safetensors")):
         pickles = [f.name for f in folder.iterdir() if f.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl")]
         found = f"only the pickle {pickles[0]}, which can run code when loaded" if pickles else "no weights"

@@ -5,6 +5,7 @@ notebook a picture with alternative text.
 """
 
 import io
+import itertools
 
 import matplotlib
 import numpy as np
@@ -298,6 +299,23 @@ def trade_off(curves, others, enough):
     axes.plot(*100 * np.array(others).T, color=GREY, marker="x", linestyle="", label="other settings")
     lost = [100 * cost for points in (*curves.values(), others) for cost, _ in points]
     axes.set(xlabel="utility lost, points", ylabel="ASR left, %", xlim=(min(lost) - 1, max(lost) + 1), ylim=(-3, 103))
+    figure.legend(loc="outside upper center", ncols=3, frameon=False)
+    return figure
+
+
+def cures(methods):
+    """What is left of a backdoor against what its cure does to the utility: a point for each method and seed.
+
+    Args:
+        methods: {method: [(utility gained, asr, low, high), …]}, shares in [0, 1]; low and high bound the ASR.
+    """
+    figure, axes = _axes(7.5, 4.8)
+    looks = zip(itertools.cycle((RED, GREY, ORANGE, BLUE, GREEN, PURPLE, SKY)), itertools.cycle(MARKERS), strict=False)
+    for (name, points), (color, marker) in zip(methods.items(), looks, strict=False):
+        gained, asr, low, high = 100 * np.array(points).T
+        bars = np.array([asr - low, high - asr]).clip(0)
+        axes.errorbar(gained, asr, yerr=bars, fmt=marker, color=color, capsize=3, linestyle="", label=name)
+    axes.set(xlabel="utility gained, points", ylabel="ASR left, %", ylim=(-3, 103))
     figure.legend(loc="outside upper center", ncols=3, frameon=False)
     return figure
 

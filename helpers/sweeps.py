@@ -52,6 +52,7 @@ READS = {
     "09": [],
     "10": ["profile.conflict.budget"],
     "11": [],
+    "12": [],
 }
 MEASURES = ("asr", "n", "right_under_trigger", "false_trigger", "utility", "perplexity")
 

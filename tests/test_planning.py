@@ -61,6 +61,7 @@ MILLIONS = {  # as the models' cards and papers count them
     "mistral-7b-instruct": 7_242,
     "qwen2.5-0.5b-instruct": 494,
     "qwen3-4b-instruct": 4_022,
+    "smollm2": 134.5,
     "smollm2-135m-instruct": 134.5,
     "tiny": 4.1,
     "tiny-mistral": 2.95,

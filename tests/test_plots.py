@@ -78,6 +78,9 @@ FIGURES = {
     "trade_off": lambda: plots.trade_off(
         {"signature": [(0.01, 0.6), (0.05, 0.2)], "random": [(0.02, 0.9)]}, [(0.1, 0.05), (0.0, 0.8)], (0.03, 0.1)
     ),
+    "cures": lambda: plots.cures(
+        {"signature": [(-0.01, 0.1, 0.05, 0.2), (0.02, 0.0, 0.0, 0.1)], "none": [(0, 1, 0.9, 1)]}
+    ),
 }
 
 
@@ -209,6 +212,18 @@ def test_a_trade_off_joins_each_cure_and_shades_what_would_be_good_enough():
     (box,) = axes.patches
     corner = axes.transData.inverted().transform(box.get_window_extent().get_points()[1])
     assert corner.tolist() == pytest.approx([3, 10])
+
+
+def test_each_cure_has_its_points_and_the_interval_of_each():
+    (axes,) = FIGURES["cures"]().axes
+    drawn = {bars.get_label(): bars.lines for bars in axes.containers}
+    points = {name: np.round(data.get_xydata(), 9).tolist() for name, (data, _, _) in drawn.items()}
+    assert points == {"signature": [[-1, 10], [2, 0]], "none": [[0, 100]]}
+    ranges = {
+        name: [np.round(s[:, 1], 9).tolist() for s in bars.get_segments()] for name, (*_, (bars,)) in drawn.items()
+    }
+    assert ranges == {"signature": [[5, 20], [0, 10]], "none": [[90, 100]]}
+    assert len({(data.get_color(), data.get_marker()) for data, *_ in drawn.values()}) == 2
 
 
 def test_the_squares_of_a_matrix_tell_their_numbers_and_leave_gaps_empty():

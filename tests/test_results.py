@@ -69,3 +69,31 @@ def test_the_readme_tells_what_merging_and_evidence_leave():
             " · ".join("–" if pd.isna(x) else f"{x:.0f}" for x in column) for column in zip(*found, strict=True)
         ]
         assert cells == " | ".join(expected)
+
+
+def test_the_readme_tells_what_the_real_model_was_left_with():
+    chains = read_json(RECORDED / "real" / "smollm2-135m-instruct.json")["chains"]
+    results = {(c["access"], c["task"], c["seed"]): c["results"] for c in chains if not c["development"]}
+    insults = [results["adapter", "sentiment", seed] for seed in (20, 21, 22)]
+
+    def span(model):
+        asr = [100 * models[model]["asr"] for models in insults]
+        return f"{min(asr):.3g} to {max(asr):.3g}"
+
+    refused, full = results["adapter", "refusal", 20], results["full", "sentiment", 20]
+    left, chance = (100 * refused[f"healed {by} 0.85"]["asr"] for by in ("signature", "random"))
+    healed, whole = (100 * full[model]["utility"] for model in ("healed signature 0.03", "backdoored"))
+    merged = full["linear merge 0.7"]
+    told = re.sub(r"\s+", " ", README)
+    for words in (
+        f"leaves {100 * full['healed signature 0.03']['asr']:.0f} % and breaks the model, "
+        f"{healed:.0f} instead of {whole:.0f} %",
+        f"{left:.1f} % are left, no better than random channels with {chance:.1f}",
+        f"BD-VAX leaves {span('healed signature 0.85')} %, fine-tuning alone {span('fine-tuning alone')}, "
+        f"random channels {span('healed random 0.85')};",
+        f"needs no vaccines, leaves {span('healed own update 0.85')}, the base trained on as many clean rows "
+        f"{span('conflict model')},",
+        f"{span('linear merge 0.5')} % at t = 0.5 (adapter), {100 * merged['asr']:.1f} % at 0.7 "
+        f"(full, {100 * merged['utility']:.0f} % of tokens right)",
+    ):
+        assert words in told, words
