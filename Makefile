@@ -3,7 +3,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup run plan sweep inspect test base model execute lab lint lock clean
+.PHONY: help setup run plan sweep inspect test test-units test-notebooks base model execute lab lint lock clean
 
 VENV ?= .venv
 PYTHON ?= python3
@@ -52,6 +52,10 @@ FRESH_RUNS = folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; export LAB_RUN
 
 test execute: export TQDM_DISABLE := 1
 test execute: export HF_HUB_OFFLINE := 1
+test: export OMP_NUM_THREADS := 1
+
+# both halves of the tests print at once; old makes cannot keep their lines apart
+WHOLE_LINES = $(if $(filter output-sync,$(.FEATURES)),--output-sync=line)
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -81,9 +85,14 @@ GRID ?= notebooks/parameters/grids/tau.yaml
 sweep: setup  ## all cells of a grid (GRID=file.yaml), on all cores or on a cluster (SCHEDULER=tcp://…)
 	@$(BIN)/python -m helpers.pipeline sweep $(call quoted,GRID) $(call option,NAME,name) $(call option,SCHEDULER,scheduler)
 
-test: setup  ## lint, unit tests, then every notebook from its first cell to its last
+test: setup  ## lint, unit tests, and every notebook from its first cell to its last, on two cores
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	@$(MAKE) --no-print-directory --jobs 2 $(WHOLE_LINES) test-units test-notebooks
+
+test-units:
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests
+
+test-notebooks:
 	$(FRESH_RUNS); $(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=1800 $(NOTEBOOKS)
 
 base: setup  ## train a small model of data/models/ anew (MODEL=tiny, or tiny-mistral with grouped-query attention)
