@@ -306,7 +306,8 @@ def kill(case: Case, lab: Lab, span: float) -> None:
         case.problems += [f"status {case.status}"] * (case.status not in wanted)
         case.problems += [f"told {case.told!r}"] * (began and case.how != "SIGKILL" and case.told.count("\n") > 0)
     else:
-        wanted = (0,) if case.target == "worker" else (2,)
+        unborn = case.target == "worker" and case.told.endswith("the same command tries again")
+        wanted = (0,) if case.target == "worker" and not unborn else (2,)
         case.problems += [f"status {case.status}: {case.told!r}"] * (case.status not in wanted)
         case.problems += [f"told {case.told!r}"] * (case.status == 2 and case.job == "run" and "\n" in case.told)
 

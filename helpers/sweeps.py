@@ -341,7 +341,7 @@ def _compute(plan: Plan, scheduler: str) -> dict[str, str]:
 def _client(scheduler: str, gpu: bool) -> Iterator[Any]:
     """A Dask client: of a running scheduler, or of workers started here and stopped again."""
     import dask
-    from distributed import Client, SpecCluster
+    from distributed import Client
 
     if scheduler:
         try:
@@ -361,10 +361,23 @@ def _client(scheduler: str, gpu: bool) -> Iterator[Any]:
     with (
         dask.config.set(settings),
         TemporaryDirectory() as scratch,
-        SpecCluster(_local_workers(gpu, scratch), _local_scheduler(), silence_logs="CRITICAL") as cluster,
+        _local_cluster(gpu, scratch) as cluster,
         Client(cluster) as client,
     ):
         yield client
+
+
+def _local_cluster(gpu: bool, scratch: str) -> Any:
+    """Workers on this machine.
+
+    Raises: LabError when one of them dies before it has begun; from then on Dask replaces it.
+    """
+    from distributed import SpecCluster
+
+    try:
+        return SpecCluster(_local_workers(gpu, scratch), _local_scheduler(), silence_logs="CRITICAL")
+    except RuntimeError as error:
+        raise LabError("a worker of the sweep died while it started: the same command tries again") from error
 
 
 def _local_scheduler() -> dict[str, Any]:

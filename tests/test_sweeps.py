@@ -236,6 +236,15 @@ def test_a_sweep_whose_every_cell_fails_still_has_a_table(lab, capsys):
     assert "2 of the cells failed" in capsys.readouterr().err
 
 
+def test_a_worker_that_dies_while_it_starts_is_told_in_one_line(lab, monkeypatch):
+    born_dead = sweeps._local_workers(False, str(lab))
+    for worker in born_dead.values():
+        worker["options"]["preload"] = "import os; os._exit(1)"
+    monkeypatch.setattr(sweeps, "_local_workers", lambda *_: born_dead)
+    with pytest.raises(LabError, match="^a worker of the sweep died while it started: the same command tries again$"):
+        sweep("mine", GRID, folder=lab / "notebooks")
+
+
 def test_a_killed_worker_is_replaced_and_the_stage_made_again(lab):
     die = "marker = run.folder.parent.parent / 'died'\nif not marker.exists():\n    marker.touch()\n    log('killed')\n"
     die += "    os.kill(os.getppid(), signal.SIGKILL)\n    import time; time.sleep(60)\n"
