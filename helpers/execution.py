@@ -78,3 +78,7 @@ def execute(notebook: Path, output: Path, parameters: Mapping[str, Any], optiona
         raise LabError(f"{notebook.name}: a cell took more than {CELL_SECONDS} s") from error
     except DeadKernelError as error:
         raise LabError(f"{notebook.name}: its kernel died; most often the memory did not suffice") from error
+    except RuntimeError as error:
+        if not str(error).startswith("Kernel died before"):
+            raise
+        raise LabError(f"{notebook.name}: its kernel died while it started: the same command tries again") from error
