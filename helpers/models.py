@@ -257,7 +257,7 @@ def _make_savable(settings, path):
 
 
 def _check_complete(report, path):
-    """Refuse a checkpoint with missing tensors, which transformers draws at random, or with layers that it leaves out."""
+    """Refuse a checkpoint whose missing tensors transformers would draw, or whose surplus layers it would drop."""
     missing = sorted(report["missing_keys"])
     if missing:
         raise LabError(f"{path} lacks {len(missing)} of the model's tensors, such as {missing[0]}: copy it anew")

@@ -174,7 +174,8 @@ class Signature(Strict):
         """Each variant has a key of its own; one too few would come to light after an injection of hours."""
         if self.n > (keys := len(definitions()["vaccines"]["keys"])):
             raise LabError(
-                f"signature.n = {self.n}, but only {keys} vaccine keys are prepared; add some to data/{DEFINITIONS.name}"
+                f"signature.n = {self.n}, but only {keys} vaccine keys are prepared; "
+                f"add some to data/{DEFINITIONS.name}"
             )
         return self
 
