@@ -317,7 +317,7 @@ def test_a_notebooks_parameters_are_its_capitals_with_literal_values():
         ),
         ({"TAU": "auto", "OVERRIDES": {"adapter.suppress.tau": 0.3}}, "both set τ"),
         ({"OVERRIDES": {"challenge.taus.adapter": [0.3, 1.5]}}, "challenge.taus.adapter.1 = 1.5 should be less than 1"),
-        ({"OVERRIDES": {"challenge.taus.full": []}}, "challenge.taus.full = [] should be"),
+        ({"OVERRIDES": {"challenge.taus.full": []}}, "challenge.taus.full = [] should have at least 1 item"),
         ({"OVERRIDES": {"challenge.plan.lr": 1.0}}, "did you mean 'challenge.plant.lr'"),
         ({"OVERRIDES": {"signature.lamb": 1}}, "did you mean 'signature.lam'?"),
         (
