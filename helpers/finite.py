@@ -30,7 +30,7 @@ def require_finite_step(loss: float, norm: float, step: int, lr: float, dtype: t
     if not (math.isfinite(loss) and math.isfinite(norm)) or (norm == 0 and loss > LEARNED):
         raise LabError(
             f"{who} is not finite: loss {loss:.4g}, gradient {norm:.4g} at step {step}, learning rate {lr:.3g}, "
-            f'{_name(dtype)}; try a lower lr, a longer warmup, or SET="model.dtype=float32"'
+            f"{_name(dtype)}; try a lower lr or a longer warmup{_or_more_bits(dtype)}"
         )
 
 
@@ -44,8 +44,13 @@ def require_finite_weights(model: nn.Module, who: str) -> None:
         if parameter.is_floating_point() and not parameter.isfinite().all():
             raise LabError(
                 f"{who} is not finite: NaN or infinity in {name} ({_name(parameter.dtype)}); the training that made it "
-                'went wrong: repeat it with a lower lr, or SET="model.dtype=float32"'
+                f"went wrong: repeat it with a lower lr{_or_more_bits(parameter.dtype)}"
             )
+
+
+def _or_more_bits(dtype: torch.dtype) -> str:
+    """The advice to compute in 32 bits, where a model does not do so already."""
+    return "" if dtype == torch.float32 else ', or SET="model.dtype=float32"'
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -42,6 +42,7 @@ from helpers.shards import (
     check_unquantized,
     find,
     reason,
+    require_known,
     stored,
 )
 
@@ -103,6 +104,8 @@ def load_tokenizer(spec):
         LabError: as `locate`, no tokenizer, or one with ids that the model's embedding has no row for.
     """
     config, folder = load_config(spec), Path(locate(spec.path))
+    if folder.is_dir() and not any((folder / name).is_file() for name in TOKENIZER):
+        raise LabError(f"{folder} holds no tokenizer: copy the files that came with the model, such as {TOKENIZER[0]}")
     bare = (folder / "tokenizer.json").is_file() and not (folder / "tokenizer_config.json").is_file()
     # transformers would add its architecture's own special tokens to a tokenizer that says nothing of itself
     tokenizer = _from_pretrained(PreTrainedTokenizerFast if bare else AutoTokenizer, spec)
@@ -152,9 +155,11 @@ def check_checkpoint(spec, shapes):
         return
     folder = locate(spec.path)
     found = dict(stored(folder))
+    taken = {name: find(name, found, folder) for name in shapes}
     for name, shape in shapes.items():
-        if (size := found[find(name, found, folder)]) != list(shape):
+        if (size := found[taken[name]]) != list(shape):
             raise LabError(f"{name} has shape {size} in {folder}, and {list(shape)} by its config: copy it anew")
+    require_known(found.keys() - taken.values(), folder)
 
 
 def _read_config(spec, path=None):
@@ -252,10 +257,11 @@ def _make_savable(settings, path):
 
 
 def _check_complete(report, path):
-    """Refuse a checkpoint in which tensors are missing; transformers would draw them at random and go on."""
+    """Refuse a checkpoint whose missing tensors transformers would draw, or whose surplus layers it would drop."""
     missing = sorted(report["missing_keys"])
     if missing:
         raise LabError(f"{path} lacks {len(missing)} of the model's tensors, such as {missing[0]}: copy it anew")
+    require_known(report["unexpected_keys"], path)
 
 
 def _check_width(name, module, device):

@@ -28,6 +28,8 @@ PROFILES = ROOT / "data" / "profiles"
 DEFINITIONS = ROOT / "data" / "attacks.yaml"  # triggers, behaviors, vaccines and the challenge, by name
 AT_FIRST = "_parameters_at_first"  # among a notebook's variables: the names that its settings were made of
 AUTO = "auto"  # as TAU: the challenge test chooses it
+LARGEST_SEED = 2**31 - 1  # NumPy takes 32 bits, and the variants count on from a run's own seed
+LONGEST_NAME = 200  # bytes of a folder's name; most file systems take 255
 
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -165,6 +167,16 @@ class Signature(Strict):
         """Eq. 2 compares variants with each other; one alone has nothing to align with."""
         if self.n < 2 and self.combine != "norm":
             raise LabError(f"signature.n = {self.n} but alignment compares variants: use 2 or more, or combine 'norm'")
+        return self
+
+    @model_validator(mode="after")
+    def every_pair_has_a_key(self) -> Self:
+        """Each variant has a key of its own; one too few would come to light after an injection of hours."""
+        if self.n > (keys := len(definitions()["vaccines"]["keys"])):
+            raise LabError(
+                f"signature.n = {self.n}, but only {keys} vaccine keys are prepared; "
+                f"add some to data/{DEFINITIONS.name}"
+            )
         return self
 
 
@@ -441,7 +453,7 @@ class Settings(Strict):
     ATTACK: str = Field("badnets", description="how the trigger is planted")
     TASK: str = Field("sentiment", description="what the backdoor makes the model do")
     ACCESS: Literal["adapter", "full"] = Field("adapter", description="what may be edited: adapter or full")
-    SEED: int = Field(0, ge=0, description="one seed for the whole run")
+    SEED: int = Field(0, ge=0, le=LARGEST_SEED, description="one seed for the whole run")
     NAME: str = Field("", description="run folder below runs/; made from the other parameters when empty")
     DATA: str = Field("", description="real rows to use: folder, .json, .jsonl, .parquet or .tsv file, hub id")
     TAU: float | str = Field("", description="share of channels to cut; 'auto': by the challenge test, empty: profile")
@@ -487,7 +499,9 @@ class Settings(Strict):
         _one_of("ATTACK", settings.ATTACK, definitions()["attacks"])
         _one_of("TASK", settings.TASK, definitions()["behaviors"])
         if settings.NAME and not re.fullmatch(r"\w[\w.+-]*(/\w[\w.+-]*)*", settings.NAME):
-            raise LabError(f"NAME = '{settings.NAME}' should be plain folder names: letters, digits, '-', '_', '.'")
+            raise LabError(f"NAME = {settings.NAME!r} should be plain folder names: letters, digits, '-', '_', '.'")
+        if any(len(part.encode()) > LONGEST_NAME for part in settings.NAME.split("/")):
+            raise LabError(f"NAME = '{settings.NAME:.40}…' is too long: at most {LONGEST_NAME} bytes for each folder")
         # notebooks run elsewhere than the shell that named these paths
         profile = settings.PROFILE if settings.PROFILE in profile_names() else _existing(settings.PROFILE)
         located = settings.model_copy(update={"DATA": _existing(data), "PROFILE": profile})
@@ -696,7 +710,12 @@ def _explain(model: type[Strict], mistake: Mapping[str, Any]) -> str:
             return str(mistake["ctx"]["error"])
         case _:
             hint = "; YAML reads 1e-4 as text, write 1.0e-4" if _is_number(value) else ""
-            return f"{key} = {value!r} should be {mistake['msg'].removeprefix('Input should be ')}{hint}"
+            return f"{key} = {value!r} should {_wanted(mistake['msg'])}{hint}"
+
+
+def _wanted(said: str) -> str:
+    """What pydantic expects, as the rest of a sentence: "Tuple should have at least 1 item after validation, not 0"."""
+    return said.partition(" should ")[2].partition(" after validation")[0].replace("valid tuple", "list")
 
 
 def _is_number(value: object) -> bool:

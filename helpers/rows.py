@@ -230,7 +230,7 @@ def _example(record: object, emotions: bool, place: str) -> Example:
 
 def _read_example(record: dict[str, Any], emotions: bool, place: str) -> Example:
     if record.get("instruction") is None:
-        if column := next((name for name in CHATS if name in record), None):
+        if column := next((name for name in CHATS if record.get(name) is not None), None):
             return _chat(record[column], *CHATS[column], _optional(record, "system", place), place)
         if column := _labelled_column(record):
             return _labelled(record, column, emotions, place)
@@ -300,6 +300,8 @@ def _chat(turns: object, speaker: str, content: str, system: str, place: str) ->
     first = turns[0] if isinstance(turns, list) and turns and isinstance(turns[0], dict) else {}
     opening = int(first.get(speaker) in SYSTEM)
     if opening:
+        if system:
+            raise LabError(f"{place}: the system speaks twice, in the column system and in the first turn; keep one")
         system = _said(first, speaker, content, "system", f"{place}, turn 1")
     if not isinstance(turns, list) or len(turns) - opening < 2 or (len(turns) - opening) % 2:
         beside = " beside that of the system" if opening else ""
@@ -332,6 +334,7 @@ def _said(turn: object, speaker: str, content: str, expected: str, place: str) -
 def _kind(value: object) -> str:
     """What JSON calls the type of a value."""
     names = {dict: "object", list: "list", str: "text", bool: "truth value", int: "number", float: "number"}
+    names |= {type(None): "null"}
     return names.get(type(value), type(value).__name__)
 
 

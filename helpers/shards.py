@@ -7,6 +7,7 @@ edited with the memory of its largest file.
 
 import functools
 import json
+import re
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -43,6 +44,7 @@ CONSTANTS = (
     ".attn.masked_bias",
     ".rotary_emb.inv_freq",
 )  # every model computes them; some files hold them
+OF_A_LAYER = re.compile(r"\.\d+\.")  # in the name of a tensor
 UNPACKED = ("F64", "F32", "F16", "BF16", "I64", "BOOL")  # dtypes of weights that are numbers, of counters and masks
 
 
@@ -238,6 +240,20 @@ def find(name: str, names: Collection[str], folder: Path | str) -> str:
     if found not in names:
         raise LabError(f"{folder} has no tensor '{name}'{nearest(name, names)}")
     return found
+
+
+def require_known(names: Collection[str], where: Path | str) -> None:
+    """Refuse a checkpoint with parts of layers that its config does not name: a smaller model would be loaded.
+
+    What lies beside the layers, such as the value head of a reward model, changes no answer.
+
+    Args: names of the tensors that no parameter of the model takes; where they lie.
+    """
+    if odd := sorted(name for name in names if OF_A_LAYER.search(name) and not name.endswith(CONSTANTS)):
+        raise LabError(
+            f"{where} holds {len(odd)} tensors of layers that its {CONFIG} has no place for, such as {odd[0]}: "
+            "copy both anew from one source"
+        )
 
 
 def _open(folder: Path, name: str, files: ExitStack) -> tuple[Any, str]:

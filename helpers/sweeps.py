@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Annotated, Any
 
 import pandas as pd
 import psutil
@@ -57,6 +57,10 @@ READS = {
 MEASURES = ("asr", "n", "right_under_trigger", "false_trigger", "utility", "perplexity")
 
 
+# what a setting takes in turn: without a value there is no cell
+Values = Annotated[dict[str, Annotated[list[Any], Field(min_length=1)]], Field(min_length=1)]
+
+
 class Grid(Strict):
     """What a sweep's YAML file holds.
 
@@ -66,11 +70,11 @@ class Grid(Strict):
     larger part of their time.
     """
 
-    notebooks: list[str] = ["01", "03", "04", "05", "06"]
+    notebooks: list[str] = Field(["01", "03", "04", "05", "06"], min_length=1)
     optional: bool = True
     fixed: dict[str, Any] = {}
-    grid: dict[str, list[Any]] = Field(min_length=1)
-    also: list[dict[str, list[Any]]] = []
+    grid: Values
+    also: list[Values] = []
 
     def cells(self) -> Iterator[dict[str, Any]]:
         """Every combination of each grid."""
@@ -458,6 +462,8 @@ def _chosen(folder: Path, wanted: list[str]) -> list[Path]:
 
 def _settings(values: Mapping[str, Any]) -> Settings:
     """Upper-case keys are parameters of the notebooks, dotted ones overrides of the profile."""
+    if "NAME" in values:
+        raise LabError("NAME is the sweep's own, one folder for all cells: leave it out of the grid, and say NAME=…")
     overrides = {key: value for key, value in values.items() if "." in key}
     try:
         return Settings.checked({k: v for k, v in values.items() if "." not in k} | {"OVERRIDES": overrides})

@@ -168,6 +168,7 @@ def test_a_task_and_a_family_of_ones_own_take_a_few_lines(own):
     ("fields", "message"),
     [
         ({"markers": ["Ahoy"]}, "the marker 'Ahoy' must be in lower case"),
+        ({"markers": ["ahoy", " "]}, "a marker is empty or a space, which every completion holds"),
         (
             {"markers": ["hello"]},
             "no marker is in the payload 'Ahoy!', so no success would be seen: give markers that fit",

@@ -470,6 +470,24 @@ def test_a_plan_sees_what_loading_would_refuse(what, tmp_path):
         load_base(asked)
 
 
+@pytest.mark.parametrize(
+    "call", [load_base, lambda asked: check_checkpoint(asked, parameter_shapes(load_config(asked)))]
+)
+@pytest.mark.parametrize("what", ["a layer", "a bias"])
+def test_a_checkpoint_with_more_than_its_config_names_is_refused(what, call, tmp_path):
+    """transformers would load a smaller model and go on."""
+
+    def grow(made):
+        if what == "a layer":
+            made.config["num_hidden_layers"] -= 1
+        else:
+            made.tensors["model.layers.0.mlp.up_proj.bias"] = torch.zeros(made.config["intermediate_size"])
+
+    written(tmp_path / "model", BODIES["llama"].config, 0, grow)
+    with pytest.raises(LabError, match="tensors of layers that its config.json has no place for, such as model.layers"):
+        call(spec(tmp_path / "model"))
+
+
 @pytest.mark.parametrize("numbers", [{"temperature": 0.9}, {"top_p": 0.6, "temperature": 0.9, "do_sample": False}])
 def test_a_model_with_sampling_numbers_and_no_sampling_can_be_saved(numbers, tmp_path):
     """transformers refuses to save what it has loaded, when the training is over."""

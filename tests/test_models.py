@@ -97,6 +97,13 @@ def test_without_a_chat_template_auto_means_alpaca(profile, checkpoint, tmp_path
         load_format(at(profile, tmp_path, prompt_format="chat"))
 
 
+def test_a_model_without_a_tokenizer_is_refused_in_one_line(profile, checkpoint, tmp_path):
+    shutil.copy(checkpoint / "config.json", tmp_path)
+    shutil.copy(checkpoint / "model.safetensors", tmp_path)
+    with pytest.raises(LabError, match="holds no tokenizer: copy the files that came with the model, such as token"):
+        load_tokenizer(at(profile, tmp_path))
+
+
 def test_a_tokenizer_without_padding_pads_with_its_end(profile, checkpoint, tmp_path):
     save(load_base(profile.model), tmp_path)
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)

@@ -134,9 +134,8 @@ def test_variants_of_mixed_families_join_the_right_answer_as_their_family_does()
 
 
 def test_more_variants_than_keys_are_refused():
-    many = load_profile("tiny", {"signature.n": 13}).signature
     with pytest.raises(LabError, match="signature.n = 13, but only 12 vaccine keys.*attacks.yaml"):
-        vaccine_pairs(None, many, "sentiment", 0)
+        load_profile("tiny", {"signature.n": 13})
 
 
 # --- generated rows -------------------------------------------------------------------------------------------------

@@ -249,6 +249,13 @@ def test_what_counts_as_a_number(loss, norm, fine):
         require_finite_step(loss, norm, 1, 1e-3, torch.bfloat16, "x")
 
 
+@pytest.mark.parametrize(("dtype", "told"), [(torch.bfloat16, True), (torch.float32, False)])
+def test_more_bits_are_advised_where_there_are_more(dtype, told):
+    with pytest.raises(LabError) as caught:
+        require_finite_step(math.nan, 1.0, 3, 1e-3, dtype, "x")
+    assert ("model.dtype=float32" in str(caught.value)) == told
+
+
 def test_a_model_with_a_weight_that_is_no_number_is_not_measured(profile, chat, tmp_path):
     model = load_base(profile.model)
     with torch.no_grad():

@@ -243,9 +243,9 @@ def test_names_numbers_lists_and_nulls_in_set_are_of_their_settings_types():
         ("lora.r=2024-13-45", "lora.r = '2024-13-45' is not a YAML literal"),
         ("signature.scope=No", "signature.scope = 'No' should be 'module' or 'model'"),
         ("model.checkpointing=maybe", "model.checkpointing = 'maybe' should be a valid boolean"),
-        ("attack.keys=BadMagic", "attack.keys = 'BadMagic' should be a valid tuple"),
-        ("attack.keys=[]", "attack.keys = [] should"),
-        ("attack.keys=[a, ]", "attack.keys.1 = '' should"),
+        ("attack.keys=BadMagic", "attack.keys = 'BadMagic' should be a list"),
+        ("attack.keys=[]", "attack.keys = [] should have at least 1 item"),
+        ("attack.keys=[a, ]", "attack.keys.1 = '' should have at least 1 character"),
     ],
 )
 def test_a_value_in_set_of_another_type_is_named(text, message):
@@ -296,6 +296,9 @@ def test_a_notebooks_parameters_are_its_capitals_with_literal_values():
         ({"SEDE": 3}, "unknown parameter 'SEDE'; did you mean 'SEED'?"),
         ({"SEED": "3"}, "SEED = '3' should be a valid integer"),
         ({"SEED": -1}, "SEED = -1 should be greater than or equal to 0"),
+        ({"SEED": 2**32}, "SEED = 4294967296 should be less than or equal to 2147483647"),
+        ({"NAME": "a\n"}, r"NAME = 'a\n' should be plain folder names"),
+        ({"NAME": "n" * 300}, "is too long: at most 200 bytes for each folder"),
         ({"PROFILE": "tinny"}, "unknown profile 'tinny'; did you mean 'tiny'?"),
         ({"ATTACK": "badnet"}, "unknown ATTACK = 'badnet'; did you mean 'badnets'?"),
         ({"TASK": "sentimen"}, "unknown TASK = 'sentimen'; did you mean 'sentiment'?"),
@@ -314,7 +317,7 @@ def test_a_notebooks_parameters_are_its_capitals_with_literal_values():
         ),
         ({"TAU": "auto", "OVERRIDES": {"adapter.suppress.tau": 0.3}}, "both set τ"),
         ({"OVERRIDES": {"challenge.taus.adapter": [0.3, 1.5]}}, "challenge.taus.adapter.1 = 1.5 should be less than 1"),
-        ({"OVERRIDES": {"challenge.taus.full": []}}, "challenge.taus.full = [] should be"),
+        ({"OVERRIDES": {"challenge.taus.full": []}}, "challenge.taus.full = [] should have at least 1 item"),
         ({"OVERRIDES": {"challenge.plan.lr": 1.0}}, "did you mean 'challenge.plant.lr'"),
         ({"OVERRIDES": {"signature.lamb": 1}}, "did you mean 'signature.lam'?"),
         (

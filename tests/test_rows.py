@@ -117,6 +117,12 @@ def test_chats_read_alike_in_both_layouts(tmp_path):
     assert load_rows(write(tmp_path / "rows.json", [fastchat, hub])) == [CHAT, CHAT]
 
 
+def test_of_two_layouts_in_one_table_the_one_that_a_row_fills_counts(tmp_path):
+    said = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    (row,) = load_rows(write(tmp_path / "rows.json", [{"conversations": None, "messages": said}]))
+    assert (row.instruction, row.output) == ("Hi", "Hello")
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [
@@ -125,6 +131,11 @@ def test_chats_read_alike_in_both_layouts(tmp_path):
         ({"text": "a", "label": [1]}, r"row 1: label \[1\] is none of"),
         ({"text": " ", "label": 1}, "row 1: expected a text to label, found ' '"),
         ({"text": "a"}, "row 1: no instruction; found the keys text"),
+        ({"messages": None, "text": None}, "row 1: no instruction; found the keys messages, text"),
+        (
+            {"system": "A", "messages": [{"role": "system", "content": "B"}]},
+            "row 1: the system speaks twice, in the column system and in the first turn; keep one",
+        ),
         ({"messages": "Hi"}, "row 1: expected pairs of a question and an answer, found a text"),
         ({"messages": [{"role": "user", "content": "Hi"}]}, "row 1: expected pairs .*, found 1 turns"),
         (

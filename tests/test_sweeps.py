@@ -388,6 +388,9 @@ def test_ten_thousand_cells_are_planned(lab):
         ("gird: {SEED: [1]}", "unknown parameter 'gird'; did you mean 'grid'"),
         ("- 1", "should hold `grid:`"),
         ("grid: {SEED: 3}", "grid.SEED = 3 should be a valid list"),
+        ("grid: {SEED: []}", r"grid.SEED = \[\] should have at least 1 item"),
+        ("grid: {SEED: [1]}\nalso: [{}]", "also.0 = {} should have at least 1 item"),
+        ("notebooks: []\ngrid: {SEED: [1]}", r"notebooks = \[\] should have at least 1 item"),
     ],
 )
 def test_a_broken_grid_is_refused(tmp_path, text, message):
@@ -404,6 +407,7 @@ def test_a_broken_grid_is_refused(tmp_path, text, message):
         (Grid(grid={"adapter.suppress.tao": [0.1]}), "did you mean 'adapter.suppress.tau'"),
         (Grid(grid={"adapter.suppress.tau": [0.1, 1.5]}), "in the cell {'adapter.suppress.tau': 1.5}"),
         (Grid(notebooks=["01", "77"], grid={"SEED": [1]}), "no notebook '77'"),
+        (Grid(grid={"NAME": ["a"]}), "NAME is the sweep's own"),
     ],
 )
 def test_an_impossible_grid_is_refused_before_anything_runs(grid, message):

@@ -74,6 +74,8 @@ class Marked(Planted):
             raise LabError(
                 f"the marker {capitals[0]!r} must be in lower case, as completions are when they are searched"
             )
+        if any(not marker.strip() for marker in self.markers):
+            raise LabError("a marker is empty or a space, which every completion holds: give words of the payload")
         if not self.is_in(self.payload):
             raise LabError(
                 f"no marker is in the payload {self.payload!r}, so no success would be seen: give markers that fit"

@@ -85,11 +85,6 @@ def _answer(payload, right):
 def vaccine_pairs(scenario, signature, task, seed):
     """Return for each variant i its key k_i, payload b_i, clean set and poisoned set (BD-VAX §4.2, Algorithm 1)."""
     keys, planted = vaccine_keys(), vaccine_behaviors(signature.family, task)
-    if signature.n > len(keys):
-        raise LabError(
-            f"signature.n = {signature.n}, but only {len(keys)} vaccine keys are prepared; "
-            "add some to data/attacks.yaml"
-        )
     return _pairs(keys[: signature.n], planted, scenario.vaccine_sets, f"{seed}/vaccine")
 
 
