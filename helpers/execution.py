@@ -24,9 +24,10 @@ RAISED = ("Task was destroyed but it is pending", "Kernel died while")  # of wha
 def _worth_telling(record: logging.LogRecord) -> bool:
     """False for what asyncio says of tasks that nobody waits for any more, and nbclient of a dead kernel.
 
-    Ctrl-C takes the kernel from a cell.
+    Ctrl-C takes the kernel from a cell, and its worker from a sweep that begins.
     """
-    lost = record.exc_info and isinstance(record.exc_info[1], (DeadKernelError, KeyboardInterrupt))
+    error = record.exc_info[1] if record.exc_info else None
+    lost = isinstance(error, (DeadKernelError, KeyboardInterrupt)) or str(error) == "Nanny failed to start."
     return not (lost or record.getMessage().startswith(RAISED))
 
 

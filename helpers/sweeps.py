@@ -378,8 +378,9 @@ def _local_cluster(gpu: bool, scratch: str) -> Any:
     """
     from distributed import SpecCluster
 
-    try:
-        return SpecCluster(_local_workers(gpu, scratch), _local_scheduler(), silence_logs="CRITICAL")
+    workers, scheduler = _local_workers(gpu, scratch), _local_scheduler()
+    try:  # closed by whoever asked for it; at the exit Dask would stumble over one that was interrupted half-way
+        return SpecCluster(workers, scheduler, silence_logs="CRITICAL", shutdown_on_close=False)
     except RuntimeError as error:
         raise LabError("a worker of the sweep died while it started: the same command tries again") from error
 

@@ -320,6 +320,7 @@ async def _lose(coroutine):
     ("lost", "told"),
     [
         (lambda: _fail(DeadKernelError("Kernel died")), ""),
+        (lambda: _fail(RuntimeError("Nanny failed to start.")), ""),
         (lambda: _fail(ValueError("x")), "Task exception was never retrieved"),
         (_wait_for_ever, ""),
     ],

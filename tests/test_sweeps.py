@@ -272,6 +272,32 @@ def test_a_node_that_another_worker_has_finished_meanwhile_is_not_run_again(lab)
     assert not (lab / "log").exists()
 
 
+def started(lab):
+    """A sweep in a process and a session of its own."""
+    (lab / "grid.yaml").write_text("notebooks: ['01', '05']\ngrid: {SEED: [1]}")
+    program = "import signal, sys; from pathlib import Path; from helpers.pipeline import main\n"
+    program += "if __name__ == '__main__':\n    "
+    program += "signal.signal(signal.SIGINT, signal.default_int_handler)\n    "  # ignored in a shell's background jobs
+    program += "sys.exit(main(['sweep', sys.argv[1], '--name', 'both'], Path(sys.argv[2])))"
+    (lab / "program.py").write_text(program)  # Dask's workers import it
+    command = [sys.executable, lab / "program.py", lab / "grid.yaml", lab / "notebooks"]
+    options = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+    return subprocess.Popen(command, env=os.environ | {"TQDM_DISABLE": "1"}, **options)
+
+
+def test_an_interruption_while_the_workers_start_is_told_alone(lab):
+    with started(lab) as process:
+        while process.poll() is None and not psutil.Process(process.pid).children():
+            time.sleep(0.01)
+        time.sleep(0.5)  # the cluster is half-way up
+        family = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors.strip() == "interrupted: finished stages are kept, the same command resumes"
+    assert psutil.wait_procs(family, timeout=15)[1] == []
+
+
 @pytest.mark.parametrize(
     ("number", "status", "told"),
     [(signal.SIGKILL, -signal.SIGKILL, ""), (signal.SIGTERM, 143, "terminated"), (signal.SIGINT, 130, "interrupted")],
@@ -281,15 +307,7 @@ def test_a_killed_sweep_leaves_no_process_and_no_file_and_goes_on_where_it_was(l
     (lab / "tmp").mkdir()
     waits = "import time\nwhile not (runs_folder().parent / 'go').exists():\n    log('waits')\n    time.sleep(0.2)"
     write(lab, "05_suppress", waits, CUT)
-    (lab / "grid.yaml").write_text("notebooks: ['01', '05']\ngrid: {SEED: [1]}")
-    program = "import signal, sys; from pathlib import Path; from helpers.pipeline import main\n"
-    program += "if __name__ == '__main__':\n    "
-    program += "signal.signal(signal.SIGINT, signal.default_int_handler)\n    "  # ignored in a shell's background jobs
-    program += "sys.exit(main(['sweep', sys.argv[1], '--name', 'both'], Path(sys.argv[2])))"
-    (lab / "program.py").write_text(program)  # Dask's workers import it
-    command = [sys.executable, lab / "program.py", lab / "grid.yaml", lab / "notebooks"]
-    options = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
-    with subprocess.Popen(command, **options) as process:
+    with started(lab) as process:
         while process.poll() is None and not ((lab / "log").exists() and "waits" in log(lab)):
             time.sleep(0.1)
         family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
