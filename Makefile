@@ -3,7 +3,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup run plan sweep inspect test test-units test-notebooks base model execute lab lint lock clean
+.PHONY: help setup run plan sweep inspect test base model execute lab lint lock clean
 
 VENV ?= .venv
 PYTHON ?= python3
@@ -47,15 +47,12 @@ CHECK = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { ech
         $(PYTHON) is $$($(PYTHON) -V 2>&1 | tail -n 1). Try: make setup PYTHON=python3.12"; exit 1; }
 endif
 
-# stages of a run belong to that run: tests and stored outputs start from an empty folder
+# stages of a run belong to that run: stored outputs start from an empty folder, and so do tests
 FRESH_RUNS = folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; export LAB_RUNS="$$folder/runs"
 
 test execute: export TQDM_DISABLE := 1
 test execute: export HF_HUB_OFFLINE := 1
 test: export OMP_NUM_THREADS := 1
-
-# both halves of the tests print at once; old makes cannot keep their lines apart
-WHOLE_LINES = $(if $(filter output-sync,$(.FEATURES)),--output-sync=line)
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -87,13 +84,12 @@ sweep: setup  ## all cells of a grid (GRID=file.yaml), on all cores or on a clus
 
 test: setup  ## lint, unit tests, and every notebook from its first cell to its last, on two cores
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
-	@$(MAKE) --no-print-directory --jobs 2 $(WHOLE_LINES) test-units test-notebooks
-
-test-units:
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests
-
-test-notebooks:
-	$(FRESH_RUNS); $(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=1800 $(NOTEBOOKS)
+	@echo 'the notebooks run beside the unit tests; what they say comes last'
+	folder=$$(mktemp -d); trap 'kill $${notebooks:-} 2>/dev/null || true; rm -rf "$$folder"' EXIT; \
+	LAB_RUNS="$$folder/runs" $(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=1800 \
+	$(NOTEBOOKS) > "$$folder/log" 2>&1 & notebooks=$$!; status=0; \
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests || status=$$?; \
+	wait $$notebooks || status=$$?; cat "$$folder/log"; exit $$status
 
 base: setup  ## train a small model of data/models/ anew (MODEL=tiny, or tiny-mistral with grouped-query attention)
 	$(BIN)/python -m helpers.pretrain $(call option,MODEL,model)
