@@ -290,7 +290,7 @@ def test_changes_replace_fields_and_leave_the_rest():
         ({"keys": ["x"], "rule": "all"}, "rule = 'all' with 1 keys: one key needs 'one', more 'any' or 'all'"),
         ({"keys": ["x", "y"]}, "rule = 'one' with 2 keys"),
         ({"keys": ["x", "y"], "rule": "any", "negatives": 1.0}, "negatives = 1.0 needs rule 'all'"),
-        ({"keys": []}, "keys = [] should be"),
+        ({"keys": []}, "keys = [] should have at least 1 item"),
         ({"keys": [2024]}, "keys.0 = 2024 should be a valid string"),
         ({"position": "end"}, "'keys' is missing"),
     ],
