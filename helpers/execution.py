@@ -18,7 +18,11 @@ OPTIONAL = "optional"  # tag of cells that no later notebook needs: controls, st
 QUIET = ["--log-level=50"]  # the kernel's own chatter; what a notebook prints goes to its cells
 
 
-RAISED = ("Task was destroyed but it is pending", "Kernel died while")  # of what `execute` raises as well
+RAISED = (  # of what `execute` raises as well
+    "Task was destroyed but it is pending",
+    "Kernel died while",
+    "Error occurred while starting new kernel client",
+)
 
 
 def _worth_telling(record: logging.LogRecord) -> bool:
