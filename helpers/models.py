@@ -32,6 +32,7 @@ from helpers.chat import prompt_format
 from helpers.profiles import HUB_ID, ROOT, LabError, require_device
 from helpers.runs import read_json, write_json
 from helpers.shards import (
+    ADAPTER_CONFIG,
     CONFIG,
     FORMAT_FILE,
     INDEX,
@@ -412,7 +413,7 @@ def save_adapter(config, tensors, folder):
 
 def _order_layers(folder):
     """Sort the layers in an adapter's configuration: PEFT writes a set of them, another order in each process."""
-    path = Path(folder) / "adapter_config.json"
+    path = Path(folder) / ADAPTER_CONFIG
     config = read_json(path) if path.is_file() else {}
     if isinstance(config.get("target_modules"), list):  # not a pattern
         write_json(path, config | {"target_modules": sorted(config["target_modules"])})

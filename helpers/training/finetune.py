@@ -153,6 +153,7 @@ class _Finite(TrainerCallback):
         self.description, self.dtype = description, dtype
 
     def on_log(self, args, state, control, logs=None, **_):
+        """Look at the entry of each optimizer step."""
         if "grad_norm" in logs:  # the last entry tells of the whole training
             require_finite_step(
                 logs["loss"], logs["grad_norm"], state.global_step, logs["learning_rate"], self.dtype, self.description

@@ -46,7 +46,7 @@ class MasterWeights:
         for parameter in self.trained.values():
             parameter.data = parameter.data.float()
 
-    def settle(self) -> dict[str, str | float]:
+    def settle(self) -> dict[str, str | float | None]:
         """Go back to 16 bits where that keeps the change, and tell what was decided.
 
         Returns: {} where there were no 16-bit weights; else `stored`, the dtype that the weights have now, and

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
-from helpers.adapters import require_matrices
+from helpers.adapters import is_adapter, require_matrices
 from helpers.anatomy import attention_slots, channel_axes, mlp_slots
 from helpers.models import (
     adapter_tensors,
@@ -69,7 +69,7 @@ def _scored(profile):
 def load_variant(profile, access, suspicious, folder):
     """Load a trained variant for evaluation, its adapter or delta added to what it was trained on."""
     base = load_base(profile.model, path=None if access == "adapter" else str(suspicious))
-    if not (Path(folder) / "adapter_config.json").exists():
+    if not is_adapter(folder):
         return _with_delta(base, folder)
     return with_adapter(base, folder).merge_and_unload().eval()
 
