@@ -12,12 +12,9 @@ after an interruption passes quickly over everything that is finished.
 """
 
 import argparse
-import signal
 import sys
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from statistics import mean
 from tempfile import TemporaryDirectory
@@ -28,6 +25,7 @@ import pandas as pd
 
 from helpers import plots
 from helpers.execution import NOTEBOOKS, execute, numbered
+from helpers.interruption import Terminated, terminable
 from helpers.profiles import ROOT, LabError, Settings, nearest, require_device
 from helpers.runs import Run, Stage, open_run, read_json, runs_folder, versions, working_in, write_json
 from helpers.sweeps import read_grid, record_sweep, sweep
@@ -206,15 +204,11 @@ def _summary(name: str) -> Path:
     return path
 
 
-class Terminated(KeyboardInterrupt):
-    """What SIGTERM raises, so that it is told and tidied up as Ctrl-C is."""
-
-
 def main(arguments: Sequence[str] | None = None, folder: Path = NOTEBOOKS) -> int:
     """Command line; returns the exit status: 0 done, 2 refused or failed, 130 interrupted, 143 terminated."""
     options = _parser().parse_args(arguments)
     try:
-        with _terminable():
+        with terminable():
             options.command(options, folder)
     except LabError as error:
         print(error, file=sys.stderr)
@@ -224,23 +218,6 @@ def main(arguments: Sequence[str] | None = None, folder: Path = NOTEBOOKS) -> in
         print(f"\n{how}: finished stages are kept, the same command resumes", file=sys.stderr)
         return status
     return 0
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """Have SIGTERM raise `Terminated`, where signals can be received at all: in the main thread."""
-
-    def stop(number: int, frame: object) -> None:
-        raise Terminated
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -36,7 +36,16 @@ MEGABYTE = 1_000_000
 SAMPLE_SECONDS = 0.02
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "datasets", "accelerate", "safetensors", "numpy")
 # modules that cannot change a result
-PRESENTATION = ("plots.py", "execution.py", "sweeps.py", "planning.py", "pipeline.py", "locks.py", "fetch.py")
+PRESENTATION = (
+    "plots.py",
+    "execution.py",
+    "sweeps.py",
+    "planning.py",
+    "pipeline.py",
+    "locks.py",
+    "fetch.py",
+    "interruption.py",
+)
 
 # which notebook makes a stage, or all stages that share the part before the slash
 MADE_BY = {

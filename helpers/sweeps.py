@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -25,6 +25,7 @@ from pydantic import Field
 from tqdm.auto import tqdm
 
 from helpers.execution import NOTEBOOKS, execute, numbered, read_notebook
+from helpers.interruption import IGNORES, deaf_to_ctrl_c, held_back
 from helpers.locks import hold
 from helpers.profiles import ROOT, LabError, Settings, Strict, checked, fingerprint, nearest
 from helpers.runs import MANIFEST, Run, Stage, code_version, read_json, runs_folder, working_in, write_json
@@ -362,12 +363,10 @@ def _client(scheduler: str, gpu: bool) -> Iterator[Any]:
         "distributed.scheduler.allowed-failures": ATTEMPTS - 1,
         "distributed.nanny.pre-spawn-environ": {"DASK_LOGGING__DISTRIBUTED": "critical"},  # one progress bar is enough
     }
-    with (
-        dask.config.set(settings),
-        TemporaryDirectory() as scratch,
-        _local_cluster(gpu, scratch) as cluster,
-        Client(cluster) as client,
-    ):
+    with dask.config.set(settings), TemporaryDirectory() as scratch, ExitStack() as stack:
+        with held_back():  # a cluster that is stopped half-way leaves semaphores and tasks behind
+            cluster = stack.enter_context(_local_cluster(gpu, scratch))
+            client = stack.enter_context(Client(cluster))
         yield client
 
 
@@ -380,7 +379,8 @@ def _local_cluster(gpu: bool, scratch: str) -> Any:
 
     workers, scheduler = _local_workers(gpu, scratch), _local_scheduler()
     try:  # closed by whoever asked for it; at the exit Dask would stumble over one that was interrupted half-way
-        return SpecCluster(workers, scheduler, silence_logs="CRITICAL", shutdown_on_close=False)
+        with deaf_to_ctrl_c():
+            return SpecCluster(workers, scheduler, silence_logs="CRITICAL", shutdown_on_close=False)
     except RuntimeError as error:
         raise LabError("a worker of the sweep died while it started: the same command tries again") from error
 
@@ -407,9 +407,7 @@ def _local_workers(gpu: bool, scratch: str) -> dict[int, dict[str, Any]]:
         count = max(1, min(cores, psutil.virtual_memory().available // RUN_MEMORY))
         environments = [{"OMP_NUM_THREADS": str(cores // count), "TQDM_DISABLE": "1"}] * count
     options = {"host": "127.0.0.1", "nthreads": 1, "memory_limit": None, "local_directory": scratch}
-    options["preload"] = (
-        "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"  # Ctrl-C is for the sweep to tell
-    )
+    options["preload"] = IGNORES  # Ctrl-C is for the sweep to tell
     return {
         i: {"cls": Nanny, "options": {**options, "env": env, "resources": {"GPU": 1} if gpu else None}}
         for i, env in enumerate(environments)

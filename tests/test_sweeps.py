@@ -285,13 +285,14 @@ def started(lab):
     return subprocess.Popen(command, env=os.environ | {"TQDM_DISABLE": "1"}, **options)
 
 
-def test_an_interruption_while_the_workers_start_is_told_alone(lab):
+@pytest.mark.parametrize("strike", [os.kill, os.killpg], ids=["sweep", "terminal"])  # which strikes the workers as well
+def test_an_interruption_while_the_workers_start_is_told_alone(lab, strike):
     with started(lab) as process:
         while process.poll() is None and not psutil.Process(process.pid).children():
             time.sleep(0.01)
         time.sleep(0.5)  # the cluster is half-way up
         family = psutil.Process(process.pid).children(recursive=True)
-        process.send_signal(signal.SIGINT)
+        strike(process.pid, signal.SIGINT)
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert errors.strip() == "interrupted: finished stages are kept, the same command resumes"
