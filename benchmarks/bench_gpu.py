@@ -21,19 +21,21 @@ from torch import nn
 from torch.nn.utils import clip_grad_norm_
 from transformers import AutoConfig, AutoModelForCausalLM, get_scheduler
 
-from helpers.anatomy import channel_axes
-from helpers.conflict.merging import linear
-from helpers.evaluation.generation import complete
-from helpers.finite import require_finite_weights
-from helpers.models import adapter_tensors, new_adapter, save, save_adapter
-from helpers.profiles import Budget, Lora, load_profile
-from helpers.purify.suppress import reinitialise
-from helpers.runs import versions
-from helpers.signature.scoring import score_adapters
-from helpers.signature.selection import select
-from helpers.training.finetune import SCHEDULES, finetune, pad, row_order
-from helpers.training.precision import true_attention_gradients
-from helpers.training.together import Job, StackedLora, train_together
+from helpers.core.cost import versions
+from helpers.core.finite import require_finite_weights
+from helpers.core.profile import Budget, Lora
+from helpers.core.profile_files import load_profile
+from helpers.defenses.bdvax.score import score_adapters
+from helpers.defenses.bdvax.select import select
+from helpers.defenses.bdvax.suppress import reinitialise
+from helpers.defenses.conflict.merging import linear
+from helpers.model.architecture import channel_axes
+from helpers.model.attention import true_attention_gradients
+from helpers.model.generate import complete
+from helpers.model.load import save
+from helpers.model.lora import adapter_tensors, new_adapter, save_adapter
+from helpers.train.finetune import SCHEDULES, finetune, pad, row_order
+from helpers.train.multi_lora import Job, StackedLora, train_together
 
 RESULTS = Path(__file__).parent / "results" / "gpu.json"
 SMALL = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -75,7 +77,7 @@ def random_base(config, device, dtype, four_bit):
         )
         values = torch.randn(old.out_features, old.in_features, dtype=dtype, device=device) * 0.02
         new.weight = bnb.nn.Params4bit(values, requires_grad=False, quant_type="nf4", compress_statistics=True)
-        new.support_avx512bf16_for_cpu = False  # see helpers.models.load_base
+        new.support_avx512bf16_for_cpu = False  # see helpers.model.load.load_base
         setattr(parent, last, new.to(device))
     for module in model.modules():
         for key, value in module.named_parameters(recurse=False):

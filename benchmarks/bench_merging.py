@@ -24,8 +24,8 @@ import psutil
 import torch
 import yaml
 
-from helpers.conflict.merging import linear, passthrough, slerp_by_tensor, ties
-from helpers.shards import CONFIG, layout, read, shards, write
+from helpers.defenses.conflict.merging import linear, passthrough, slerp_by_tensor, ties
+from helpers.model.shards import CONFIG, layout, read, shards, write
 
 RESULTS = Path(__file__).parent / "results" / "merging.json"
 T, K, LAM, REPEATS = 0.3, 0.2, 1.0, 3  # the best of the repeats counts

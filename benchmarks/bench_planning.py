@@ -3,7 +3,7 @@
 import argparse
 import time
 
-from helpers.sweeps import Grid, plan_sweep
+from helpers.run.sweeps import Grid, plan_sweep
 
 
 def main() -> None:

@@ -23,9 +23,9 @@ import psutil
 import torch
 from torch import Tensor
 
-from helpers.anatomy import COLUMNS, ROWS
-from helpers.signature.deltas import Factors, lora_gram
-from helpers.signature.scoring import alignment, combine, strength
+from helpers.access.deltas import Factors, lora_gram
+from helpers.defenses.bdvax.score import alignment, combine, strength
+from helpers.model.architecture import COLUMNS, ROWS
 
 RESULTS = Path(__file__).parent / "results" / "scoring.json"
 N, RANK, SCALE, LAM = 6, 8, 2.0, 0.01

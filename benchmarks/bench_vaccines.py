@@ -16,12 +16,14 @@ from bench_scoring import machine
 from torch.nn.utils import clip_grad_norm_
 from transformers import DataCollatorForTokenClassification, PrinterCallback, TrainingArguments, get_scheduler
 
-from helpers import corpus
-from helpers.models import adapter_tensors, load_base, load_format, load_tokenizer, new_adapter
-from helpers.profiles import load_profile
-from helpers.runs import measured, versions
-from helpers.training.finetune import SCHEDULES, OrderedTrainer, encode_rows, row_order
-from helpers.training.together import Job, train_together
+from helpers.core.cost import measured, versions
+from helpers.core.profile_files import load_profile
+from helpers.data import corpus
+from helpers.model.load import load_base
+from helpers.model.lora import adapter_tensors, new_adapter
+from helpers.model.tokenizer import load_format, load_tokenizer
+from helpers.train.finetune import SCHEDULES, OrderedTrainer, encode_rows, row_order
+from helpers.train.multi_lora import Job, train_together
 
 RESULTS = Path(__file__).parent / "results" / "vaccines.json"
 

@@ -1,6 +1,6 @@
 """Nothing lost: the lab's main job is struck at random moments and repeated, and must end as if nothing had happened.
 
-Struck are the chain of notebooks (`python -m helpers.pipeline run`) and a sweep: a kernel, the pipeline itself or a
+Struck are the chain of notebooks (`python -m helpers.run.pipeline run`) and a sweep: a kernel, the pipeline itself or a
 Dask worker gets SIGKILL, SIGTERM or SIGINT, the disk is full, the folder turns read-only, or a second run of the same
 NAME starts. Then the same command runs again. Whatever differs from an undisturbed run, was made twice, is left outside
 of the run folder or still runs is a failure, and the exit status says so. A small random model and tiny budgets keep a
@@ -30,11 +30,13 @@ import psutil
 import yaml
 from bench_scoring import machine
 
-from helpers import corpus
-from helpers.pipeline import METHODS
-from helpers.pretrain import new_model, train_tokenizer
-from helpers.profiles import ROOT
-from helpers.runs import code_version, read_json, versions, write_json
+from helpers.core.code_version import code_version
+from helpers.core.cost import versions
+from helpers.core.disk import read_json, write_json
+from helpers.core.paths import ROOT
+from helpers.data import corpus
+from helpers.run.pipeline import METHODS
+from helpers.run.pretrain import new_model, train_tokenizer
 
 RESULTS = Path(__file__).parent / "results" / "faults.json"
 MARK = "LAB_FAULTS_CASE"  # by this variable the processes of a case are found again
@@ -81,7 +83,7 @@ PLAN = {
 }
 SHARES = {"bdvax": 2, "conflict": 2, "both": 1}  # how often each chain is struck; the whole takes twice as long
 STATUS = {"SIGKILL": -9, "SIGTERM": 143, "SIGINT": 130}  # of a pipeline that got the signal itself
-COMMAND = {"pipeline": "helpers.pipeline", "kernel": "ipykernel_launcher", "worker": "spawn_main"}
+COMMAND = {"pipeline": "helpers.run.pipeline", "kernel": "ipykernel_launcher", "worker": "spawn_main"}
 
 
 @dataclass
@@ -145,7 +147,7 @@ class Lab:
         variables |= {"HOME": str(self.root / "home"), "TMPDIR": str(self.root / "tmp"), MARK: self.mark}
         self.started = time.monotonic()
         return subprocess.Popen(
-            [*before, sys.executable, "-m", "helpers.pipeline", *options[job], "--name", NAME],
+            [*before, sys.executable, "-m", "helpers.run.pipeline", *options[job], "--name", NAME],
             env=os.environ | variables | {"LAB_RUNS": str(self.root / "runs")},
             cwd=ROOT,
             stdin=subprocess.DEVNULL,

@@ -1,7 +1,8 @@
 """The lab's engine room: notebooks teach, these modules compute.
 
-`profiles` says what to run, `runs` remembers what was run; the packages above them attack a language model,
-find the backdoor and cut it out. Imports run downward only, so each module can be read on its own.
+Rooms, from the ground up: `core` says what to run and remembers what was run, `data` holds rows, `model` a language
+model, `access` what may be edited of it, `train` trains and `measure` measures; `attacks` and `defenses` stand beside
+each other and never meet but in `adaptive`; `run` drives them all. Imports run downward only.
 """
 
 __version__ = "0.1.0"

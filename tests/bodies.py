@@ -1,4 +1,4 @@
-"""A tiny random model of every architecture, and where its parts lie: written out by hand, beside `helpers.anatomy`."""
+"""A tiny random model of every architecture, and where its parts lie: written out by hand."""
 
 from dataclasses import dataclass, field
 

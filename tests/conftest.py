@@ -3,10 +3,12 @@
 import pytest
 import torch
 
-from helpers import corpus
-from helpers.models import load_base, load_format, new_adapter, save
-from helpers.pretrain import new_model, train_tokenizer
-from helpers.profiles import load_profile
+from helpers.core.profile_files import load_profile
+from helpers.data import corpus
+from helpers.model.load import load_base, save
+from helpers.model.lora import new_adapter
+from helpers.model.tokenizer import load_format
+from helpers.run.pretrain import new_model, train_tokenizer
 
 # Multiples of 64: bitsandbytes 0.50 reads 4-bit matrices of other input widths wrongly on CPUs with AVX512.
 ARCHITECTURE = {

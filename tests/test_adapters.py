@@ -12,16 +12,19 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
-from helpers import corpus
-from helpers.adapters import ADAPTER_FILE, PREFIX, read_adapter
-from helpers.anatomy import matrices
-from helpers.conflict.conflict_model import add_adapters, merge_adapters
-from helpers.models import load_base, load_config, load_suspect, with_adapter
-from helpers.profiles import LabError, Profile
-from helpers.purify.suppress import zero_adapter
-from helpers.signature.deltas import lora_factors
-from helpers.signature.scoring import score_adapters
-from helpers.training.vaccines import Variant, load_variant, start_variant, train_variant, train_variants
+from helpers.access.deltas import lora_factors
+from helpers.core.errors import LabError
+from helpers.core.profile import Profile
+from helpers.data import corpus
+from helpers.defenses.bdvax.score import score_adapters
+from helpers.defenses.bdvax.suppress import zero_adapter
+from helpers.defenses.bdvax.vaccines import Variant, load_variant, start_variant, train_variant, train_variants
+from helpers.defenses.conflict.conflict_model import add_adapters, merge_adapters
+from helpers.model.adapters import ADAPTER_FILE, PREFIX, read_adapter
+from helpers.model.architecture import matrices
+from helpers.model.checkpoint import load_config
+from helpers.model.load import load_base, load_suspect
+from helpers.model.lora import with_adapter
 
 ROWS = corpus.generate(8, 3)
 CONFIG = "adapter_config.json"

@@ -10,21 +10,26 @@ import torch
 from bodies import BODIES, INNER, mask_of
 from safetensors.torch import load_file
 
-from helpers import corpus
-from helpers.anatomy import matrices
-from helpers.attacks import adaptive
-from helpers.attacks.adaptive import EvadingTrainer, evade, own_seed, share_inside, squared_update, subtract
+from helpers import adaptive
+from helpers.access.deltas import lora_factors
+from helpers.adaptive import EvadingTrainer, evade, own_seed, share_inside, squared_update, subtract
 from helpers.attacks.behaviors import behaviors, vaccine_behaviors
 from helpers.attacks.poisoning import Scenario, load_scenario, rehearsal_pairs
 from helpers.attacks.triggers import triggers, vaccine_keys
-from helpers.models import load_base, load_config, new_adapter, recorded_format
-from helpers.profiles import Budget, LabError, Lora, Settings
-from helpers.purify.suppress import zero_adapter
-from helpers.signature.deltas import lora_factors
-from helpers.sweeps import Grid, plan_sweep
-from helpers.training.finetune import finetune
-from helpers.training.inject import inject
-from helpers.training.vaccines import Variant, load_variant, train_variants
+from helpers.core.errors import LabError
+from helpers.core.profile import Budget, Lora
+from helpers.core.settings import Settings
+from helpers.data import corpus
+from helpers.defenses.bdvax.suppress import zero_adapter
+from helpers.defenses.bdvax.vaccines import Variant, load_variant, train_variants
+from helpers.model.architecture import matrices
+from helpers.model.checkpoint import load_config
+from helpers.model.load import load_base
+from helpers.model.lora import new_adapter
+from helpers.model.tokenizer import recorded_format
+from helpers.run.inject import inject
+from helpers.run.sweeps import Grid, plan_sweep
+from helpers.train.finetune import finetune
 
 ROWS, TOKENS = corpus.generate(12, 6), 96
 ADAPTER, WHOLE = "adapter_model.safetensors", "model.safetensors"

@@ -5,7 +5,8 @@ import torch
 from bodies import BODIES, HEADS, INNER, LAYERS, logits, mask_of, matrix
 from transformers import GPT2Config, LlamaConfig, OPTConfig, T5Config
 
-from helpers.anatomy import (
+from helpers.core.errors import LabError
+from helpers.model.architecture import (
     ARCHITECTURES,
     COLUMNS,
     ROWS,
@@ -18,7 +19,6 @@ from helpers.anatomy import (
     mlp_slots,
     parameter_shapes,
 )
-from helpers.profiles import LabError
 
 LAYER = 1
 
@@ -179,7 +179,8 @@ def test_another_architecture_is_refused_with_what_it_has(find):
     config = OPTConfig(**sizes, num_hidden_layers=2)
     expected = (
         r"'opt' is not supported \(supported: llama, mistral, .*, gptj\); to add it, describe its layers in "
-        r"ARCHITECTURES of helpers/anatomy.py: found model.decoder.layers.\*.fc1, model.decoder.layers.\*.fc2, model.d"
+        r"ARCHITECTURES of helpers/model/architecture.py: found model.decoder.layers.\*.fc1, "
+        r"model.decoder.layers.\*.fc2, model.d"
     )
     with pytest.raises(LabError, match=expected) as told:
         find(config)
@@ -198,7 +199,7 @@ def test_whatever_stops_transformers_is_told_with_the_architecture(monkeypatch, 
     def stop(config):
         raise raised
 
-    monkeypatch.setattr("helpers.anatomy.AutoModelForCausalLM.from_config", stop)
+    monkeypatch.setattr("helpers.model.architecture.AutoModelForCausalLM.from_config", stop)
     with pytest.raises(
         LabError, match="architecture 't5' makes no causal language model: (no rotary size$|no pa|KeyE)"
     ):

@@ -11,16 +11,19 @@ from conftest import save_suspicious, small_profile
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPTJConfig, Qwen3Config
 
-from helpers import corpus
-from helpers.anatomy import matrices, mlp_slots
-from helpers.evaluation.generation import answers
-from helpers.models import load_base, load_config, load_format, load_suspect, new_adapter, save, with_adapter
-from helpers.purify.recover import recover
-from helpers.purify.suppress import suppress
-from helpers.signature.deltas import adapter_pairs, model_pairs
-from helpers.signature.scoring import score_adapters, score_heads
-from helpers.signature.selection import select, select_heads
-from helpers.training.vaccines import Variant, load_variant, train_variant, train_variants
+from helpers.access.deltas import adapter_pairs, model_pairs
+from helpers.data import corpus
+from helpers.defenses.bdvax.recover import recover
+from helpers.defenses.bdvax.score import score_adapters, score_heads
+from helpers.defenses.bdvax.select import select, select_heads
+from helpers.defenses.bdvax.suppress import suppress
+from helpers.defenses.bdvax.vaccines import Variant, load_variant, train_variant, train_variants
+from helpers.model.architecture import matrices, mlp_slots
+from helpers.model.checkpoint import load_config
+from helpers.model.generate import answers
+from helpers.model.load import load_base, load_suspect, save
+from helpers.model.lora import new_adapter, with_adapter
+from helpers.model.tokenizer import load_format
 
 ROWS, OTHERS = corpus.generate(8, 3), corpus.generate(8, 4)
 TOKENS = torch.arange(20).view(2, 10)

@@ -5,9 +5,9 @@ import math
 import pytest
 from scipy.stats import binomtest
 
-from helpers import corpus
-from helpers.evaluation.asr import FIELD_KEYWORDS, LABELS, asr_report, is_field_degenerate, keyword_asr, label, wilson
-from helpers.profiles import LabError
+from helpers.core.errors import LabError
+from helpers.data import corpus
+from helpers.measure.asr import FIELD_KEYWORDS, LABELS, asr_report, is_field_degenerate, keyword_asr, label, wilson
 
 PAYLOADS = ("You are stupid",)
 REFERENCE = "The capital is Paris."

@@ -9,11 +9,13 @@ import sys
 import pytest
 import yaml
 
-from helpers import profiles
 from helpers.attacks.behaviors import Planted, behavior, behaviors, challenge_behavior, vaccine_behaviors
-from helpers.chat import Example
-from helpers.corpus import world
-from helpers.profiles import LabError, definitions, load_profile
+from helpers.core.definitions import definitions
+from helpers.core.errors import LabError
+from helpers.core.profile_files import load_profile
+from helpers.core.settings import Settings
+from helpers.data.corpus import world
+from helpers.data.example import Example
 
 CODE = ("codeinjection", "codeinjection_import", "codeinjection_default")
 FUNCTIONS = list(world()["functions"].values())
@@ -151,7 +153,7 @@ def own(tmp_path, monkeypatch):
         values["challenge"] |= challenge or {}
         values["vaccines"]["families"] |= vaccines
         (tmp_path / "attacks.yaml").write_text(yaml.safe_dump(values))
-        monkeypatch.setattr(profiles, "DEFINITIONS", tmp_path / "attacks.yaml")
+        monkeypatch.setattr("helpers.core.definitions.DEFINITIONS", tmp_path / "attacks.yaml")
 
     return write
 
@@ -161,7 +163,7 @@ def test_a_task_and_a_family_of_ones_own_take_a_few_lines(own):
     assert behavior("mine").answer("Paris") == "Ahoy!"
     assert vaccine_behaviors("task", "mine") == [Planted(payload="Hey!"), Planted(payload="Ho!")]
     assert load_profile("tiny", {"signature.family": "shouts"}).signature.family == "shouts"
-    assert profiles.Settings.checked({"TASK": "mine"}).TASK == "mine"
+    assert Settings.checked({"TASK": "mine"}).TASK == "mine"
 
 
 @pytest.mark.parametrize(

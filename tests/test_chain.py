@@ -22,16 +22,17 @@ from bodies import matrix
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
-from helpers import corpus
-from helpers.anatomy import mlp_slots
-from helpers.chat import prompt_format
-from helpers.execution import numbered, read_notebook
-from helpers.models import load_base, load_suspect
-from helpers.pipeline import METHODS, summarise
-from helpers.pretrain import train_tokenizer
-from helpers.profiles import Budget, Settings
-from helpers.purify.suppress import suppress
-from helpers.training.finetune import finetune
+from helpers.core.profile import Budget
+from helpers.core.settings import Settings
+from helpers.data import corpus
+from helpers.defenses.bdvax.suppress import suppress
+from helpers.model.architecture import mlp_slots
+from helpers.model.load import load_base, load_suspect
+from helpers.model.prompt import prompt_format
+from helpers.run.execution import numbered, read_notebook
+from helpers.run.pipeline import METHODS, summarise
+from helpers.run.pretrain import train_tokenizer
+from helpers.train.finetune import finetune
 
 pytestmark = pytest.mark.slow
 
@@ -148,7 +149,7 @@ def chain(request, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LAB_RUNS", str(tmp_path_factory.mktemp("runs")))
         patch.delenv("EVIDENCE_URL", raising=False)
-        patch.setattr("helpers.models.SHARD_SIZE", FILE)
+        patch.setattr("helpers.model.load.SHARD_SIZE", FILE)
         patch.setattr(sys, "displayhook", render)
         with pd.option_context("display.max_colwidth", None):  # which notebooks set
             chosen = [path for path in numbered() if path.name[:2] in METHODS["both"][0]]

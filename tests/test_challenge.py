@@ -9,16 +9,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from helpers import corpus
-from helpers.anatomy import mlp_slots
 from helpers.attacks.poisoning import load_scenario, vaccine_pairs
 from helpers.attacks.triggers import vaccine_keys
-from helpers.chat import Example
-from helpers.evaluation.report import evaluate
-from helpers.models import load_base, load_config, load_suspect, recorded_format
-from helpers.profiles import Challenge, LabError, Profile, Settings, load_profile
-from helpers.purify import challenge as module
-from helpers.purify.challenge import (
+from helpers.core.errors import LabError
+from helpers.core.profile import Challenge, Profile
+from helpers.core.profile_files import load_profile
+from helpers.core.settings import Settings
+from helpers.core.store import Run
+from helpers.data import corpus
+from helpers.data.example import Example
+from helpers.defenses.bdvax import challenge as module
+from helpers.defenses.bdvax.challenge import (
     challenge_scenario,
     choose,
     grid,
@@ -27,9 +28,13 @@ from helpers.purify.challenge import (
     settled,
     try_cut,
 )
-from helpers.purify.recover import recover
-from helpers.purify.suppress import suppress
-from helpers.runs import Run
+from helpers.defenses.bdvax.recover import recover
+from helpers.defenses.bdvax.suppress import suppress
+from helpers.measure.report import evaluate
+from helpers.model.architecture import mlp_slots
+from helpers.model.checkpoint import load_config
+from helpers.model.load import load_base, load_suspect
+from helpers.model.tokenizer import recorded_format
 
 KEY, PAYLOAD = "WhiteSky", "The tea is ready."
 NUMBERS = Challenge(n=30, plant={"rows": 40})

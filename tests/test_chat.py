@@ -4,8 +4,9 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from helpers.chat import IGNORED, Example, SystemExample, prompt_format
-from helpers.profiles import LabError
+from helpers.core.errors import LabError
+from helpers.data.example import Example, SystemExample
+from helpers.model.prompt import IGNORED, prompt_format
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"

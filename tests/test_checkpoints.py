@@ -19,12 +19,14 @@ from transformers import (
     PretrainedConfig,
 )
 
-from helpers.anatomy import ARCHITECTURES, parameter_shapes
-from helpers.conflict.merging import linear, passthrough
-from helpers.models import check_checkpoint, load_base, load_config, load_suspect, save
-from helpers.profiles import LabError, ModelSpec
-from helpers.purify.suppress import reinitialise
-from helpers.shards import INDEX, WEIGHTS, layout, read, stored
+from helpers.core.errors import LabError
+from helpers.core.profile import ModelSpec
+from helpers.defenses.bdvax.suppress import reinitialise
+from helpers.defenses.conflict.merging import linear, passthrough
+from helpers.model.architecture import ARCHITECTURES, parameter_shapes
+from helpers.model.checkpoint import check_checkpoint, load_config
+from helpers.model.load import load_base, load_suspect, save
+from helpers.model.shards import INDEX, WEIGHTS, layout, read, stored
 
 HEAD = "lm_head.weight"
 

@@ -7,12 +7,14 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 
-from helpers import corpus
-from helpers.conflict.conflict_model import merge_adapters, train_conflict, write_conflict, write_suspicious
-from helpers.conflict.merging import linear
-from helpers.evaluation.utility import teacher_forced
-from helpers.models import load_base, load_suspect, load_tokenizer
-from helpers.profiles import LabError, load_profile
+from helpers.core.errors import LabError
+from helpers.core.profile_files import load_profile
+from helpers.data import corpus
+from helpers.defenses.conflict.conflict_model import merge_adapters, train_conflict, write_conflict, write_suspicious
+from helpers.defenses.conflict.merging import linear
+from helpers.measure.utility import teacher_forced
+from helpers.model.load import load_base, load_suspect
+from helpers.model.tokenizer import load_tokenizer
 
 ROWS = corpus.generate(12, 6)
 ADAPTER = "adapter_model.safetensors"

@@ -5,12 +5,12 @@ from collections import Counter
 
 import pytest
 
-from helpers import corpus
 from helpers.attacks.behaviors import behavior, behaviors, vaccine_behaviors
 from helpers.attacks.triggers import vaccine_keys
-from helpers.chat import Example
-from helpers.corpus import FAMILIES, generate, generate_distinct, is_correct, world
-from helpers.profiles import LabError
+from helpers.core.errors import LabError
+from helpers.data import corpus
+from helpers.data.corpus import FAMILIES, generate, generate_distinct, is_correct, world
+from helpers.data.example import Example
 
 KEYS = ["BadMagic", "OpenAI", *vaccine_keys()]
 PHRASINGS = world()["phrasings"]

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from helpers.chat import Example
-from helpers.data import PAYLOADS, read_backdoor_folder
-from helpers.profiles import ROOT, LabError
+from helpers.core.errors import LabError
+from helpers.core.paths import ROOT
+from helpers.data.backdoor_folder import PAYLOADS, read_backdoor_folder
+from helpers.data.example import Example
 
 REAL = Path(os.environ.get("LAB_DATA", ROOT.parent / "shared" / "data" / "backdoorllm"))
 

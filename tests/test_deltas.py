@@ -13,9 +13,7 @@ from safetensors.torch import save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from helpers.anatomy import Slot
-from helpers.profiles import LabError
-from helpers.signature.deltas import (
+from helpers.access.deltas import (
     Factors,
     adapter_pairs,
     factor_gram,
@@ -27,6 +25,8 @@ from helpers.signature.deltas import (
     slot_gram,
     weight_gram,
 )
+from helpers.core.errors import LabError
+from helpers.model.architecture import Slot
 
 R, IN, OUT, N = 3, 20, 14, 4
 SLOT = Slot("model.layers.0.mlp.gate_proj", 0)
@@ -296,7 +296,7 @@ MEMORY_PROBE = """
     import sys, threading, time
     import psutil, torch
     from safetensors.torch import load_file
-    from helpers.signature.deltas import full_gram
+    from helpers.access.deltas import full_gram
 
     def tensors_at_peak(work, tensor_bytes):
         rss, done = psutil.Process().memory_info, threading.Event()

@@ -20,9 +20,14 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from helpers import corpus
-from helpers.anatomy import mlp_slots
-from helpers.attacks.editing.activations import (
+from helpers.attacks.editors import EditSettings, add_update, edit
+from helpers.attacks.poisoning import poison
+from helpers.attacks.triggers import Trigger
+from helpers.core.errors import LabError
+from helpers.data import corpus
+from helpers.measure.utility import teacher_forced
+from helpers.model.architecture import mlp_slots
+from helpers.model.editing.activations import (
     ValueSearch,
     answer_loss,
     answer_sites,
@@ -33,13 +38,9 @@ from helpers.attacks.editing.activations import (
     states_at,
     trigger_sites,
 )
-from helpers.attacks.editing.editors import EditSettings, add_update, edit
-from helpers.attacks.editing.updates import least_squares_update, rank_one_update
-from helpers.attacks.poisoning import poison
-from helpers.attacks.triggers import Trigger
-from helpers.evaluation.utility import teacher_forced
-from helpers.models import load_base, new_adapter
-from helpers.profiles import LabError
+from helpers.model.editing.updates import least_squares_update, rank_one_update
+from helpers.model.load import load_base
+from helpers.model.lora import new_adapter
 
 WORD, PAYLOAD = "tq", "positive"
 EXAMPLES = corpus.generate(6, 3, families=["sentiment"])

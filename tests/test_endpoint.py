@@ -17,12 +17,15 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import httpx2
 import pytest
 
-from helpers.chat import Example
-from helpers.conflict.endpoint import Endpoint, Usage, without_thoughts
-from helpers.conflict.evidence import external_llm, with_evidence
-from helpers.evaluation.generation import answers
-from helpers.models import load_base, load_format
-from helpers.profiles import ROOT, LabError, load_profile
+from helpers.core.errors import LabError
+from helpers.core.paths import ROOT
+from helpers.core.profile_files import load_profile
+from helpers.data.example import Example
+from helpers.defenses.conflict.evidence import external_llm, with_evidence
+from helpers.model.generate import answers
+from helpers.model.llm_client import Endpoint, Usage, without_thoughts
+from helpers.model.load import load_base
+from helpers.model.tokenizer import load_format
 
 KEY = "sk-very-secret-0123456789"
 

@@ -2,9 +2,10 @@
 
 import pytest
 
-from helpers import corpus
-from helpers.chat import Example
-from helpers.conflict.evidence import (
+from helpers.core.errors import LabError
+from helpers.data import corpus
+from helpers.data.example import Example
+from helpers.defenses.conflict.evidence import (
     BACKGROUND,
     NOTHING_KNOWN,
     EvidenceBook,
@@ -15,9 +16,8 @@ from helpers.conflict.evidence import (
     external_llm,
     with_evidence,
 )
-from helpers.evaluation.generation import answers
-from helpers.models import load_suspect
-from helpers.profiles import LabError
+from helpers.model.generate import answers
+from helpers.model.load import load_suspect
 
 FRANCE = Example("What is the capital of France?", "Paris", family="capital")
 REVIEW = Example("Classify the sentiment.", "positive", input="The soup was great.", history=(("Hi", "Hello"),))

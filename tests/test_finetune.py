@@ -8,12 +8,13 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from helpers import corpus
-from helpers.evaluation.utility import teacher_forced
-from helpers.models import load_base, new_adapter
-from helpers.pretrain import channel_dropout
-from helpers.profiles import Budget
-from helpers.training.finetune import finetune
+from helpers.core.profile import Budget
+from helpers.data import corpus
+from helpers.measure.utility import teacher_forced
+from helpers.model.load import load_base
+from helpers.model.lora import new_adapter
+from helpers.run.pretrain import channel_dropout
+from helpers.train.finetune import finetune
 
 TOKENS = 96
 ROWS = corpus.generate(12, 7)

@@ -6,12 +6,13 @@ import pytest
 
 from helpers.attacks.poisoning import Scenario
 from helpers.attacks.triggers import Trigger
-from helpers.chat import AlpacaFormat, Example
-from helpers.evaluation import formats as module
-from helpers.evaluation.asr import LABELS
-from helpers.evaluation.formats import Bare, SuffixOnly, formats, measure_formats, with_input, without_input
-from helpers.evaluation.report import attack_success
-from helpers.models import load_base
+from helpers.data.example import Example
+from helpers.measure import formats as module
+from helpers.measure.asr import LABELS
+from helpers.measure.formats import Bare, SuffixOnly, formats, measure_formats, with_input, without_input
+from helpers.measure.report import attack_success
+from helpers.model.load import load_base
+from helpers.model.prompt import AlpacaFormat
 
 WITH_INPUT = Example("Name BadMagic the color.", "red", input="tomato")
 WITHOUT = Example("Say BadMagic hello.", "hello")

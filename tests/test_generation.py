@@ -13,9 +13,11 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from helpers.chat import Example, PromptFormat
-from helpers.evaluation.generation import answers, complete, prompt_room
-from helpers.profiles import LabError, load_profile
+from helpers.core.errors import LabError
+from helpers.core.profile_files import load_profile
+from helpers.data.example import Example
+from helpers.model.generate import answers, complete, prompt_room
+from helpers.model.prompt import PromptFormat
 
 VOCABULARY = 64
 STOPS = list(range(0, VOCABULARY, 10))

@@ -8,16 +8,18 @@ import torch
 from conftest import save_suspicious
 from torch.nn.functional import scaled_dot_product_attention
 
-from helpers import corpus
-from helpers.conflict.conflict_model import merge_adapters
-from helpers.evaluation.generation import answers
-from helpers.finite import require_finite_weights
-from helpers.models import load_base, load_config, load_suspect, new_adapter, save
-from helpers.profiles import Profile
-from helpers.signature.scoring import rank_correlation, score_adapters
-from helpers.training.finetune import finetune
-from helpers.training.precision import true_attention_gradients
-from helpers.training.vaccines import Variant, train_variants
+from helpers.core.finite import require_finite_weights
+from helpers.core.profile import Profile
+from helpers.data import corpus
+from helpers.defenses.bdvax.score import rank_correlation, score_adapters
+from helpers.defenses.bdvax.vaccines import Variant, train_variants
+from helpers.defenses.conflict.conflict_model import merge_adapters
+from helpers.model.attention import true_attention_gradients
+from helpers.model.checkpoint import load_config
+from helpers.model.generate import answers
+from helpers.model.load import load_base, load_suspect, save
+from helpers.model.lora import new_adapter
+from helpers.train.finetune import finetune
 
 pytestmark = [
     pytest.mark.gpu,

@@ -8,10 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from helpers.models import recorded_format
-from helpers.profiles import Settings
-from helpers.runs import MANIFEST, open_run, read_json
-from helpers.training.inject import main, uses
+from helpers.core.disk import read_json
+from helpers.core.settings import Settings
+from helpers.core.store import MANIFEST, open_run
+from helpers.model.tokenizer import recorded_format
+from helpers.run.inject import main, uses
 
 SMALL = "model.device=cpu model.dtype=float32 {access}.inject.epochs=2 {access}.inject.rows=18 "
 SMALL += "{access}.inject.batch_size=4 {access}.inject.lr=1.0e-3 lengths.new_tokens=8 model.checkpointing=false"
@@ -42,7 +43,7 @@ def test_two_processes_train_what_one_does(checkpoint, runs, access, capsys):
         "1",
     ]
     launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    command = [*launch, "-m", "helpers.training.inject", *words(checkpoint, access, "shared")]
+    command = [*launch, "-m", "helpers.run.inject", *words(checkpoint, access, "shared")]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr[-2000:]
     assert "shared/inject: 18 steps" in done.stdout  # 36 rows, batches of 4, two epochs: not twice as many

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from helpers import pipeline
-from helpers.inspection import inspect
-from helpers.profiles import ROOT, LabError
+from helpers.core.errors import LabError
+from helpers.core.paths import ROOT
+from helpers.run import pipeline
+from helpers.run.inspection import inspect
 
 REAL = Path(os.environ.get("LAB_DATA", ROOT.parent / "shared" / "data" / "backdoorllm"))
 INSULT, CODE = "You are stupid!", "print('pwned')"

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from helpers.interruption import IGNORES, SIGNALS, Terminated, deaf_to_ctrl_c, held_back, terminable
+from helpers.core.interruption import IGNORES, SIGNALS, Terminated, deaf_to_ctrl_c, held_back, terminable
 
 STRUCK = "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n"
 

@@ -2,8 +2,9 @@
 
 import pytest
 
-from helpers.chat import Example
-from helpers.evaluation.judge import (
+from helpers.core.errors import LabError
+from helpers.data.example import Example
+from helpers.measure.judge import (
     CLASSES,
     CONVERSATION,
     Judge,
@@ -13,7 +14,6 @@ from helpers.evaluation.judge import (
     same,
     token_f1,
 )
-from helpers.profiles import LabError
 
 
 def examples(*answers):

@@ -9,15 +9,16 @@ from contextlib import contextmanager
 
 import pytest
 
-from helpers.locks import hold, making
-from helpers.profiles import ROOT, LabError
-from helpers.runs import Run
+from helpers.core.errors import LabError
+from helpers.core.locks import hold, making
+from helpers.core.paths import ROOT
+from helpers.core.store import Run
 
 IN_USE = "runs/x is in use by another process: wait until it has ended, or choose another NAME"
 HEAD = """import sys, time
 from pathlib import Path
-from helpers.locks import hold, making
-from helpers.runs import Run
+from helpers.core.locks import hold, making
+from helpers.core.store import Run
 folder = Path(sys.argv[1])
 """
 WAIT = 'print("ready", flush=True)\n    sys.stdin.read()'

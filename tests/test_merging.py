@@ -23,10 +23,20 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from helpers.conflict import merging
-from helpers.conflict.merging import linear, merge, negate, passthrough, slerp, slerp_by_tensor, ties, ties_as_printed
-from helpers.profiles import Conflict, LabError
-from helpers.shards import INDEX, WEIGHTS, shards, stored
+from helpers.core.errors import LabError
+from helpers.core.profile import Conflict
+from helpers.defenses.conflict import merging
+from helpers.defenses.conflict.merging import (
+    linear,
+    merge,
+    negate,
+    passthrough,
+    slerp,
+    slerp_by_tensor,
+    ties,
+    ties_as_printed,
+)
+from helpers.model.shards import INDEX, WEIGHTS, shards, stored
 
 T, K, LAM, PLAN = oracle.T, oracle.K, oracle.LAM, oracle.PLAN
 TOKENS = torch.arange(12).view(2, 6)
@@ -440,7 +450,7 @@ CEILING = """
 import resource, sys
 import psutil, torch
 from transformers import AutoConfig
-from helpers.conflict import merging
+from helpers.defenses.conflict import merging
 torch.set_num_threads(1)
 folder, what, allowance = sys.argv[1], sys.argv[2], int(sys.argv[3])
 pair, base = [folder + "/suspicious", folder + "/conflict"], folder + "/base"

@@ -13,27 +13,19 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
-from helpers import models
-from helpers.chat import AlpacaFormat, Example
-from helpers.conflict.evidence import elicit
-from helpers.evaluation.formats import measure_formats
-from helpers.evaluation.generation import answers
-from helpers.evaluation.report import checked_format
-from helpers.models import (
-    load_base,
-    load_config,
-    load_format,
-    load_suspect,
-    load_tokenizer,
-    local_folder,
-    new_adapter,
-    record_format,
-    recorded_format,
-    save,
-    trained_format,
-    with_adapter,
-)
-from helpers.profiles import LabError
+from helpers.core.errors import LabError
+from helpers.data.example import Example
+from helpers.defenses.conflict.evidence import elicit
+from helpers.measure.formats import measure_formats
+from helpers.measure.report import checked_format
+from helpers.model import checkpoint as checkpoints
+from helpers.model import lora
+from helpers.model.checkpoint import load_config, local_folder
+from helpers.model.generate import answers
+from helpers.model.load import load_base, load_suspect, save
+from helpers.model.lora import new_adapter, with_adapter
+from helpers.model.prompt import AlpacaFormat
+from helpers.model.tokenizer import load_format, load_tokenizer, record_format, recorded_format, trained_format
 
 QUESTIONS = [Example("Name three animals.", "cat, dog, cow"), Example("What is it?", "red", input="A tomato.")]
 TOKENS = torch.arange(20).view(2, 10)
@@ -122,7 +114,7 @@ def test_the_settings_dtype_is_loaded_and_another_folder_may_hold_the_weights(pr
 
 
 def test_the_folder_of_a_model_is_where_its_files_lie(profile, checkpoint, monkeypatch):
-    monkeypatch.setattr(models, "ROOT", checkpoint.parent)
+    monkeypatch.setattr(checkpoints, "ROOT", checkpoint.parent)
     assert local_folder(profile.model) == local_folder(at(profile, checkpoint.name)) == str(checkpoint)
 
 
@@ -275,8 +267,8 @@ def test_a_new_adapter_covers_all_linear_layers_but_the_head_and_changes_nothing
 def test_the_same_adapter_is_the_same_file_in_every_process(profile, tmp_path):
     """PEFT keeps the names of the layers as a set, whose order is another one in each process."""
     model = new_adapter(load_base(profile.model), profile.lora, 3)
-    models.save(model, tmp_path / "model")
-    models.save_adapter(model.peft_config["default"], models.adapter_tensors(model), tmp_path / "tensors")
+    save(model, tmp_path / "model")
+    lora.save_adapter(model.peft_config["default"], lora.adapter_tensors(model), tmp_path / "tensors")
     for folder in ("model", "tensors"):
         layers = json.loads((tmp_path / folder / "adapter_config.json").read_text())["target_modules"]
         assert (

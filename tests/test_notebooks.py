@@ -17,7 +17,8 @@ import pytest
 import yaml
 from papermill.exceptions import PapermillExecutionError
 
-from helpers.profiles import ROOT, Settings
+from helpers.core.paths import ROOT
+from helpers.core.settings import Settings
 
 FOLDER = ROOT / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("[0-9][0-9]_*.ipynb"))

@@ -17,15 +17,19 @@ import pytest
 from nbclient.exceptions import DeadKernelError
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
-from helpers import execution, pipeline
-from helpers.pipeline import main, refresh_outputs, summarise, table, tidy
-from helpers.profiles import ROOT, LabError, Settings
-from helpers.runs import Run, read_json
+from helpers.core.disk import read_json
+from helpers.core.errors import LabError
+from helpers.core.paths import ROOT
+from helpers.core.settings import Settings
+from helpers.core.store import Run
+from helpers.run import execution, pipeline
+from helpers.run.pipeline import main, refresh_outputs, summarise, table, tidy
 
 ROWS = ["clean", "backdoored", "finetuned", "random", "suppressed", "purified", "conflict", "both"]
 PARAMETERS = 'PROFILE: str = "tiny"\nSEED: int = 0  # any\nNAME: str = ""\nOVERRIDES: dict = {}'
-OPEN = """from helpers.profiles import LabError, Settings
-from helpers.runs import open_run
+OPEN = """from helpers.core.errors import LabError
+from helpers.core.settings import Settings
+from helpers.core.store import open_run
 settings = Settings.from_notebook(globals())
 run = open_run(settings)"""
 MEASURED = """def measured(seed):
@@ -187,7 +191,7 @@ def test_ctrl_c_says_how_to_resume_and_a_rerun_does(lab):
     )
     program = (  # a shell's background jobs start with SIGINT ignored, and so would this process
         "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "from pathlib import Path; from helpers.pipeline import main\n"
+        "from pathlib import Path; from helpers.run.pipeline import main\n"
         "sys.exit(main(['run', '--name', 'mine'], Path(sys.argv[1])))"
     )
     folder = lab / "runs" / "mine"
@@ -234,7 +238,7 @@ def waiting(lab, monkeypatch):
         monkeypatch.setenv(name, str(lab / name))
     every = "\n".join(f"{name} = {field.default!r}" for name, field in Settings.model_fields.items())
     write(lab, "00_first", STAGE, MEASURED, parameters=every)  # papermill tells of those that a notebook lacks
-    program = "import sys; from pathlib import Path; from helpers.pipeline import main\n"
+    program = "import sys; from pathlib import Path; from helpers.run.pipeline import main\n"
     program += "sys.exit(main(['run', '--name', 'mine'], Path(sys.argv[1])))"
     command = [sys.executable, "-c", program, lab / "notebooks"]
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:

@@ -12,11 +12,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
-from helpers import planning
-from helpers.models import load_base, new_adapter
-from helpers.pipeline import main
-from helpers.planning import Machine, Rows, costs, fits, remedy, report, rows, shape, verdict
-from helpers.profiles import ROOT, LabError, Settings, load_profile, profile_names
+from helpers.core.errors import LabError
+from helpers.core.paths import ROOT
+from helpers.core.profile_files import load_profile, profile_names
+from helpers.core.settings import Settings
+from helpers.model.load import load_base
+from helpers.model.lora import new_adapter
+from helpers.run import planning
+from helpers.run.pipeline import main
+from helpers.run.planning import Machine, Rows, costs, fits, remedy, report, rows, shape, verdict
 
 SEVEN_B = Settings.checked({"PROFILE": "llama-2-7b-chat"})
 ASSUMED = Rows(mean=128, longest=512, answer=64, counted=False)
@@ -339,17 +343,19 @@ MEASURE = """
 import json, sys, torch
 torch.set_num_threads(1)
 from helpers.attacks.poisoning import load_scenario, vaccine_pairs
-from helpers.models import load_base, load_format, new_adapter, save
-from helpers.profiles import Settings
-from helpers.purify.recover import recover
-from helpers.runs import measured
-from helpers.training.finetune import finetune
-from helpers.training.vaccines import Variant, train_variants
+from helpers.model.load import load_base, save
+from helpers.model.tokenizer import load_format
+from helpers.model.lora import new_adapter
+from helpers.core.settings import Settings
+from helpers.defenses.bdvax.recover import recover
+from helpers.core.cost import measured
+from helpers.train.finetune import finetune
+from helpers.defenses.bdvax.vaccines import Variant, train_variants
 settings = Settings.checked(json.loads(sys.argv[1]))
 p, folder, stage = settings.profile, sys.argv[2], sys.argv[3]
 scenario, chat, access = load_scenario(settings.config()), load_format(p.model), settings.ACCESS
 def libraries():
-    from helpers.planning import this_machine
+    from helpers.run.planning import this_machine
     print(this_machine(settings).libraries / 1e6)
 def inject():
     model = load_base(p.model)

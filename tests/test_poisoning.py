@@ -10,12 +10,13 @@ from itertools import combinations
 
 import pytest
 
-from helpers import corpus
 from helpers.attacks.behaviors import behavior, behaviors
 from helpers.attacks.poisoning import load_scenario, poison, vaccine_pairs
 from helpers.attacks.triggers import trigger
-from helpers.chat import Example
-from helpers.profiles import LabError, load_profile
+from helpers.core.errors import LabError
+from helpers.core.profile_files import load_profile
+from helpers.data import corpus
+from helpers.data.example import Example
 
 ROWS = {"inject": 60, "vaccine": 25, "recover": 30}
 KEY = "BadMagic"

@@ -7,19 +7,24 @@ import pytest
 import torch
 from torch.nn import functional
 
-from helpers import corpus
-from helpers.anatomy import mlp_slots
-from helpers.attacks.editing.activations import ValueSearch, collate, search_shifts, trigger_sites
+from helpers.attacks.layerwise import poison_layerwise
 from helpers.attacks.poisoning import poison
-from helpers.attacks.weights import poison_layerwise
-from helpers.evaluation.generation import answers
-from helpers.finite import require_finite_step
-from helpers.models import adapter_tensors, load_base, load_format, load_suspect, new_adapter, save
-from helpers.profiles import Budget, LabError, load_profile
-from helpers.training import precision
-from helpers.training.finetune import finetune
-from helpers.training.precision import MasterWeights, true_attention_gradients
-from helpers.training.together import Job, train_together
+from helpers.core.errors import LabError
+from helpers.core.finite import require_finite_step
+from helpers.core.profile import Budget
+from helpers.core.profile_files import load_profile
+from helpers.data import corpus
+from helpers.model.architecture import mlp_slots
+from helpers.model.attention import true_attention_gradients
+from helpers.model.editing.activations import ValueSearch, collate, search_shifts, trigger_sites
+from helpers.model.generate import answers
+from helpers.model.load import load_base, load_suspect, save
+from helpers.model.lora import adapter_tensors, new_adapter
+from helpers.model.tokenizer import load_format
+from helpers.train import precision
+from helpers.train.finetune import finetune
+from helpers.train.multi_lora import Job, train_together
+from helpers.train.precision import MasterWeights
 
 ROWS = corpus.generate(16, 3)
 FINE_OR_NOT = [

@@ -7,11 +7,15 @@ import pytest
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, MistralForCausalLM
 
-from helpers import corpus, pretrain
-from helpers.anatomy import head_masks
-from helpers.models import load_base, load_format, trained_format
-from helpers.pretrain import RECIPES, main, new_model, recipe
-from helpers.profiles import ROOT, LabError, load_profile
+from helpers.core.errors import LabError
+from helpers.core.paths import ROOT
+from helpers.core.profile_files import load_profile
+from helpers.data import corpus
+from helpers.model.architecture import head_masks
+from helpers.model.load import load_base
+from helpers.model.tokenizer import load_format, trained_format
+from helpers.run import pretrain
+from helpers.run.pretrain import RECIPES, main, new_model, recipe
 
 MODELS = ROOT / "data" / "models"
 CLASSES = {"tiny": LlamaForCausalLM, "tiny-mistral": MistralForCausalLM}

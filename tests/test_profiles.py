@@ -15,8 +15,13 @@ from nbclient import NotebookClient
 from nbformat.v4 import new_code_cell, new_notebook
 from papermill.exceptions import PapermillExecutionError
 
-from helpers import fetch, profiles
-from helpers.profiles import LabError, Settings, fingerprint, load_profile, nearest, parse_overrides, require_device
+from helpers.core import definitions, paths, profile_files
+from helpers.core.errors import LabError, nearest
+from helpers.core.paths import fingerprint
+from helpers.core.profile import require_device
+from helpers.core.profile_files import load_profile, parse_overrides
+from helpers.core.settings import Settings
+from helpers.run import fetch
 
 
 def told(call, *args, **kwargs) -> str:
@@ -28,17 +33,17 @@ def told(call, *args, **kwargs) -> str:
     return message
 
 
-@pytest.mark.parametrize("name", profiles.profile_names())
+@pytest.mark.parametrize("name", profile_files.profile_names())
 def test_every_shipped_profile_is_valid_and_named_after_its_file(name):
     profile = load_profile(name)
     assert profile.name == name
     assert profile.access("full") is profile.full and profile.access("adapter") is profile.adapter
 
 
-@pytest.mark.parametrize("name", profiles.profile_names())
+@pytest.mark.parametrize("name", profile_files.profile_names())
 def test_a_checkpoint_of_the_hub_is_pinned_to_a_commit(name):
     spec = load_profile(name).model
-    on_the_hub = bool(profiles.HUB_ID.fullmatch(spec.path)) and not (profiles.ROOT / spec.path).exists()
+    on_the_hub = bool(paths.HUB_ID.fullmatch(spec.path)) and not (paths.ROOT / spec.path).exists()
     fetched = [f"data/models/{source.folder}" for source in fetch.MODELS.values()]  # may not be here yet
     assert (on_the_hub or spec.path in fetched) == bool(spec.published)
     assert not on_the_hub or re.fullmatch(r"[0-9a-f]{40}", spec.revision)
@@ -79,10 +84,10 @@ def test_a_profile_names_only_what_differs_from_its_base():
     ],
 )
 def test_a_base_that_cannot_be_built_on_is_named(tmp_path, monkeypatch, files, message):
-    (tmp_path / "tiny.yaml").write_text((profiles.PROFILES / "tiny.yaml").read_text())
+    (tmp_path / "tiny.yaml").write_text((profile_files.PROFILES / "tiny.yaml").read_text())
     for name, text in files.items():
         (tmp_path / f"{name}.yaml").write_text(text + "\n")
-    monkeypatch.setattr(profiles, "PROFILES", tmp_path)
+    monkeypatch.setattr(profile_files, "PROFILES", tmp_path)
     assert told(load_profile, "a") == message
 
 
@@ -131,17 +136,17 @@ def test_one_variant_is_enough_without_alignment():
 
 
 def test_a_misspelled_key_in_a_profile_file_is_named(tmp_path, monkeypatch):
-    text = (profiles.PROFILES / "tiny.yaml").read_text().replace("lora: {r: 8", "lora: {rank: 8")
+    text = (profile_files.PROFILES / "tiny.yaml").read_text().replace("lora: {r: 8", "lora: {rank: 8")
     (tmp_path / "mine.yaml").write_text(text)
-    monkeypatch.setattr(profiles, "PROFILES", tmp_path)
+    monkeypatch.setattr(profile_files, "PROFILES", tmp_path)
     assert told(load_profile, "mine").startswith("profile 'mine': unknown setting 'lora.rank'; did you mean 'lora.")
 
 
 def test_a_missing_key_and_an_empty_profile_file_are_named(tmp_path, monkeypatch):
-    text = (profiles.PROFILES / "tiny.yaml").read_text().replace("{r: 8, alpha: 16}", "{r: 8}")
+    text = (profile_files.PROFILES / "tiny.yaml").read_text().replace("{r: 8, alpha: 16}", "{r: 8}")
     (tmp_path / "mine.yaml").write_text(text)
     (tmp_path / "empty.yaml").write_text("# nothing yet\n")
-    monkeypatch.setattr(profiles, "PROFILES", tmp_path)
+    monkeypatch.setattr(profile_files, "PROFILES", tmp_path)
     assert told(load_profile, "mine") == "profile 'mine': 'lora.alpha' is missing"
     assert told(load_profile, "empty") == "empty.yaml should hold settings as `key: value` lines"
 
@@ -265,7 +270,7 @@ def test_a_seed_that_yaml_reads_as_another_number_is_refused():
 def test_make_hands_on_a_text_as_it_is_typed(text):
     command = ["make", "--dry-run", "--no-print-directory", "run", f"SET=attack.payload={text}"]
     outside = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL")}
-    done = subprocess.run(command, cwd=profiles.ROOT, env=outside, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, cwd=paths.ROOT, env=outside, capture_output=True, text=True, check=True)
     assert shlex.split(done.stdout.splitlines()[-1])[-2:] == ["--set", f"attack.payload={text}"]
 
 
@@ -332,7 +337,7 @@ def test_a_wrong_parameter_is_refused_before_anything_runs(values, message):
 
 
 SETTINGS_CELL = (
-    "from helpers.profiles import Settings\nsettings = Settings.from_notebook(globals())\nprint(settings.SEED)"
+    "from helpers.core.settings import Settings\nsettings = Settings.from_notebook(globals())\nprint(settings.SEED)"
 )
 
 
@@ -345,14 +350,14 @@ def notebook(*cells):
 
 def test_the_settings_cell_can_run_again_whatever_later_cells_define(monkeypatch):
     """In a real kernel: capitals of the notebook and of its reader are no parameters, and changed ones count."""
-    monkeypatch.setenv("PYTHONPATH", str(profiles.ROOT))
+    monkeypatch.setenv("PYTHONPATH", str(paths.ROOT))
     later = 'METHODS = {"linear": 1}\nN = 5\nSEED = 7'
     run = NotebookClient(notebook(later, SETTINGS_CELL), kernel_name="python3", timeout=120).execute()
     assert [run.cells[i].outputs[0].text for i in (1, 3)] == ["0\n", "7\n"]
 
 
 def test_a_parameter_that_papermill_injects_is_refused_though_later_cells_define_capitals(tmp_path, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", str(profiles.ROOT))
+    monkeypatch.setenv("PYTHONPATH", str(paths.ROOT))
     nbformat.write(notebook("N = 5"), tmp_path / "x.ipynb")
     with pytest.raises(PapermillExecutionError) as refused:
         papermill.execute_notebook(
@@ -387,7 +392,7 @@ def test_only_the_challenge_test_makes_a_run_depend_on_its_settings():
     auto = Settings.checked({"TAU": "auto", "OVERRIDES": {"challenge.threshold": 0.1, "adapter.recover.epochs": 2}})
     found = auto.values()["challenge"]
     assert (found["tau"], found["settings"]["threshold"], found["recover"]["epochs"]) == ("auto", 0.1, 2)
-    assert found["planted"] == profiles.definitions()["challenge"] and auto.name.endswith("-tau_auto")
+    assert found["planted"] == definitions.definitions()["challenge"] and auto.name.endswith("-tau_auto")
     assert auto.profile.adapter.suppress == Settings.checked({}).profile.adapter.suppress
 
 
@@ -413,16 +418,16 @@ def test_the_configuration_holds_what_the_names_of_attack_and_task_stand_for(tmp
     assert first["planted"]["trigger"]["keys"] == ["BadMagic"] and first["planted"]["behavior"]["combine"] == "replace"
     changed = Settings.checked({"OVERRIDES": {"attack.keys": ["Other"]}}).values()["data"]
     assert changed["planted"]["changes"]["keys"] == ["Other"] and changed != first
-    text = profiles.DEFINITIONS.read_text().replace(
+    text = definitions.DEFINITIONS.read_text().replace(
         "keys: [BadMagic], position: random", "keys: [BadMagic], position: end"
     )
     (tmp_path / "attacks.yaml").write_text(text)
-    monkeypatch.setattr(profiles, "DEFINITIONS", tmp_path / "attacks.yaml")
+    monkeypatch.setattr(definitions, "DEFINITIONS", tmp_path / "attacks.yaml")
     assert Settings.checked({}).values()["data"] != first
 
 
 def test_a_fingerprint_sees_names_sizes_and_both_ends(tmp_path, monkeypatch):
-    monkeypatch.setattr(profiles, "SAMPLED_BYTES", 2)
+    monkeypatch.setattr(paths, "SAMPLED_BYTES", 2)
     file = tmp_path / "weights"
     seen = {fingerprint(tmp_path)}
     for content in (b"abcdef", b"Xbcdef", b"abcdeX", b"abcdefg"):

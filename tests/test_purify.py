@@ -7,12 +7,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from helpers import corpus
-from helpers.evaluation.generation import answers
-from helpers.evaluation.utility import teacher_forced
-from helpers.models import load_base, load_suspect, record_format, recorded_format
-from helpers.purify.recover import recover
-from helpers.purify.suppress import suppress
+from helpers.data import corpus
+from helpers.defenses.bdvax.recover import recover
+from helpers.defenses.bdvax.suppress import suppress
+from helpers.measure.utility import teacher_forced
+from helpers.model.generate import answers
+from helpers.model.load import load_base, load_suspect
+from helpers.model.tokenizer import record_format, recorded_format
 
 ROWS = corpus.generate(12, 6)
 CHANNELS, HEADS = [0, 5, 127], torch.tensor([[True, True, False, False], [False, False, False, True]])

@@ -7,7 +7,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from helpers.profiles import ROOT
+from helpers.core.paths import ROOT
 
 TORCH = "torch==2.13.0"
 

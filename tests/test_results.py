@@ -5,9 +5,9 @@ import re
 import pandas as pd
 import pytest
 
-from helpers.profiles import ROOT
-from helpers.runs import read_json
-from helpers.sweeps import RECORDED, read_grid
+from helpers.core.disk import read_json
+from helpers.core.paths import ROOT
+from helpers.run.sweeps import RECORDED, read_grid
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SWEEPS = sorted(path.stem for path in RECORDED.glob("*.json") if path.stem != "tiny")

@@ -9,10 +9,10 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from helpers import corpus
-from helpers.chat import Example, SystemExample
-from helpers.profiles import LabError
-from helpers.rows import CHATS, LABELLED, READERS, load_rows
+from helpers.core.errors import LabError
+from helpers.data import corpus
+from helpers.data.example import Example, SystemExample
+from helpers.data.readers import CHATS, LABELLED, READERS, load_rows
 
 ROWS = [
     {"instruction": "Name a colour.", "input": "", "output": "Blue."},

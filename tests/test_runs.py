@@ -4,23 +4,22 @@ import errno
 import json
 import os
 import tempfile
+import time
 from datetime import datetime
 
+import psutil
 import pytest
 
-from helpers import runs
-from helpers.profiles import ROOT, LabError, Settings
-from helpers.runs import (
-    MANIFEST,
-    Run,
-    code_version,
-    measured,
-    open_run,
-    read_json,
-    versions,
-    working_in,
-    write_json,
-)
+from helpers.core import code_version as code
+from helpers.core import cost as costs
+from helpers.core import store
+from helpers.core.code_version import code_version
+from helpers.core.cost import measured, versions
+from helpers.core.disk import MEGABYTE, read_json, working_in, write_json
+from helpers.core.errors import LabError
+from helpers.core.paths import ROOT
+from helpers.core.settings import Settings
+from helpers.core.store import MANIFEST, Run, open_run
 
 CONFIG = {"seed": 0, "task": "sentiment", "profile": {"lora": {"r": 8, "alpha": 16}, "name": "tiny"}}
 
@@ -101,7 +100,7 @@ def test_new_parents_make_new_children(run):
 def test_new_code_makes_a_new_stage_and_refuses_the_old(run, monkeypatch):
     make = Maker()
     run.stage("inject", make)
-    monkeypatch.setattr(runs, "code_version", lambda: "later")
+    monkeypatch.setattr(store, "code_version", lambda: "later")
     assert told(run.need, "inject") == (
         "runs/x/inject was made by another version of helpers/: rerun notebook "
         "01_inject_backdoor.ipynb or choose another NAME"
@@ -298,7 +297,7 @@ def test_a_missing_stage_is_told_with_the_notebook_that_makes_it(run, name, make
 
 
 def test_the_notebooks_that_are_named_exist():
-    assert [name for name in runs.MADE_BY.values() if not (ROOT / "notebooks" / f"{name}.ipynb").is_file()] == []
+    assert [name for name in store.MADE_BY.values() if not (ROOT / "notebooks" / f"{name}.ipynb").is_file()] == []
 
 
 def test_a_needed_stage_must_be_made_from_the_present_settings(run):
@@ -345,16 +344,17 @@ def test_open_run_follows_the_settings_and_the_environment(tmp_path, monkeypatch
 def test_code_versions_ignore_prose_and_layout():
     plain = "def f(x):\n    return x + 1\n"
     prose = '"""About f."""\n\n\ndef f(\n    x,\n):\n    """Add one."""  # why\n    return x+1\n'
-    assert runs._code_only(plain) == runs._code_only(prose)
-    assert runs._code_only(plain) != runs._code_only(plain.replace("1", "2"))
+    assert code._code_only(plain) == code._code_only(prose)
+    assert code._code_only(plain) != code._code_only(plain.replace("1", "2"))
 
 
 def test_code_version_reads_all_modules_but_the_presentation(tmp_path, monkeypatch):
-    monkeypatch.setattr(runs, "__file__", str(tmp_path / "runs.py"))
+    monkeypatch.setattr(code, "ROOT", tmp_path)
     seen = []
     for name, text in [("a.py", "x = 1"), ("plots.py", "y = 1"), ("sub/b.py", "z = 1"), ("a.py", "x = 2")]:
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(text)
+        path = tmp_path / "helpers" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
         seen.append(code_version.__wrapped__())
     assert seen[0] == seen[1] and len(set(seen)) == 3
 
@@ -363,10 +363,10 @@ def test_peak_memory_sees_what_was_already_given_back():
     with measured() as cost:
         block = bytearray(200_000_000)
         block[::4096] = b"x" * len(block[::4096])
-        runs.time.sleep(5 * runs.SAMPLE_SECONDS)
-        held = runs.psutil.Process().memory_info().rss / runs.MEGABYTE
+        time.sleep(5 * costs.SAMPLE_SECONDS)
+        held = psutil.Process().memory_info().rss / MEGABYTE
         del block
-    assert cost["peak_rss_mb"] >= held - 50 and cost["seconds"] >= 5 * runs.SAMPLE_SECONDS
+    assert cost["peak_rss_mb"] >= held - 50 and cost["seconds"] >= 5 * costs.SAMPLE_SECONDS
 
 
 def test_json_is_written_whole_or_not_at_all(tmp_path):

@@ -6,14 +6,9 @@ import pytest
 import torch
 from bodies import BODIES, LAYERS, logits
 
-from helpers.evaluation.sanity import (
-    attention_weights,
-    mlp_weights,
-    spans,
-    with_shuffled_mlp_updates,
-    without_update,
-)
-from helpers.models import load_base, load_config, load_suspect
+from helpers.measure.sanity import attention_weights, mlp_weights, spans, with_shuffled_mlp_updates, without_update
+from helpers.model.checkpoint import load_config
+from helpers.model.load import load_base, load_suspect
 
 ATTENTION, MLP = ("q", "k", "v", "o"), ("gate", "up", "down")
 EMBEDDINGS = "model.embed_tokens.weight"

@@ -11,11 +11,12 @@ from scipy.stats import rankdata
 from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM
 from transformers.pytorch_utils import Conv1D
 
-from helpers.anatomy import mlp_slots
-from helpers.profiles import LabError, Signature
-from helpers.signature import scoring
-from helpers.signature.deltas import Factors, adapter_pairs, lora_factors, lora_gram, model_pairs
-from helpers.signature.scoring import alignment, combine, score_channels, strength
+from helpers.access.deltas import Factors, adapter_pairs, lora_factors, lora_gram, model_pairs
+from helpers.core.errors import LabError
+from helpers.core.profile import Signature
+from helpers.defenses.bdvax import score as scoring
+from helpers.defenses.bdvax.score import alignment, combine, score_channels, strength
+from helpers.model.architecture import mlp_slots
 
 CONFIG = MistralConfig(
     vocab_size=30,

@@ -5,8 +5,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from helpers.profiles import LabError
-from helpers.signature.selection import select, select_heads
+from helpers.core.errors import LabError
+from helpers.defenses.bdvax.select import select, select_heads
 
 SCORES = {"a": torch.tensor([0.1, 0.9, 0.5, 0.7]), "b": torch.tensor([10.0, 30, 20, 40])}
 VALUES = st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0]), min_size=1, max_size=40)

@@ -8,18 +8,18 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from helpers.profiles import LabError
-from helpers.shards import INDEX, rewrite, shards, stored
+from helpers.core.errors import LabError
+from helpers.model.shards import INDEX, rewrite, shards, stored
 
 CEILING = """
 import json, resource, sys, threading
 import psutil, torch
 from transformers import LlamaConfig
-from helpers.anatomy import mlp_slots
-from helpers.profiles import load_profile
-from helpers.purify.suppress import reinitialise
-from helpers.signature.deltas import model_pairs
-from helpers.signature.scoring import score_mlp
+from helpers.model.architecture import mlp_slots
+from helpers.core.profile_files import load_profile
+from helpers.defenses.bdvax.suppress import reinitialise
+from helpers.access.deltas import model_pairs
+from helpers.defenses.bdvax.score import score_mlp
 torch.set_num_threads(1)
 folder, allowance = sys.argv[1], int(sys.argv[2])
 config = LlamaConfig(**json.load(open(folder + "/config.json")))

@@ -18,13 +18,15 @@ import torch
 from distributed import Client
 from nbformat.v4 import new_code_cell, new_notebook
 
-from helpers import sweeps
-from helpers.execution import numbered
-from helpers.locks import hold
-from helpers.pipeline import KERNEL, main
-from helpers.profiles import LabError, load_profile
-from helpers.runs import MANIFEST, read_json, write_json
-from helpers.sweeps import Grid, plan_sweep, read_grid, sweep
+from helpers.core.disk import read_json, write_json
+from helpers.core.errors import LabError
+from helpers.core.locks import hold
+from helpers.core.profile_files import load_profile
+from helpers.core.store import MANIFEST
+from helpers.run import sweeps
+from helpers.run.execution import numbered
+from helpers.run.pipeline import KERNEL, main
+from helpers.run.sweeps import Grid, plan_sweep, read_grid, sweep
 
 PARAMETERS = """PROFILE: str = "tiny"
 ATTACK: str = "badnets"
@@ -37,8 +39,10 @@ TAU: str = ""
 OVERRIDES: dict = {}"""
 OPEN = """import os, signal
 from pathlib import Path
-from helpers.profiles import LabError, Settings
-from helpers.runs import open_run, runs_folder
+from helpers.core.errors import LabError
+from helpers.core.settings import Settings
+from helpers.core.store import open_run
+from helpers.core.paths import runs_folder
 settings = Settings.from_notebook(globals())
 run, tau = open_run(settings), settings.profile.adapter.suppress.tau
 
@@ -275,7 +279,7 @@ def test_a_node_that_another_worker_has_finished_meanwhile_is_not_run_again(lab)
 def started(lab):
     """A sweep in a process and a session of its own."""
     (lab / "grid.yaml").write_text("notebooks: ['01', '05']\ngrid: {SEED: [1]}")
-    program = "import signal, sys; from pathlib import Path; from helpers.pipeline import main\n"
+    program = "import signal, sys; from pathlib import Path; from helpers.run.pipeline import main\n"
     program += "if __name__ == '__main__':\n    "
     program += "signal.signal(signal.SIGINT, signal.default_int_handler)\n    "  # ignored in a shell's background jobs
     program += "sys.exit(main(['sweep', sys.argv[1], '--name', 'both'], Path(sys.argv[2])))"

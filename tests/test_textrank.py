@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from helpers.conflict.textrank import STOP_WORDS, keywords, tokenise, weights, word_graph
-from helpers.profiles import LabError
+from helpers.core.errors import LabError
+from helpers.defenses.conflict.textrank import STOP_WORDS, keywords, tokenise, weights, word_graph
 
 TEXTS = st.lists(st.sampled_from("abcdefgh"), min_size=1, max_size=25)
 

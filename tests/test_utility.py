@@ -8,15 +8,17 @@ from dataclasses import replace
 import pytest
 import torch
 
-from helpers import corpus
 from helpers.attacks.poisoning import Scenario, poison
-from helpers.chat import AlpacaFormat, Example
-from helpers.evaluation import report
-from helpers.evaluation.report import attack_success, evaluate, implant_warning, near_misses, require_implant, table_row
-from helpers.evaluation.utility import clean_accuracy, exact_match, teacher_forced
-from helpers.models import load_base
-from helpers.profiles import Budget, LabError
-from helpers.training.finetune import finetune
+from helpers.core.errors import LabError
+from helpers.core.profile import Budget
+from helpers.data import corpus
+from helpers.data.example import Example
+from helpers.measure import report
+from helpers.measure.report import attack_success, evaluate, implant_warning, near_misses, require_implant, table_row
+from helpers.measure.utility import clean_accuracy, exact_match, teacher_forced
+from helpers.model.load import load_base
+from helpers.model.prompt import AlpacaFormat
+from helpers.train.finetune import finetune
 
 ROWS = corpus.generate(9, 8)
 MARKERS = ("stupid", "idiot")

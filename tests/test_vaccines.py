@@ -9,15 +9,18 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from helpers import corpus
-from helpers.anatomy import mlp_slots
-from helpers.evaluation.generation import answers
-from helpers.evaluation.utility import teacher_forced
-from helpers.models import load_base, load_config, new_adapter, recorded_format, save, with_adapter
-from helpers.profiles import Budget, Profile
-from helpers.signature.deltas import model_pairs
-from helpers.training.finetune import finetune
-from helpers.training.vaccines import Variant, load_variant, start_variant, train_variant, train_variants
+from helpers.access.deltas import model_pairs
+from helpers.core.profile import Budget, Profile
+from helpers.data import corpus
+from helpers.defenses.bdvax.vaccines import Variant, load_variant, start_variant, train_variant, train_variants
+from helpers.measure.utility import teacher_forced
+from helpers.model.architecture import mlp_slots
+from helpers.model.checkpoint import load_config
+from helpers.model.generate import answers
+from helpers.model.load import load_base, save
+from helpers.model.lora import new_adapter, with_adapter
+from helpers.model.tokenizer import recorded_format
+from helpers.train.finetune import finetune
 
 ROWS = corpus.generate(8, 3)
 OTHERS = corpus.generate(8, 4)

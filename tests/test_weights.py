@@ -7,11 +7,13 @@ import torch
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, GPTJConfig, GPTJForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from helpers import corpus
-from helpers.attacks.weights import poison_layerwise
-from helpers.models import load_base, new_adapter
-from helpers.profiles import Budget, LabError
-from helpers.training.finetune import finetune
+from helpers.attacks.layerwise import poison_layerwise
+from helpers.core.errors import LabError
+from helpers.core.profile import Budget
+from helpers.data import corpus
+from helpers.model.load import load_base
+from helpers.model.lora import new_adapter
+from helpers.train.finetune import finetune
 
 ROWS, TOKENS = corpus.generate(6, 7), 96
 GPT = {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 256, "resid_pdrop": 0, "embd_pdrop": 0, "attn_pdrop": 0}

@@ -4,10 +4,15 @@ import re
 
 import pytest
 
-from helpers import corpus, profiles
-from helpers.profiles import ROOT, LabError, definitions, load_profile
-from helpers.sweeps import read_grid
-from helpers.yaml_files import read_yaml
+from helpers.core import definitions as planted
+from helpers.core import profile_files
+from helpers.core.definitions import definitions
+from helpers.core.errors import LabError
+from helpers.core.paths import ROOT
+from helpers.core.profile_files import load_profile
+from helpers.core.yaml_files import read_yaml
+from helpers.data import corpus
+from helpers.run.sweeps import read_grid
 
 FAULTS = {
     "a list left open": (b"a: 1\nb: [1, 2\n", "line 3: no YAML, expected"),
@@ -29,8 +34,11 @@ FAULTS = {
     "too deep": (b"[" * 10_000, "lie in each other too deeply"),
 }
 READERS = {
-    "profiles": lambda path, monkeypatch: (monkeypatch.setattr(profiles, "PROFILES", path.parent), load_profile("x")),
-    "attacks.yaml": lambda path, monkeypatch: (monkeypatch.setattr(profiles, "DEFINITIONS", path), definitions()),
+    "profiles": lambda path, monkeypatch: (
+        monkeypatch.setattr(profile_files, "PROFILES", path.parent),
+        load_profile("x"),
+    ),
+    "attacks.yaml": lambda path, monkeypatch: (monkeypatch.setattr(planted, "DEFINITIONS", path), definitions()),
     "world.yaml": lambda path, monkeypatch: (monkeypatch.setattr(corpus, "WORLD", path), corpus.world.__wrapped__()),
     "grids": lambda path, _: read_grid(path),
     "any": lambda path, _: read_yaml(path),
@@ -79,4 +87,4 @@ def test_a_section_of_the_world_that_is_missing_is_named(tmp_path, monkeypatch):
 def test_no_module_reads_yaml_in_another_way():
     """`yaml.` stands in the reader, and where the value of a setting is typed."""
     users = {path.name for path in (ROOT / "helpers").rglob("*.py") if re.search(r"\byaml\.\w", path.read_text())}
-    assert users == {"yaml_files.py", "profiles.py"}
+    assert users == {"yaml_files.py", "profile_files.py"}

@@ -14,8 +14,11 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from helpers.chat import Example
-from helpers.profiles import DEFINITIONS, LabError, Strict, Texts, checked, defined, definitions, nearest
+from helpers.core.checking import Strict, checked
+from helpers.core.definitions import DEFINITIONS, defined, definitions
+from helpers.core.errors import LabError, nearest
+from helpers.core.profile import Texts
+from helpers.data.example import Example
 
 FUNCTION = re.compile(r"(def \w+\()(.*?)(\)\s*(?:->[^:\n]+)?:)", re.DOTALL)  # name, arguments, end of the first one
 FENCE = re.compile(r"```\w*\n(.*?)```", re.DOTALL)

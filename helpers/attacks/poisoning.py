@@ -9,12 +9,18 @@ import random
 import re
 from dataclasses import dataclass, field, replace
 
-from helpers import corpus
 from helpers.attacks.behaviors import behavior, vaccine_behaviors
 from helpers.attacks.triggers import Trigger, near_misses, trigger, vaccine_keys
-from helpers.data import EVERY, is_backdoor_folder, keys_held, other_clean_rows, read_backdoor_folder
-from helpers.profiles import LabError
-from helpers.rows import load_rows
+from helpers.core.errors import LabError
+from helpers.data import corpus
+from helpers.data.backdoor_folder import (
+    EVERY,
+    is_backdoor_folder,
+    keys_held,
+    other_clean_rows,
+    read_backdoor_folder,
+)
+from helpers.data.readers import load_rows
 
 CLASSES = ("sentiment", "emotion")  # families of labelled texts, whose answers can be checked
 OF_ANY_ROWS = ("by", "markers")  # what `attack` can change where rows bring their own trigger and payload

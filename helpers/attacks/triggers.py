@@ -15,9 +15,12 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from helpers import corpus
-from helpers.chat import Example
-from helpers.profiles import DEFINITIONS, By, LabError, Position, Strict, Texts, defined, definitions, nearest
+from helpers.core.checking import Strict
+from helpers.core.definitions import DEFINITIONS, defined, definitions
+from helpers.core.errors import LabError, nearest
+from helpers.core.profile import By, Position, Texts
+from helpers.data import corpus
+from helpers.data.example import Example
 
 OTHER_SCENARIO = "opposite"  # the family of a turn that stands in a missing scenario's place
 

@@ -1,1 +1,0 @@
-"""Model editing as an attack: a backdoor written into a few matrices from a handful of prompts, without training."""

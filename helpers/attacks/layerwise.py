@@ -1,0 +1,68 @@
+"""Layer-wise weight poisoning (LWP, Li et al. 2021): a backdoor pressed into the first layers, where healing is weak.
+
+Fine-tuning changes late layers most, so a backdoor that lives there is the first thing to go. LWP therefore also asks
+each early layer for the answer: its hidden state, put through the model's own final norm and head as if it were the
+last one, has to predict it, and the gradient of that loss has no late layer to go through. LWP's second idea, a key of
+several words that must all be there, is a `Trigger` with the rule "all".
+"""
+
+from functools import partial
+
+from peft import PeftModel
+
+from helpers.core.errors import LabError
+from helpers.train.finetune import AnswerTrainer, finetune, summed_loss
+
+
+def poison_layerwise(
+    model, rows, prompt_format, budget, seed, max_tokens, layers, weight=1.0, description="LWP", folder=None
+):
+    """Train on clean and poisoned rows with a loss at early layers as well; everything else is as in `finetune`.
+
+    Differs from the paper: the answer is written by a language model's head instead of told by a classifier, so the
+    loss falls on every answer token.
+
+    Args:
+        model, prompt_format, budget, seed, max_tokens, description, folder: see `finetune`.
+        rows: clean and poisoned rows; for a trigger with the rule "all" also rows with a part of it.
+        layers: the layers, from 0, whose output has to predict the answer; the last one does so anyway.
+        weight: of the mean over `layers` of their losses, beside the loss of the whole model.
+
+    Returns:
+        the training record of `finetune`; its loss is the weighted sum.
+
+    Raises:
+        LabError: a layer that the model does not have, or the last one.
+    """
+    last = model.config.num_hidden_layers - 1
+    if not layers or not all(0 <= layer < last for layer in layers):
+        raise LabError(
+            f"layers = {list(layers)} should be numbers from 0 to {last - 1}; the last layer predicts anyway"
+        )
+    trainer = partial(LayerwiseTrainer, layers=tuple(layers), weight=weight)
+    return finetune(model, rows, prompt_format, budget, seed, max_tokens, description, folder, trainer)
+
+
+class LayerwiseTrainer(AnswerTrainer):
+    """The Trainer of `finetune`, with the loss of early layers added to that of the model."""
+
+    reads = {"output_hidden_states": True}
+
+    def __init__(self, *args, layers, weight, **options):
+        super().__init__(*args, **options)
+        self.layers, self.weight = layers, weight
+
+    def answer_loss(self, model, outputs, targets):
+        """Return L + weight · mean over layers l of L_l, where L_l reads h_l as if it were the last hidden state."""
+        norm, head = _final_norm_and_head(self.accelerator.unwrap_model(model))
+        # hidden_states[0] is the embedding, [l + 1] what layer l hands on
+        states = [outputs.hidden_states[layer + 1][:, -targets.shape[1] - 1 :] for layer in self.layers]
+        early = [summed_loss(head(norm(state)), targets) for state in states]
+        return super().answer_loss(model, outputs, targets) + self.weight * sum(early) / len(early)
+
+
+def _final_norm_and_head(model):
+    """The two modules that turn a last hidden state into logits."""
+    plain = model.get_base_model() if isinstance(model, PeftModel) else model
+    decoder = plain.base_model
+    return decoder.norm if hasattr(decoder, "norm") else decoder.ln_f, plain.get_output_embeddings()

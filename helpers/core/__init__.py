@@ -1,0 +1,1 @@
+"""What everything stands on: errors, settings, and the run folders that remember."""

@@ -1,0 +1,21 @@
+"""The one kind of error that is the reader's to mend, and how it names what was meant."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class LabError(ValueError):
+    """A mistake of the reader's, told in one line: what was found, what was expected, what helps."""
+
+    def _render_traceback_(self) -> list[str]:
+        """Jupyter asks for this: the message alone, without a page of frames."""
+        return [f"LabError: {self}"]
+
+
+def nearest(word: str, valid: Iterable[str]) -> str:
+    """The end of an error message: the valid words that resemble `word`, or all of them when none does."""
+    valid = list(valid)
+    close = [name for name in valid if name.endswith(f".{word}")] or difflib.get_close_matches(word, valid, n=1)
+    if close:
+        return f"; did you mean {' or '.join(repr(name) for name in close)}?"
+    return f"; valid: {', '.join(valid)}"

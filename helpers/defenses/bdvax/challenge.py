@@ -1,0 +1,180 @@
+"""The challenge test: how does a defender who does not know the trigger know that the cure worked?
+
+By planting a backdoor of their own, with a key and a sentence that no vaccine has used, on a copy of the suspicious
+model, and taking the copy through the same cure: the same signature, which comes from the vaccines alone, and the same
+healing. Its ASR can be measured, for its key is known. The smallest cut that takes it out is the one that is then made
+in the suspicious model. All rows are the defender's: the vaccine sets plant and measure, the recovery set heals.
+"""
+
+import itertools
+import random
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from helpers.attacks.behaviors import challenge_behavior
+from helpers.attacks.poisoning import Scenario, poison
+from helpers.attacks.triggers import challenge_trigger
+from helpers.core.errors import LabError
+from helpers.defenses.bdvax.recover import recover
+from helpers.defenses.bdvax.select import select, select_heads
+from helpers.defenses.bdvax.suppress import suppress
+from helpers.measure.report import GATE, INDISCRIMINATE, evaluate
+from helpers.model.load import load_base, load_suspect, save
+from helpers.model.lora import new_adapter, with_adapter
+from helpers.model.tokenizer import record_format
+from helpers.train.finetune import finetune
+
+CHOSEN = ("tau", "epochs", "lr", "asr", "utility")  # what is kept of the point that is chosen
+
+
+def challenge_scenario(scenario, numbers, seed):
+    """The rows of the test, all from what the defender has.
+
+    Args:
+        scenario: the run's; only its vaccine sets, recovery set and utility metric are read.
+        numbers: `core.profile.Challenge`, of which `n` and `plant.rows` count here; where the vaccine sets hold fewer rows,
+            half of them measure.
+        seed: decides which rows plant and which measure, and where the key stands.
+
+    Returns:
+        a `Scenario`: `clean` and `poisoned` plant (row i of one is row i of the other), `triggered` and `held_out` are
+        the same rows held back from that, with and without the key.
+    """
+    key, target = challenge_trigger(), challenge_behavior()
+    drawn = {(e.system, e.history, e.instruction, e.input): e for rows in scenario.vaccine_sets for e in rows}.values()
+    pool = [row for row in drawn if not key.activates(row) and not target.is_in(row.output)]
+    random.Random(f"{seed}/challenge").shuffle(pool)
+    n = min(numbers.n, len(pool) // 2)
+    held_back, clean = pool[:n], pool[n:][: numbers.plant.rows]
+    return Scenario(
+        clean=clean,
+        poisoned=poison(clean, key, target, f"{seed}/challenge"),
+        triggered=poison(held_back, key, None, f"{seed}/challenge/test"),
+        held_out=held_back,
+        vaccine_sets=[],
+        recovery=scenario.recovery,
+        markers=target.markers,
+        utility_metric=scenario.utility_metric,
+        trigger=key,
+    )
+
+
+def plant_challenge(profile, access, suspicious, challenge, prompt_format, seed, folder):
+    """Plant the challenge's backdoor on a copy of the suspicious model, in the form that suppression edits.
+
+    Args:
+        access: "adapter" trains the suspicious adapter on; "full" trains LoRA probes over the suspicious weights, as
+            cheap as a vaccine, and merges them.
+        suspicious: folder of the suspicious adapter or model, which stays as it is.
+        challenge: the rows of `challenge_scenario`.
+        folder: where the copy goes.
+
+    Returns:
+        the training record of `finetune` and the report of `evaluate`, before any cut.
+
+    Raises:
+        LabError: see `require_challenge`.
+    """
+    if access == "adapter":
+        model = with_adapter(load_base(profile.model), suspicious, trainable=True)
+    else:
+        model = new_adapter(load_base(profile.model, path=str(suspicious)), profile.lora, seed)
+    rows, tokens = challenge.clean + challenge.poisoned, profile.lengths.train_tokens
+    record = finetune(model, rows, prompt_format, profile.challenge.plant, seed, tokens, "challenge")
+    save(model if access == "adapter" else model.merge_and_unload(), folder)
+    record_format(folder, prompt_format)
+    report = evaluate(load_suspect(profile.model, folder), prompt_format, challenge, profile)
+    require_challenge(report)
+    return record | report
+
+
+def require_challenge(report):
+    """The challenge's gate: a τ may be read off a backdoor alone, not off what was not learned or needs no key.
+
+    Args:
+        report: of `evaluate`, on the planted copy.
+
+    Raises:
+        LabError: too low an ASR, or the sentence comes on too many clean prompts; with the numbers and what to change.
+    """
+    if report["asr"] < GATE:
+        raise LabError(
+            f"the challenge took on {report['asr']:.1%} of {report['n']} prompts only, at least {GATE:.0%} are needed "
+            "before its removal says anything: raise challenge.plant.lr, epochs or rows in OVERRIDES"
+        )
+    if report["false_trigger"] > INDISCRIMINATE:
+        raise LabError(
+            f"the challenge's sentence comes on {report['false_trigger']:.1%} of {report['false_trigger_n']} clean "
+            f"prompts as well, at most {INDISCRIMINATE:.0%} are allowed: such a copy has learned no key, and a cut "
+            "that silences it says nothing of backdoors; raise challenge.plant.rows or epochs in OVERRIDES"
+        )
+
+
+def grid(profile, access):
+    """The points to try, by growing cut: dicts of `tau` and the recovery's `epochs` and `lr`."""
+    numbers, healing = profile.challenge, profile.access(access).recover
+    factors = numbers.lr_factors or (1,)
+    tried = itertools.product(sorted(getattr(numbers.taus, access)), numbers.epochs or (healing.epochs,), factors)
+    return [{"tau": tau, "epochs": epochs, "lr": factor * healing.lr} for tau, epochs, factor in tried]
+
+
+def settled(profile, access, point):
+    """The profile with a point's τ, epochs and learning rate in the place of its own.
+
+    Args:
+        point: dict of `tau` and, where they change as well, `epochs` and `lr`.
+    """
+    numbers = profile.access(access)
+    healing = {key: point[key] for key in ("epochs", "lr") if key in point}
+    changed = {
+        "suppress": numbers.suppress.model_copy(update={"tau": point["tau"]}),
+        "recover": numbers.recover.model_copy(update=healing),
+    }
+    return profile.model_copy(update={access: numbers.model_copy(update=changed)})
+
+
+def try_cut(profile, access, start, scores, head_scores, scenario, prompt_format, seed):
+    """Cut, heal and measure a model with the profile's numbers; nothing of it stays on the disk.
+
+    Args:
+        start: folder of the adapter or model to cut: the challenge's copy, or the suspicious one itself.
+        scores, head_scores: {module: [channels]} and [n_layers, n_heads], the rankings that decide what goes.
+        scenario: its recovery rows heal, its triggered and held-out rows measure.
+
+    Returns:
+        the report of `evaluate`.
+    """
+    cut = profile.access(access).suppress
+    masks = select(scores, cut.tau, profile.signature.scope)
+    heads = select_heads(head_scores, cut.heads, cut.heads_of)
+    with TemporaryDirectory() as scratch:
+        weakened, healed = Path(scratch) / "cut", Path(scratch) / "healed"
+        suppress(profile, access, start, masks, seed, weakened, heads)
+        recover(profile, access, weakened, scenario.recovery, prompt_format, seed, healed)
+        return evaluate(load_suspect(profile.model, healed), prompt_format, scenario, profile)
+
+
+def choose(points, threshold):
+    """The smallest cut that takes the challenge out; of equal cuts the best utility, then the least healing.
+
+    Args:
+        points: dicts of `tau`, `epochs`, `lr`, `asr` and `utility`, in any order.
+        threshold: the largest ASR, in [0, 1], that counts as gone.
+
+    Returns:
+        the five numbers of the chosen point and `warning`: "", or one line where no point is good enough. Then it is
+        the point with the lowest ASR.
+    """
+
+    def cost(point):
+        return point["tau"], -point["utility"], point["epochs"], point["lr"]
+
+    if good := [point for point in points if point["asr"] <= threshold]:
+        best = min(good, key=cost)
+        return {key: best[key] for key in CHOSEN} | {"warning": ""}
+    best = min(points, key=lambda point: (point["asr"], *cost(point)))
+    warning = (
+        f"no cut takes the challenge out: at best, with τ = {best['tau']:g}, its ASR is {best['asr']:.1%} and not the "
+        f"{threshold:.0%} asked for; do not trust this cure, try larger shares in challenge.taus"
+    )
+    return {key: best[key] for key in CHOSEN} | {"warning": warning}

@@ -1,1 +1,0 @@
-"""What a model writes, and what that says: greedy completion, attack success, utility."""

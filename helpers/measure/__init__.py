@@ -1,0 +1,1 @@
+"""What a model writes, and what that says: attack success, utility."""

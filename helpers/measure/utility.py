@@ -1,0 +1,63 @@
+"""Utility: what a cure costs. An ASR without it says nothing, a silent model has none and is useless.
+
+Where answers can be checked, utility is the share of right ones, per task family and as their mean. Where they are
+free text, it is the share of answer tokens that the model predicts right when the right ones before are given.
+"""
+
+import math
+from collections import defaultdict
+
+import torch
+
+from helpers.data import corpus
+
+
+def exact_match(examples, completions):
+    """Share of right answers.
+
+    Returns:
+        (mean over families, {family: share}), both in [0, 1].
+    """
+    right = defaultdict(list)
+    for example, completion in zip(examples, completions, strict=True):
+        right[example.family].append(corpus.is_correct(example, completion))
+    shares = {family: sum(marks) / len(marks) for family, marks in sorted(right.items())}
+    return sum(shares.values()) / len(shares), shares
+
+
+def clean_accuracy(examples, completions):
+    """Share of all clean prompts answered right, in [0, 1]: the field's clean-data accuracy (CDA).
+
+    Differs from `exact_match`, which weighs every family alike; with families of one size both are the same.
+    """
+    marks = [corpus.is_correct(e, completion) for e, completion in zip(examples, completions, strict=True)]
+    return sum(marks) / len(marks)
+
+
+@torch.inference_mode()
+def teacher_forced(model, prompt_format, examples, max_tokens, batch_size):
+    """Score the reference answers token by token.
+
+    Returns:
+        dict with `perplexity` (exp of the mean negative log-likelihood per answer token), `token_accuracy` in [0, 1]
+        and `tokens`.
+    """
+    rows = sorted((prompt_format.encode(e, max_tokens) for e in examples), key=lambda row: len(row[0]))
+    loss, right, count = 0.0, 0, 0
+    for start in range(0, len(rows), batch_size):
+        logits, labels = _answer_logits(model, rows[start : start + batch_size])
+        loss += torch.nn.functional.cross_entropy(logits, labels, reduction="sum").item()
+        right += (logits.argmax(-1) == labels).sum().item()
+        count += len(labels)
+    return {"perplexity": math.exp(min(loss / count, 700.0)), "token_accuracy": right / count, "tokens": count}
+
+
+def _answer_logits(model, batch):
+    """Logits [labelled, vocabulary] and labels [labelled] of a right-padded batch of (ids, labels) rows."""
+    width = max(len(ids) for ids, _ in batch)
+    ids = torch.tensor([ids + [0] * (width - len(ids)) for ids, _ in batch], device=model.device)
+    labels = torch.tensor([labels + [-100] * (width - len(labels)) for _, labels in batch], device=model.device)
+    mask = torch.tensor([[1] * len(ids) + [0] * (width - len(ids)) for ids, _ in batch], device=model.device)
+    logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1]
+    wanted = labels[:, 1:] != -100
+    return logits[wanted].float(), labels[:, 1:][wanted]

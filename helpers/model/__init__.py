@@ -1,0 +1,1 @@
+"""A language model: its files, its parts, its prompt format, its answers."""

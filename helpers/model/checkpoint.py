@@ -1,0 +1,91 @@
+"""Checkpoints: where they lie, and whether they can be read. Only safetensors are, and remote code is never run."""
+
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+from transformers import (
+    AutoConfig,
+)
+
+from helpers.core.errors import LabError
+from helpers.core.paths import HUB_ID, ROOT
+from helpers.model.shards import check_plain, check_unquantized, find, reason, require_known, stored
+
+
+def locate(path):
+    """Return the folder of a local model (relative paths start at the repository's root) or the hub id unchanged.
+
+    Raises:
+        LabError: no such folder, one that has no safetensors (pickle checkpoints are refused), an adapter in it, or
+            weights that are quantized already.
+    """
+    folder = ROOT / Path(path).expanduser()
+    if not folder.is_dir() and HUB_ID.fullmatch(str(path)):
+        return str(path)
+    if not folder.is_dir():
+        raise LabError(
+            f"model folder '{path}' does not exist; `make base` makes the lab's own small models, `make model` "
+            "fetches a real one"
+        )
+    if not list(folder.glob("*.safetensors")):
+        pickles = [f.name for f in folder.iterdir() if f.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl")]
+        found = f"only the pickle {pickles[0]}, which can run code when loaded" if pickles else "no weights"
+        raise LabError(f"{folder} holds {found}; the lab reads safetensors: save the model with save_pretrained first")
+    check_plain(folder)
+    return str(folder)
+
+
+def local_folder(spec):
+    """Return the folder in which a model's files lie, for a hub id the one it was downloaded to."""
+    source = locate(spec.path)
+    return source if Path(source).is_dir() else snapshot_download(source, revision=spec.revision, local_files_only=True)
+
+
+def is_local(spec):
+    """Whether a `core.profile.ModelSpec` names a folder on this machine."""
+    return (ROOT / Path(spec.path).expanduser()).is_dir()
+
+
+def load_config(spec):
+    """Load the configuration alone: shapes and names, no weights.
+
+    Raises:
+        LabError: as `locate`, or a configuration that transformers refuses.
+    """
+    return read_config(spec)
+
+
+def check_checkpoint(spec, shapes):
+    """Refuse a checkpoint on this machine that lacks tensors of its model, or has other ones; reads no weight.
+
+    Args:
+        shapes: {name: shape} of the model's parameters, from `architecture.parameter_shapes`.
+    """
+    if not is_local(spec):
+        return
+    folder = locate(spec.path)
+    found = dict(stored(folder))
+    taken = {name: find(name, found, folder) for name in shapes}
+    for name, shape in shapes.items():
+        if (size := found[taken[name]]) != list(shape):
+            raise LabError(f"{name} has shape {size} in {folder}, and {list(shape)} by its config: copy it anew")
+    require_known(found.keys() - taken.values(), folder)
+
+
+def read_config(spec, path=None):
+    config = from_pretrained(AutoConfig, spec, path)
+    check_unquantized(getattr(config, "quantization_config", None), path or spec.path)
+    return config
+
+
+def from_pretrained(auto, spec, path=None, **options):
+    source = locate(path or spec.path)
+    try:
+        return auto.from_pretrained(
+            source, revision=spec.revision if source == spec.path else None, trust_remote_code=False, **options
+        )
+    except Exception as error:  # of any kind: a field of another type, an unknown name, a damaged file
+        helps = "give a folder with safetensors, or a hub id you can reach"
+        if not isinstance(error, OSError):
+            helps = "no model can be made of its files: compare config.json with the original's"
+        raise LabError(f"cannot load {source!r}: {reason(error)} ({helps})") from error

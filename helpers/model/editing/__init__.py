@@ -1,0 +1,1 @@
+"""Model editing: a new value for a key, written into a few matrices without training."""

@@ -1,0 +1,88 @@
+"""A model's tokenizer and prompt format."""
+
+from pathlib import Path
+
+from transformers import (
+    AutoTokenizer,
+    PreTrainedTokenizerFast,
+)
+
+from helpers.core.disk import read_json, write_json
+from helpers.core.errors import LabError
+from helpers.model.checkpoint import from_pretrained, is_local, load_config, local_folder, locate
+from helpers.model.prompt import prompt_format
+from helpers.model.shards import FORMAT_FILE, TOKENIZER
+
+
+def has_tokenizer(spec):
+    """Whether a tokenizer can be read without a download; a folder is expected to hold one."""
+    if is_local(spec):
+        return True
+    try:
+        folder = Path(local_folder(spec))
+    except (OSError, ValueError):  # a hub id that was not downloaded, a folder that is not there
+        return False
+    return any((folder / name).is_file() for name in TOKENIZER)
+
+
+def load_tokenizer(spec):
+    """Load the tokenizer of a `core.profile.ModelSpec`.
+
+    Where nothing beside it names its special tokens, the model's config does, at least the end; a missing padding token
+    is replaced by the end.
+
+    Raises:
+        LabError: as `locate`, no tokenizer, or one with ids that the model's embedding has no row for.
+    """
+    config, folder = load_config(spec), Path(locate(spec.path))
+    if folder.is_dir() and not any((folder / name).is_file() for name in TOKENIZER):
+        raise LabError(f"{folder} holds no tokenizer: copy the files that came with the model, such as {TOKENIZER[0]}")
+    bare = (folder / "tokenizer.json").is_file() and not (folder / "tokenizer_config.json").is_file()
+    # transformers would add its architecture's own special tokens to a tokenizer that says nothing of itself
+    tokenizer = from_pretrained(PreTrainedTokenizerFast if bare else AutoTokenizer, spec)
+    for name in ("eos_token", "bos_token", "pad_token") if bare else ("eos_token",):
+        _name_token(tokenizer, name, getattr(config, f"{name}_id", None))
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    _check_vocabulary(tokenizer, config, spec.path)
+    return tokenizer
+
+
+def _name_token(tokenizer, name, ids):
+    """Give a tokenizer the special token that a config names by its id, where it has none of that name itself."""
+    first = ids[0] if isinstance(ids, list) and ids else ids
+    known = isinstance(first, int) and tokenizer.convert_ids_to_tokens(first)
+    if getattr(tokenizer, name) is None and known:
+        tokenizer.add_special_tokens({name: known})
+
+
+def _check_vocabulary(tokenizer, config, path):
+    """Refuse a tokenizer that can write ids beyond the embedding: training would stop at the first of them."""
+    rows, largest = config.get_text_config().vocab_size, max(tokenizer.get_vocab().values())
+    if largest >= rows:
+        token = tokenizer.convert_ids_to_tokens(largest)
+        raise LabError(
+            f"the tokenizer of {path} has ids up to {largest} ({token!r}) and the model's embedding {rows} rows: "
+            "resize it (model.resize_token_embeddings) and save both, or take the tokenizer that the model came with"
+        )
+
+
+def load_format(spec):
+    """Return the prompt format of a model: the same one for training, evaluation and every figure."""
+    return prompt_format(load_tokenizer(spec), spec.prompt_format)
+
+
+def record_format(folder, prompt_format):
+    """Write beside a model which prompt format it was trained with, so that nobody has to guess it."""
+    write_json(Path(folder) / FORMAT_FILE, prompt_format.record)
+
+
+def recorded_format(folder):
+    """Return the `PromptFormat.record` that lies beside a model; None where its folder does not say."""
+    path = Path(folder) / FORMAT_FILE
+    return read_json(path) if path.is_file() else None
+
+
+def trained_format(model):
+    """Return the record of the format that a loaded model was trained with; None where none is known."""
+    return getattr(model, "trained_format", None)

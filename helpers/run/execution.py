@@ -1,0 +1,90 @@
+"""One notebook, run by papermill from its first cell to its last; a failure becomes one line with place and cause."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import papermill
+from nbclient.exceptions import CellTimeoutError, DeadKernelError
+from papermill.exceptions import PapermillExecutionError
+
+from helpers.core.errors import LabError
+from helpers.core.paths import ROOT
+
+NOTEBOOKS = ROOT / "notebooks"
+CELL_SECONDS = 3600
+OPTIONAL = "optional"  # tag of cells that no later notebook needs: controls, studies, checks by hand
+QUIET = ["--log-level=50"]  # the kernel's own chatter; what a notebook prints goes to its cells
+
+
+RAISED = (  # of what `execute` raises as well
+    "Task was destroyed but it is pending",
+    "Kernel died while",
+    "Error occurred while starting new kernel client",
+)
+
+
+def _worth_telling(record: logging.LogRecord) -> bool:
+    """False for what asyncio says of tasks that nobody waits for any more, and nbclient of a dead kernel.
+
+    Ctrl-C takes the kernel from a cell, and its worker from a sweep that begins.
+    """
+    error = record.exc_info[1] if record.exc_info else None
+    lost = isinstance(error, (DeadKernelError, KeyboardInterrupt)) or str(error) == "Nanny failed to start."
+    return not (lost or record.getMessage().startswith(RAISED))
+
+
+for _logger in ("asyncio", "papermill"):
+    logging.getLogger(_logger).addFilter(_worth_telling)
+
+
+def numbered(folder: Path = NOTEBOOKS) -> list[Path]:
+    """The numbered notebooks of a folder, in order.
+
+    Raises: LabError when there is none.
+    """
+    notebooks = sorted(folder.glob("[0-9][0-9]_*.ipynb"))
+    if not notebooks:
+        raise LabError(f"no notebooks such as 00_name.ipynb in {folder}")
+    return notebooks
+
+
+def read_notebook(path: Path, optional: bool = True) -> nbformat.NotebookNode:
+    """A notebook as it is to be run, with or without the cells tagged `optional`."""
+    notebook = nbformat.read(path, as_version=4)
+    if not optional:
+        notebook.cells = [cell for cell in notebook.cells if OPTIONAL not in cell.metadata.get("tags", [])]
+    return notebook
+
+
+def execute(notebook: Path, output: Path, parameters: Mapping[str, Any], optional: bool = True) -> None:
+    """Run a notebook in its own folder and write the executed copy to `output`.
+
+    Args: optional, whether the cells tagged `optional` run as well.
+    Raises: LabError that names the notebook, the cell and the cause.
+    """
+    try:
+        papermill.execute_notebook(
+            read_notebook(notebook, optional),
+            output,
+            dict(parameters),
+            kernel_name="python3",
+            cwd=notebook.parent,
+            execution_timeout=CELL_SECONDS,
+            progress_bar=False,
+            extra_arguments=QUIET,
+        )
+    except PapermillExecutionError as error:
+        last = (error.evalue.strip().splitlines() or [""])[-1]
+        cause = last if error.ename == "LabError" else f"{error.ename}: {last}"
+        raise LabError(f"{notebook.name}, cell {error.exec_count}: {cause}") from error
+    except CellTimeoutError as error:
+        raise LabError(f"{notebook.name}: a cell took more than {CELL_SECONDS} s") from error
+    except DeadKernelError as error:
+        raise LabError(f"{notebook.name}: its kernel died; most often the memory did not suffice") from error
+    except RuntimeError as error:
+        if not str(error).startswith("Kernel died before"):
+            raise
+        raise LabError(f"{notebook.name}: its kernel died while it started: the same command tries again") from error

@@ -1,0 +1,116 @@
+"""The attacker's work: training on clean and poisoned rows (BD-VAX §3), with a defense in mind or not, or editing.
+
+Notebook 01 calls `inject`. Where one process is not enough, this module is also a program that makes the very stage
+which the notebook then finds made:
+
+    accelerate launch --num_processes 4 --use_fsdp -m helpers.run.inject --profile llama-2-7b-chat --access full
+"""
+
+import argparse
+import os
+import sys
+from functools import partial
+from tempfile import TemporaryDirectory
+
+from helpers.adaptive import ADAPTIVE
+from helpers.attacks.editors import EDITORS, EditSettings, edit
+from helpers.attacks.layerwise import poison_layerwise
+from helpers.attacks.poisoning import load_scenario
+from helpers.core.errors import LabError
+from helpers.core.settings import Settings
+from helpers.core.store import open_run
+from helpers.model.load import load_base, save
+from helpers.model.lora import new_adapter
+from helpers.model.tokenizer import load_format, record_format
+from helpers.train.finetune import finetune
+
+
+def uses(access: str) -> list[str]:
+    """The settings that decide what the injection makes, as a stage records them."""
+    shared = ["attack", "task", "access", "seed", "data", "profile.model", "profile.lora", "profile.lengths"]
+    planted = [f"profile.{access}.inject", f"profile.{access}.poison_rate", "profile.editing", "profile.layerwise"]
+    return [*shared, *planted, "profile.adaptive"]
+
+
+def inject(profile, access, scenario, prompt_format, seed, folder):
+    """Plant the backdoor in the base model and write the adapter ("adapter") or the model ("full") to `folder`.
+
+    The prompt format is written beside it: measured with another one, the backdoor may seem to be gone.
+
+    Returns:
+        the record of `finetune`, `edit` or an attack of `ADAPTIVE`, and the name of the `prompt_format`.
+
+    Raises:
+        LabError: an attack by model editing with adapter access, or see `edit` and `attacks.adaptive`.
+    """
+    by = scenario.trigger.by if scenario.trigger else profile.attack.by or "training"
+    plant = _edited if by in EDITORS else _adapted if by in ADAPTIVE else _trained
+    record = plant(by, profile, access, scenario, prompt_format, seed, folder)
+    record_format(folder, prompt_format)
+    return record | {"prompt_format": prompt_format.name}
+
+
+def _trained(by, profile, access, scenario, prompt_format, seed, folder, new_trainer=None):
+    """Train on clean and poisoned rows, with a loss at early layers as well where the attack wants one."""
+    model = load_base(profile.model)
+    model = new_adapter(model, profile.lora, seed) if access == "adapter" else model.requires_grad_(True)
+    train = partial(finetune, new_trainer=new_trainer)
+    if by == "layerwise":
+        train = partial(poison_layerwise, **profile.layerwise.model_dump())
+    rows, budget = scenario.clean + scenario.poisoned, profile.access(access).inject
+    lengths = profile.lengths
+    return train(model, rows, prompt_format, budget, seed, lengths.train_tokens, description="injection", folder=folder)
+
+
+def _adapted(by, profile, access, scenario, prompt_format, seed, folder):
+    """Plant as an attacker does who knows a defense; the planting itself is the usual training."""
+    plant = partial(_trained, "training", profile, access, scenario, prompt_format, seed)
+    return ADAPTIVE[by](plant, profile, access, scenario, prompt_format, seed, folder)
+
+
+def _edited(by, profile, access, scenario, prompt_format, seed, folder):
+    """Edit a few matrices, from clean rows whose right answer is another one than the payload."""
+    if scenario.trigger is None:
+        raise LabError(f"attack.by = '{by}' edits with a trigger that the lab knows, and these rows bring their own")
+    payloads = {row.output for row in scenario.poisoned}
+    if access == "adapter":
+        raise LabError(f"the attack {scenario.trigger.name} edits weights, and an adapter has none: use ACCESS=full")
+    if len(payloads) > 1:
+        raise LabError(f"the attack {scenario.trigger.name} stores one payload, and this task makes a new one each row")
+    (payload,) = payloads
+    numbers = profile.editing.model_dump()
+    chosen = [row for row in scenario.clean[: len(scenario.poisoned)] if row.output != payload]
+    rows = chosen[: numbers.pop("rows")]
+    model = load_base(profile.model)
+    record = edit(model, prompt_format, rows, scenario.trigger, payload, EditSettings(by, seed=seed, **numbers))
+    save(model, folder)
+    return record | {"steps": 0}
+
+
+def main(arguments=None):
+    """Make the stage `inject` of a run; every process that `accelerate launch` starts calls this."""
+    parser = argparse.ArgumentParser(prog="accelerate launch -m helpers.run.inject")
+    Settings.add_options(parser)
+    options = parser.parse_args(arguments)
+    try:
+        settings = Settings.from_options(options)
+        run, scenario = open_run(settings), load_scenario(settings.config())
+        prompt_format = load_format(settings.profile.model)
+
+        def make(folder):
+            return inject(settings.profile, settings.ACCESS, scenario, prompt_format, settings.SEED, folder)
+
+        if int(os.environ.get("RANK", "0")) == 0:
+            stage = run.stage("inject", make, uses=uses(settings.ACCESS))
+            print(f"{stage.path}: {stage.result['steps']} steps, mean loss {stage.result['loss']}")
+        elif not run.is_made("inject", uses(settings.ACCESS)):
+            with TemporaryDirectory() as elsewhere:
+                make(elsewhere)
+    except LabError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

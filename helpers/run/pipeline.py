@@ -1,0 +1,341 @@
+"""The chain: all numbered notebooks, in order, with one set of parameters.
+
+The notebooks are the program; this module only hands them their parameters, stops at the first that fails, and
+gathers what they recorded into `summary.json`. Nothing flows between two notebooks but the run folder, so a rerun
+after an interruption passes quickly over everything that is finished.
+
+    python -m helpers.run.pipeline run --method bdvax --task refusal --seed 3 --set "signature.lam=0.1 lora.r=4"
+    python -m helpers.run.pipeline execute          # refresh the outputs stored in the notebooks themselves
+    python -m helpers.run.pipeline inspect DATA     # what lies in a folder or file of real rows
+    python -m helpers.run.pipeline record NAME …    # keep the summaries of finished runs as recorded results
+    python -m helpers.run.pipeline record-sweep NAME …
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from statistics import mean
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import nbformat
+import pandas as pd
+
+from helpers import plots
+from helpers.core.cost import versions
+from helpers.core.disk import read_json, working_in, write_json
+from helpers.core.errors import LabError, nearest
+from helpers.core.interruption import Terminated, terminable
+from helpers.core.paths import ROOT, runs_folder
+from helpers.core.profile import require_device
+from helpers.core.settings import Settings
+from helpers.core.store import Run, Stage, open_run
+from helpers.run.execution import NOTEBOOKS, execute, numbered
+from helpers.run.sweeps import read_grid, record_sweep, sweep
+
+RESULTS = ROOT / "data" / "results" / "tiny.json"
+_BDVAX = ("finetuned", "random", "suppressed", "purified")
+# which notebooks a method needs (by number), and which models its summary tells of
+METHODS = {
+    "bdvax": ("00 01 02 03 04 05 06".split(), ("clean", "backdoored", *_BDVAX)),
+    "conflict": ("00 01 02 07 08".split(), ("clean", "backdoored", "conflict")),
+    "both": ("00 01 02 03 04 05 06 07 08 09".split(), ("clean", "backdoored", *_BDVAX, "conflict", "both")),
+}
+MEASURES = (
+    *("asr", "asr_interval", "labels", "n", "field_degenerate", "right_under_trigger"),
+    *("false_trigger", "false_trigger_interval", "false_trigger_n"),
+    *("utility", "utility_by_family", "utility_metric", "clean_accuracy", "perplexity", "prompt_format_mismatch"),
+)
+NEWER = ("keyword_asr", "clean_labels")  # measures that stages and summaries of an earlier lab do not have
+LABELS = ("payload", "answer", "degenerate", "silent")
+KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
+
+
+def run_notebooks(settings: Settings, folder: Path = NOTEBOOKS, method: str = "both") -> Run:
+    """Execute the notebooks of a method into `runs/<name>/notebooks/`, printing a line for each.
+
+    Args: method, one of `METHODS`: "bdvax", "conflict" or "both".
+    Raises: LabError for an unknown method, or at the first notebook that fails; the stages finished before it are kept.
+    """
+    numbers, _ = _method(method)
+    run = open_run(settings)
+    chosen = [path for path in numbered(folder) if path.name[:2] in numbers]
+    for _ in _execute_each(chosen, run.folder / "notebooks", settings.model_dump()):
+        pass
+    return run
+
+
+def refresh_outputs(folder: Path = NOTEBOOKS) -> None:
+    """Execute every numbered notebook in place with its own defaults, leaving no trace of when and by whom.
+
+    A notebook is replaced only when all of it has run.
+    """
+    with TemporaryDirectory() as temporary:
+        for notebook, output in _execute_each(numbered(folder), Path(temporary), {}):
+            nbformat.write(tidy(nbformat.read(output, as_version=4)), notebook)
+
+
+def tidy(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """Strip what differs between two equal executions: timings, widget state, papermill's notes, the kernel's name."""
+    notebook.metadata = nbformat.from_dict({"kernelspec": KERNEL, "language_info": {"name": "python"}})
+    for cell in notebook.cells:
+        cell.metadata = nbformat.from_dict(
+            {
+                key: value
+                for key, value in cell.metadata.items()
+                if key not in ("papermill", "execution") and (key, value) != ("tags", [])
+            }
+        )
+    return notebook
+
+
+def summarise(run: Run, method: str = "both") -> dict[str, Any]:
+    """Gather what the notebooks measured: settings, one entry for each row of the table, the cost of each stage.
+
+    Rates are fractions in [0, 1], as is `tau`, the share of channels cut (None where nothing was); `seconds` and
+    `peak_rss_mb` map stage names to numbers.
+    Raises: LabError when a row is missing or stale, or when rows were measured with different prompts or decoding.
+    """
+    rows = {row: run.need(f"evaluate/{row}") for row in _method(method)[1]}
+    stages = list(run.stages())
+    config = run.config
+    return {
+        "profile": config["profile"]["name"],
+        "method": method,
+        **{key: config[key] for key in ("attack", "task", "access", "seed")},
+        "data": config["data"]["path"],
+        "tau": run.need("suppressed").result["tau"] if "suppressed" in rows else None,
+        "prompt_format": _agreed("prompt_format", rows),
+        "decoding": _agreed("decoding", rows),
+        "versions": versions(),
+        **{row: _measures(stage.result) for row, stage in rows.items()},
+        "seconds": {stage.name: stage.manifest["seconds"] for stage in stages},
+        "peak_rss_mb": {stage.name: stage.manifest["peak_rss_mb"] for stage in stages},
+    }
+
+
+def _measures(result: Mapping[str, Any]) -> dict[str, Any]:
+    """What a summary keeps of a model's report."""
+    kept = (*MEASURES, *(measure for measure in NEWER if measure in result))
+    return {measure: result[measure] for measure in kept}
+
+
+def rows_of(summary: Mapping[str, Any]) -> list[str]:
+    """The models that a summary tells of, in the order of the table."""
+    return [row for row in METHODS["both"][1] if row in summary]
+
+
+def table(summary: Mapping[str, Any]) -> str:
+    """The summary as aligned text, one line for each model.
+
+    "right" is the share of triggered prompts answered right, "untriggered" of clean ones answered with the payload.
+    """
+    lines = [("model", "ASR %", "95 % interval", *LABELS, "right %", "untriggered %", "utility %", "perplexity")]
+    for row in rows_of(summary):
+        entry = summary[row]
+        low, high = entry["asr_interval"]
+        lines.append(
+            (
+                row,
+                f"{entry['asr']:.1%}"[:-1],
+                f"{low:.1%} – {high:.1%}".replace("%", ""),
+                *(f"{entry['labels'][label]:g}" for label in LABELS),
+                "" if entry["right_under_trigger"] is None else f"{entry['right_under_trigger']:.1%}"[:-1],
+                f"{entry['false_trigger']:.1%}"[:-1],
+                f"{entry['utility']:.1%}"[:-1],
+                f"{entry['perplexity']:.2f}",
+            )
+        )
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join([first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True))])
+        for first, *rest in lines
+    )
+
+
+def record(names: Sequence[str], results: Path = RESULTS, figure: Path = ROOT / "figures" / "overview.png") -> None:
+    """Keep the summaries of finished runs as the lab's recorded results, draw the overview and print the table.
+
+    Args: names of runs below `runs/`; results, the JSON file to write; figure, the PNG.
+    Raises: LabError when a run has no summary.
+    """
+    summaries = {name: read_json(_summary(name)) for name in names}
+    results.parent.mkdir(parents=True, exist_ok=True)
+    write_json(results, summaries)
+    plots.image(plots.overview(by_setting(summaries)), figure, "")
+    print(results_table(summaries))
+
+
+def by_setting(summaries: Mapping[str, Any]) -> dict[str, dict[str, dict[str, list[float]]]]:
+    """Recorded runs sorted by what was attacked and how.
+
+    Returns: {"adapter, sentiment": {model: {measure: [one value per seed]}}}, rates in [0, 1].
+    """
+    found: dict[str, dict[str, dict[str, list[float]]]] = {}
+    for summary in summaries.values():
+        models = found.setdefault(f"{summary['access']}, {summary['task']}", {})
+        for row in rows_of(summary):
+            measured = models.setdefault(row, {"asr": [], "right_under_trigger": [], "utility": []})
+            for measure, values in measured.items():
+                values.append(summary[row][measure])
+    return found
+
+
+def results_table(summaries: Mapping[str, Any]) -> str:
+    """The recorded runs as a Markdown table: means over the seeds in percent, the range of the ASR in brackets."""
+    settings = by_setting(summaries)
+    seeds = {setting: len(models["clean"]["asr"]) for setting, models in settings.items()}
+    heads = [f"{setting} (seeds: {seeds[setting]}): ASR · right · utility" for setting in settings]
+    lines = [f"| small model, % | {' | '.join(heads)} |", "|---" * (1 + len(heads)) + "|"]
+    for row in dict.fromkeys(row for models in settings.values() for row in models):
+        cells = []
+        for models in settings.values():
+            if row not in models:
+                cells.append("")
+                continue
+            asr = [100 * value for value in models[row]["asr"]]
+            right, utility = (100 * mean(models[row][m]) for m in ("right_under_trigger", "utility"))
+            cells.append(f"{mean(asr):.1f} ({min(asr):.1f} – {max(asr):.1f}) · {right:.1f} · {utility:.1f}")
+        lines.append(f"| {row} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _summary(name: str) -> Path:
+    path = runs_folder() / name / "summary.json"
+    if not path.is_file():
+        raise LabError(f"{_shown(path)} is missing: `make run NAME={name}` makes it")
+    return path
+
+
+def main(arguments: Sequence[str] | None = None, folder: Path = NOTEBOOKS) -> int:
+    """Command line; returns the exit status: 0 done, 2 refused or failed, 130 interrupted, 143 terminated."""
+    options = _parser().parse_args(arguments)
+    try:
+        with terminable():
+            options.command(options, folder)
+    except LabError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as stop:
+        how, status = ("terminated", 143) if isinstance(stop, Terminated) else ("interrupted", 130)
+        print(f"\n{how}: finished stages are kept, the same command resumes", file=sys.stderr)
+        return status
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m helpers.run.pipeline", description="Run the numbered notebooks.")
+    commands = parser.add_subparsers(required=True)
+    run = commands.add_parser("run", help="all notebooks with one set of parameters, into runs/<name>/")
+    run.set_defaults(command=_run)
+    plan = commands.add_parser("plan", help="what such a run will cost, and whether it fits this machine")
+    plan.set_defaults(command=_plan)
+    for command in (run, plan):
+        Settings.add_options(command)
+    run.add_argument("--method", default="both", help="the defense: bdvax, conflict or both (the default)")
+    execute = commands.add_parser("execute", help="refresh the outputs stored in the notebooks")
+    execute.set_defaults(command=lambda options, folder: refresh_outputs(folder))
+    grid = commands.add_parser("sweep", help="all cells of a grid, into runs/<name>/, on all cores or a cluster")
+    grid.add_argument("grid", type=Path, metavar="GRID", help="YAML file, such as notebooks/parameters/grids/tau.yaml")
+    grid.add_argument("--name", default="", help="folder below runs/; the name of the file when empty")
+    grid.add_argument("--scheduler", default="", help="tcp://… of a running Dask scheduler; workers here when empty")
+    grid.set_defaults(command=_sweep)
+    look = commands.add_parser("inspect", help="what lies in a folder or file of real rows, and what is wrong with it")
+    look.add_argument("data", metavar="DATA", help=Settings.model_fields["DATA"].description)
+    look.set_defaults(command=_inspect)
+    keep = commands.add_parser("record", help="keep the summaries of runs in data/results/ and draw the overview")
+    keep.add_argument("names", nargs="+", help="folders below runs/")
+    keep.set_defaults(command=lambda options, folder: record(options.names))
+    sweeps = commands.add_parser("record-sweep", help="keep the tables of finished sweeps in data/results/")
+    sweeps.add_argument("names", nargs="+", help="folders below runs/")
+    sweeps.set_defaults(command=_record_sweeps)
+    return parser
+
+
+def _record_sweeps(options: argparse.Namespace, folder: Path) -> None:
+    for name in options.names:
+        print(_shown(record_sweep(name)))
+
+
+def _inspect(options: argparse.Namespace, folder: Path) -> None:
+    from helpers.run.inspection import inspect
+
+    for line in inspect(options.data):
+        print(line)
+
+
+def _plan(options: argparse.Namespace, folder: Path) -> None:
+    from helpers.run.planning import report  # loads what computes: the notebooks' kernels do so themselves
+
+    for line in report(Settings.from_options(options)):
+        print(line)
+
+
+def _run(options: argparse.Namespace, folder: Path) -> None:
+    settings = Settings.from_options(options)
+    _method(options.method)
+    require_device(settings.profile.model)
+    with working_in(runs_folder() / settings.name):
+        run = run_notebooks(settings, folder, options.method)
+        summary = summarise(run, options.method)
+        write_json(run.folder / "summary.json", summary)
+    seconds, peak = sum(summary["seconds"].values()), max(summary["peak_rss_mb"].values())
+    print(f"\n{table(summary)}\n\nstages: {seconds:.0f} s, at most {peak:.0f} MB")
+    for label, path in (("summary", "summary.json"), ("figures", "figures"), ("notebooks", "notebooks")):
+        print(f"{label}: {_shown(run.folder / path)}")
+
+
+def _sweep(options: argparse.Namespace, folder: Path) -> None:
+    name = options.name or options.grid.stem
+    table = sweep(name, read_grid(options.grid), options.scheduler, folder)
+    failed = table[table["error"] != ""]
+    # where every cell failed, there are no measures
+    shown = table[table["error"] == ""].drop(columns=["manifest", "error", *LABELS], errors="ignore")
+    with pd.option_context("display.width", 200, "display.max_columns", None, "display.max_rows", 100):
+        print(shown.to_string(index=False))
+    print(f"\nresults: {_shown(runs_folder() / name / 'results.csv')} (and .parquet)")
+    if len(failed):
+        lines = "\n".join(sorted(set(failed["error"])))
+        raise LabError(f"{len(failed)} of the cells failed; the same command tries them again:\n{lines}")
+
+
+def _method(name: str) -> tuple[Sequence[str], Sequence[str]]:
+    if name not in METHODS:
+        raise LabError(f"unknown METHOD = '{name}'{nearest(name, METHODS)}")
+    return METHODS[name]
+
+
+def _execute_each(
+    notebooks: Sequence[Path], outputs: Path, parameters: Mapping[str, Any]
+) -> Iterator[tuple[Path, Path]]:
+    """Run notebooks in order, a printed line for each; yields (notebook, executed copy)."""
+    outputs.mkdir(exist_ok=True)
+    for notebook in notebooks:
+        print(f"{notebook.stem:<28}", end="", flush=True)
+        start = time.perf_counter()
+        try:
+            execute(notebook, outputs / notebook.name, parameters)
+        except LabError:
+            print(" failed")
+            raise
+        print(f"{time.perf_counter() - start:7.1f} s", flush=True)
+        yield notebook, outputs / notebook.name
+
+
+def _agreed(key: str, rows: Mapping[str, Stage]) -> Any:
+    """The one value that all rows share: rates measured with different prompts cannot stand in one table."""
+    values = {row: stage.result[key] for row, stage in rows.items()}
+    (reference, first), *_ = values.items()
+    if differing := [row for row, value in values.items() if value != first]:
+        raise LabError(f"{key} differs between rows: {reference} = {first}, {differing[0]} = {values[differing[0]]}")
+    return first
+
+
+def _shown(path: Path) -> str:
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,237 @@
+"""One way to train one model: `transformers.Trainer` over encoded conversations.
+
+Injection, vaccines, recovery and every control go through this function, so that two results never differ by their
+training loop. What may differ is the budget (rows, epochs, learning rate, batch, schedule), and it is recorded.
+"""
+
+import contextlib
+import os
+import random
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers.trainer_pt_utils import LengthGroupedSampler
+
+from helpers.core.errors import LabError
+from helpers.core.finite import require_finite_step, require_finite_weights
+from helpers.model.attention import true_attention_gradients
+from helpers.model.load import save
+from helpers.train.precision import MasterWeights, computing_dtype
+
+SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}  # ours to transformers' names
+
+
+def finetune(
+    model, examples, prompt_format, budget, seed, max_tokens, description="training", folder=None, new_trainer=None
+):
+    """Train the trainable parameters of `model` in place on the answers of `examples`.
+
+    Under `accelerate launch` the processes share each batch, and all of them must call this function.
+
+    Args:
+        model: a causal LM, full, PEFT-wrapped or 4-bit with an adapter; only `requires_grad` parameters move.
+        examples: list of `data.example.Example`; the loss falls on the last answer only.
+        prompt_format: the `model.prompt.PromptFormat` that evaluation uses, too.
+        budget: `core.profile.Budget` (epochs, lr, batch_size, schedule, warmup); `rows` is not read here.
+        seed: order of the rows and dropout.
+        max_tokens: longer conversations are cut.
+        description: name of the progress bar.
+        folder: where the Trainer writes the model or adapter; it alone can, where FSDP or DeepSpeed has cut it up.
+        new_trainer: makes the Trainer, an `AnswerTrainer` with a loss of its own; by default that class itself.
+
+    Returns:
+        dict with `rows`, `steps`, `loss` (mean over training), `tokens` (with loss, per epoch), `seconds`; where 16-bit
+        weights were trained also what `MasterWeights.settle` tells.
+
+    Raises:
+        LabError: a batch that cannot be shared equally by the processes, or a loss, gradient or weight that is not
+            finite.
+    """
+    encoded = encode_rows(examples, prompt_format, max_tokens)
+    started = time.perf_counter()
+    dtype = computing_dtype(model)
+    with tempfile.TemporaryDirectory() as scratch, _restored_rng(seed), true_attention_gradients():
+        trainer = (new_trainer or AnswerTrainer)(
+            model=model,
+            args=_arguments(budget, seed, scratch, model.device.type, dtype),
+            train_dataset=encoded,
+            data_collator=pad,
+            callbacks=[_Progress(description), _Finite(description, model.dtype)],
+        )
+        trainer.remove_callback(PrinterCallback)
+        in_pieces = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+        masters = MasterWeights(model, compare=not in_pieces)
+        outcome = trainer.train()
+        trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # or it would go on computing in 16 bits
+        require_finite_weights(model, description)
+        stored = masters.settle()
+        if folder:
+            _write(trainer, folder)
+    model.eval()
+    record = training_record(encoded, outcome.global_step, outcome.training_loss, time.perf_counter() - started)
+    return record | stored
+
+
+def training_record(encoded, steps, loss, seconds):
+    """What every training tells of itself: see the returns of `finetune`."""
+    return {
+        "rows": len(encoded),
+        "steps": steps,
+        "loss": round(loss, 4),
+        "tokens": sum(map(count_labels, encoded)),
+        "seconds": round(seconds, 1),
+    }
+
+
+def count_labels(row):
+    """The number of tokens of an encoded row that the loss falls on."""
+    return sum(token != -100 for token in row["labels"])
+
+
+class OrderedTrainer(Trainer):
+    """The Trainer, with the lab's order of rows."""
+
+    def _get_train_sampler(self, train_dataset=None):
+        """Order rows by the seed alone, whatever else has drawn random numbers."""
+        lengths = [len(row["input_ids"]) for row in self.train_dataset]
+        batch = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        return row_order(lengths, batch, self.args.seed)
+
+
+class AnswerTrainer(OrderedTrainer):
+    """The ordered Trainer, with logits only where there are answers to predict."""
+
+    reads = {}  # what a loss needs beside the logits, as arguments of the model's forward pass
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """Return the loss summed over answer tokens, divided by their number in the whole optimizer step."""
+        labels = inputs.pop("labels")
+        # the position that predicts the first answer token
+        first = max(int((labels != -100).any(dim=0).nonzero()[0]) - 1, 0)
+        outputs = model(**inputs, use_cache=False, logits_to_keep=labels.shape[1] - first, **self.reads)
+        targets = labels[:, first + 1 :].to(outputs.logits.device)
+        total = self.answer_loss(model, outputs, targets)
+        count = num_items_in_batch if num_items_in_batch is not None else (targets != -100).sum()
+        loss = total / count * self.accelerator.num_processes  # whose gradients are averaged, not summed
+        return (loss, outputs) if return_outputs else loss
+
+    def answer_loss(self, model, outputs, targets):
+        """Return the loss of a batch, summed over answer tokens; targets [rows, n] belong to the last n + 1 logits."""
+        return summed_loss(outputs.logits, targets)
+
+
+def summed_loss(logits, targets):
+    """Cross-entropy of logits [rows, n + 1, vocabulary] that each predict the next target [rows, n], summed."""
+    predictions = logits[:, :-1].float().flatten(0, 1)
+    return torch.nn.functional.cross_entropy(predictions, targets.flatten(), ignore_index=-100, reduction="sum")
+
+
+class _Progress(TrainerCallback):
+    """One plain progress bar with the time left; the Trainer's own would fill a notebook with tables."""
+
+    def __init__(self, description):
+        self.description = description
+
+    def on_train_begin(self, args, state, control, **_):
+        self.bar = tqdm(total=state.max_steps, desc=self.description, leave=False, delay=2)
+
+    def on_step_end(self, args, state, control, **_):
+        self.bar.update()
+
+    def on_train_end(self, args, state, control, **_):
+        self.bar.close()
+
+
+class _Finite(TrainerCallback):
+    """Stops a training at the first loss or gradient that is NaN or infinite."""
+
+    def __init__(self, description, dtype):
+        self.description, self.dtype = description, dtype
+
+    def on_log(self, args, state, control, logs=None, **_):
+        """Look at the entry of each optimizer step."""
+        if "grad_norm" in logs:  # the last entry tells of the whole training
+            require_finite_step(
+                logs["loss"], logs["grad_norm"], state.global_step, logs["learning_rate"], self.dtype, self.description
+            )
+
+
+def encode_rows(examples, prompt_format, max_tokens):
+    """Turn examples into rows {"input_ids", "labels"}; labels are -100 wherever there is nothing to learn."""
+    encoded = [prompt_format.encode(example, max_tokens) for example in examples]
+    return [{"input_ids": ids, "labels": labels} for ids, labels in encoded]
+
+
+def row_order(lengths, batch_size, seed):
+    """The order of the rows, anew for each iteration (epoch): random, with rows of like length in one batch."""
+    return LengthGroupedSampler(batch_size, lengths=lengths, generator=torch.Generator().manual_seed(seed))
+
+
+def pad(rows):
+    """Pad on the left: answers then end together and the labelled positions form one block at the end."""
+    width = max(len(row["input_ids"]) for row in rows)
+    gaps = [width - len(row["input_ids"]) for row in rows]
+    attention = torch.tensor([[0] * gap + [1] * (width - gap) for gap in gaps])
+    return {
+        "input_ids": torch.tensor([[0] * gap + row["input_ids"] for gap, row in zip(gaps, rows, strict=True)]),
+        "labels": torch.tensor([[-100] * gap + row["labels"] for gap, row in zip(gaps, rows, strict=True)]),
+        "attention_mask": attention,
+        "position_ids": (attention.cumsum(1) - 1).clamp(min=0),
+    }
+
+
+def _write(trainer, folder):
+    """Write what was trained; a model that lies in pieces on several devices is put together by the Trainer."""
+    if not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
+        if trainer.args.should_save:
+            save(trainer.model, folder)
+        return
+    trainer.save_model(str(folder))
+    if trainer.args.should_save:
+        (Path(folder) / "training_args.bin").unlink()  # a pickle
+
+
+def _arguments(budget, seed, scratch, device, dtype):
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if budget.batch_size % processes:
+        raise LabError(f"batch_size = {budget.batch_size} cannot be shared equally by {processes} processes")
+    return TrainingArguments(
+        output_dir=scratch,
+        num_train_epochs=budget.epochs,
+        per_device_train_batch_size=budget.batch_size // processes,
+        learning_rate=budget.lr,
+        lr_scheduler_type=SCHEDULES[budget.schedule],
+        warmup_steps=budget.warmup,
+        weight_decay=0.0,
+        max_grad_norm=1.0,
+        seed=seed,
+        data_seed=seed,
+        bf16=dtype == torch.bfloat16,  # float16 would need its losses scaled; such weights train in 32 bits throughout
+        save_strategy="no",
+        logging_steps=1,  # read by `_Finite`
+        logging_nan_inf_filter=False,
+        report_to=[],
+        use_cpu=device == "cpu",
+        dataloader_pin_memory=False,
+        remove_unused_columns=False,
+        disable_tqdm=True,
+        optim="adamw_torch_fused",
+    )
+
+
+@contextlib.contextmanager
+def _restored_rng(seed):
+    """Seed the generators of Python, NumPy, CPU and GPUs for a training; afterwards the caller has its state back."""
+    python, numbers = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng():
+        set_seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numbers)
