@@ -32,7 +32,7 @@ def challenge_scenario(scenario, numbers, seed):
 
     Args:
         scenario: the run's; only its vaccine sets, recovery set and utility metric are read.
-        numbers: `core.profile.Challenge`, of which `n` and `plant.rows` count here; where the vaccine sets hold fewer rows,
+        numbers: `core.profile.Challenge`, of which `n` and `plant.rows` count here; where the vaccine sets hold fewer,
             half of them measure.
         seed: decides which rows plant and which measure, and where the key stands.
 
