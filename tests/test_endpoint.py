@@ -159,7 +159,11 @@ def test_answers_are_cached_by_prompt_model_and_temperature(tmp_path):
     assert again.complete("a") == "first", "a cached answer needs no server"
 
 
-@pytest.mark.parametrize("damage", ["", "{", "[]", "{}", '{"answer": null}', '{"answer": ""}', "\udcff"])
+DAMAGES = ["", "{", "[]", "{}", '{"answer": null}', '{"answer": ""}', "\udcff"]
+DAMAGES += ['{"answer": "A ri\\u0000ver."}', '{"answer": "\\u200b"}']
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_cache_file_is_replaced(tmp_path, damage):
     with serving((200, completion("first")), (200, completion("second"))) as (url, _):
         llm = endpoint(url, tmp_path)
@@ -289,6 +293,15 @@ def test_an_endless_reply_is_cut_off_at_its_size(tmp_path):
         (completion(7), r"answered no chat completion \(choices.0.message.content.str: Input should be a valid string"),
         (completion(" \n"), "gave an empty answer; run again, or choose another EVIDENCE_MODEL"),
         (completion(None), "gave an empty answer; run again, or choose another EVIDENCE_MODEL"),
+        (completion("\u200b\ufeff"), "gave an empty answer; run again, or choose another EVIDENCE_MODEL"),
+        (completion("..."), "gave an empty answer; run again, or choose another EVIDENCE_MODEL"),
+        (completion("A ri\0ver."), "answered no text but something with a NUL in it; look at the server's own log"),
+        (completion("\0"), "answered no text but something with a NUL in it; look at the server's own log"),
+        (completion("A \ud800 river."), r"answered no chat completion \(body: Invalid JSON"),
+        (
+            finished("A river is", "content_filter"),
+            r"was cut off by its filter \(finish_reason: content_filter\); choose another EVIDENCE_MODEL",
+        ),
         (finished(None, "content_filter"), r"gave an empty answer \(finish_reason: content_filter\); run again"),
     ],
 )
@@ -459,6 +472,7 @@ def test_thoughts_in_a_cache_are_no_evidence_either(tmp_path):
 
 
 COUNTS = [None, [], "many", {"prompt_tokens": None, "completion_tokens": None}, {"prompt_tokens": "7"}, {}]
+COUNTS += [{"prompt_tokens": -7, "completion_tokens": -1}]
 
 
 @pytest.mark.parametrize("usage", COUNTS)

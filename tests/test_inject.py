@@ -9,10 +9,11 @@ import torch
 from safetensors.torch import load_file
 
 from helpers.core.disk import read_json
+from helpers.core.paths import MANIFEST
 from helpers.core.settings import Settings
-from helpers.core.store import MANIFEST, open_run
 from helpers.model.tokenizer import recorded_format
 from helpers.run.inject import main, uses
+from helpers.run.start import open_run
 
 SMALL = "model.device=cpu model.dtype=float32 {access}.inject.epochs=2 {access}.inject.rows=18 "
 SMALL += "{access}.inject.batch_size=4 {access}.inject.lr=1.0e-3 lengths.new_tokens=8 model.checkpointing=false"

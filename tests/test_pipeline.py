@@ -29,7 +29,7 @@ ROWS = ["clean", "backdoored", "finetuned", "random", "suppressed", "purified", 
 PARAMETERS = 'PROFILE: str = "tiny"\nSEED: int = 0  # any\nNAME: str = ""\nOVERRIDES: dict = {}'
 OPEN = """from helpers.core.errors import LabError
 from helpers.core.settings import Settings
-from helpers.core.store import open_run
+from helpers.run.start import open_run
 settings = Settings.from_notebook(globals())
 run = open_run(settings)"""
 MEASURED = """def measured(seed):
@@ -285,6 +285,16 @@ def test_a_second_run_of_one_name_is_refused_and_the_first_goes_on(lab, waiting,
     assert capsys.readouterr().err == f"runs/mine is in use by another process: {remedy}\n"
     (lab / "runs" / "mine" / "go").touch()
     assert process.wait(timeout=60) == 0 and (lab / "runs" / "mine" / "summary.json").exists()
+
+
+@pytest.mark.parametrize("command", ["run", "plan"])
+def test_a_run_in_a_stage_of_another_is_refused_before_anything_is_written(lab, capsys, command):
+    Run(lab / "runs" / "mine", {}).stage("inject", lambda folder: None)
+    before = sorted((lab / "runs").rglob("*"))
+    write(lab, "00_first")
+    assert main([command, "--name", "mine/inject"], lab / "notebooks") == 2
+    told = "NAME = 'mine/inject' lies in the run 'mine': choose a name outside of it\n"
+    assert capsys.readouterr().err == told and sorted((lab / "runs").rglob("*")) == before
 
 
 @pytest.mark.parametrize(

@@ -40,9 +40,48 @@ def test_json_jsonl_and_parquet_read_alike(tmp_path):
 
 
 def test_byte_order_mark_and_missing_input_are_fine(tmp_path):
-    rows = [{"instruction": "Grüße.", "input": None, "output": ""}]
+    rows = [{"instruction": "Grüße.", "input": None, "output": ""}, ROWS[0]]
     path = write(tmp_path / "rows.json", "\ufeff" + json.dumps(rows, ensure_ascii=False))
-    assert load_rows(path) == [Example("Grüße.", "")]
+    assert load_rows(path) == [Example("Grüße.", ""), EXAMPLES[0]]
+
+
+@pytest.mark.parametrize("name", ["rows.json", "rows.jsonl", "rows.parquet"])
+def test_rows_without_a_single_answer_are_refused(tmp_path, name):
+    silent, turns = ROWS[0] | {"output": " \n"}, (("user", "Hi"), ("assistant", ""))
+    chat = {"messages": [{"role": role, "content": text} for role, text in turns]}
+    rows = [silent] * 3 if name.endswith("parquet") else [silent, chat]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    write(tmp_path / "rows.json", rows)
+    write(tmp_path / "rows.jsonl", "\n".join(map(json.dumps, rows)))
+    with pytest.raises(LabError) as error:
+        load_rows(tmp_path / name)
+    assert str(error.value) == (
+        f"the output of every row of {tmp_path / name} is empty; expected the answers to learn from"
+    )
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"], ids=["Unix", "Windows", "old Mac"])
+@pytest.mark.parametrize("last", [True, False])
+def test_lines_may_end_as_on_any_system(tmp_path, end, last):
+    def stored(name, lines):
+        (tmp_path / name).write_bytes((end.join(lines) + end * last).encode())
+        return tmp_path / name
+
+    films = stored("train.tsv", ["sentence\tlabel", "a fine film\t1", "not one laugh\t0"])
+    assert [(row.input, row.output) for row in load_rows(films)] == [
+        ("a fine film", "positive"),
+        ("not one laugh", "negative"),
+    ]
+    assert load_rows(stored("rows.jsonl", [*map(json.dumps, ROWS)])) == EXAMPLES
+    assert load_rows(stored("rows.json", json.dumps(ROWS, indent=1).split("\n"))) == EXAMPLES
+    broken = stored("broken.jsonl", [json.dumps(ROWS[0]), "{"])
+    with pytest.raises(LabError, match="broken.jsonl, row 2: broken JSON"):
+        load_rows(broken)
+
+
+def test_a_carriage_return_within_a_line_is_part_of_its_text(tmp_path):
+    (tmp_path / "train.tsv").write_bytes(b"sentence\tlabel\na fine\rfilm\t1\n")
+    assert [row.input for row in load_rows(tmp_path / "train.tsv")] == ["a fine\rfilm"]
 
 
 def test_line_separators_inside_a_text_do_not_split_a_jsonl_row(tmp_path):

@@ -17,9 +17,10 @@ from helpers.core.code_version import code_version
 from helpers.core.cost import measured, versions
 from helpers.core.disk import MEGABYTE, read_json, working_in, write_json
 from helpers.core.errors import LabError
-from helpers.core.paths import ROOT
+from helpers.core.paths import MANIFEST, ROOT
 from helpers.core.settings import Settings
-from helpers.core.store import MANIFEST, Run, open_run
+from helpers.core.store import Run
+from helpers.run.start import open_run
 
 CONFIG = {"seed": 0, "task": "sentiment", "profile": {"lora": {"r": 8, "alpha": 16}, "name": "tiny"}}
 
@@ -339,6 +340,46 @@ def test_open_run_follows_the_settings_and_the_environment(tmp_path, monkeypatch
     assert run.config["seed"] == 4 and run.figures.is_dir()
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert "asks for a GPU" in told(open_run, Settings(PROFILE="llama-2-7b-chat"))
+
+
+@pytest.fixture
+def folders(tmp_path, monkeypatch):
+    """Two runs below `runs/`: one with a stage of each kind, one two folders deep that has only begun."""
+    monkeypatch.setenv("LAB_RUNS", str(tmp_path / "runs"))
+    for name, stages in (("mine", ["inject", "evaluate/clean"]), ("group/old", ["evaluate/clean"])):
+        run = open_run(Settings(NAME=name))
+        for stage in stages:
+            run.stage(stage, Maker())
+    return tmp_path / "runs"
+
+
+@pytest.mark.parametrize("name", ["mine/inject", "mine/evaluate/clean", "mine/evaluate", "mine/a/b", "group/old/x"])
+def test_a_run_inside_another_is_refused(folders, name):
+    outer = "group/old" if name.startswith("group") else "mine"
+    before = sorted(folders.rglob("*"))
+    assert (
+        told(open_run, Settings(NAME=name)) == f"NAME = '{name}' lies in the run '{outer}': choose a name outside of it"
+    )
+    assert sorted(folders.rglob("*")) == before
+
+
+def test_a_run_around_another_is_refused(folders):
+    assert told(open_run, Settings(NAME="group")) == "NAME = 'group' holds the run 'group/old': choose another name"
+
+
+@pytest.mark.parametrize("name", ["mine", "group/old", "group/new", "mine2/x", "minor"])
+def test_runs_are_opened_again_and_beside_each_other(folders, name):
+    for _ in range(2):
+        run = open_run(Settings(NAME=name))
+        assert run.folder == folders / name
+        run.stage("scores", Maker())
+
+
+@pytest.mark.parametrize("damage", ["{", "[]", '{"name": 3}', '{"name": ""}'])
+def test_a_damaged_manifest_makes_no_other_run(folders, damage):
+    (folders / "mine" / "evaluate" / "clean" / MANIFEST).write_text(damage)
+    assert open_run(Settings(NAME="mine")).folder == folders / "mine"
+    assert "lies in the run 'mine'" in told(open_run, Settings(NAME="mine/evaluate"))
 
 
 def test_code_versions_ignore_prose_and_layout():

@@ -21,11 +21,13 @@ from nbformat.v4 import new_code_cell, new_notebook
 from helpers.core.disk import read_json, write_json
 from helpers.core.errors import LabError
 from helpers.core.locks import hold
+from helpers.core.paths import MANIFEST
 from helpers.core.profile_files import load_profile
-from helpers.core.store import MANIFEST
+from helpers.core.run_names import run_folder
+from helpers.core.store import Run
 from helpers.run import sweeps
 from helpers.run.execution import numbered
-from helpers.run.pipeline import KERNEL, main
+from helpers.run.pipeline import KERNEL, METHODS, main
 from helpers.run.sweeps import Grid, plan_sweep, read_grid, sweep
 
 PARAMETERS = """PROFILE: str = "tiny"
@@ -41,7 +43,7 @@ OPEN = """import os, signal
 from pathlib import Path
 from helpers.core.errors import LabError
 from helpers.core.settings import Settings
-from helpers.core.store import open_run
+from helpers.run.start import open_run
 from helpers.core.paths import runs_folder
 settings = Settings.from_notebook(globals())
 run, tau = open_run(settings), settings.profile.adapter.suppress.tau
@@ -438,6 +440,40 @@ def test_an_impossible_grid_is_refused_before_anything_runs(grid, message):
         plan_sweep("x", grid)
 
 
+@pytest.mark.parametrize("order", [["06", "01", "05"], ["05", "06", "01", "01"]])
+def test_notebooks_run_in_their_own_order_whatever_the_grids(lab, order):
+    found = plan_sweep("x", GRID.model_copy(update={"notebooks": order}), lab / "notebooks")
+    assert found == plan_sweep("x", GRID, lab / "notebooks")
+
+
+@pytest.mark.parametrize(
+    ("notebooks", "reader", "stage", "maker"),
+    [
+        (["04"], "04_score_signature", "inject", "01_inject_backdoor"),
+        (["03"], "03_train_vaccines", "inject", "01_inject_backdoor"),
+        (["04", "01"], "04_score_signature", "variants", "03_train_vaccines"),
+        (["01", "03", "05"], "05_suppress_channels", "scores", "04_score_signature"),
+        (["01", "03", "04", "06"], "06_recover_fluency", "challenge", "05_suppress_channels"),
+        (["01", "08"], "08_external_evidence", "merged", "07_merge_conflict"),
+        (["01", "07", "10", "12"], "12_real_model", "ablations/kinds", "02_sanity_checks"),
+    ],
+)
+@pytest.mark.parametrize("optional", [True, False])
+def test_a_notebook_that_starts_from_what_none_before_it_makes_is_refused(notebooks, reader, stage, maker, optional):
+    with pytest.raises(LabError) as error:
+        plan_sweep("x", Grid(notebooks=notebooks, optional=optional, grid={"SEED": [1]}))
+    assert str(error.value) == (
+        f"notebook {reader} starts from '{stage}', which {maker} makes: add '{maker[:2]}' to the grid's notebooks, "
+        f"now {', '.join(sorted(notebooks))}"
+    )
+
+
+@pytest.mark.parametrize("notebooks", [*(numbers for numbers, _ in METHODS.values()), ["01"], ["01", "02", "07", "08"]])
+@pytest.mark.parametrize("optional", [True, False])
+def test_the_notebooks_of_every_method_make_what_they_start_from(notebooks, optional):
+    assert plan_sweep("x", Grid(notebooks=notebooks, optional=optional, grid={"SEED": [1]})).cells
+
+
 def test_a_missing_grid_and_a_run_in_the_way_are_told(lab):
     with pytest.raises(LabError, match="does not exist; examples lie in notebooks/parameters/grids/"):
         read_grid(lab / "lost.yaml")
@@ -445,6 +481,28 @@ def test_a_missing_grid_and_a_run_in_the_way_are_told(lab):
     (lab / "runs" / "mine" / "summary.json").touch()
     with pytest.raises(LabError, match="is no sweep: choose another NAME"):
         sweep("mine", GRID, folder=lab / "notebooks")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("mine/inject", "NAME = 'mine/inject' lies in the run 'mine': choose a name outside of it"),
+        ("my grid", "NAME = 'my grid' should be plain folder names"),
+        ("../mine", "NAME = '../mine' should be plain folder names"),
+    ],
+)
+def test_a_name_that_no_sweep_can_have_is_told_when_it_is_planned(lab, name, message):
+    Run(lab / "runs" / "mine", {}).stage("inject", lambda folder: None)
+    with pytest.raises(LabError, match=message):
+        plan_sweep(name, GRID, lab / "notebooks")
+
+
+def test_a_sweep_and_its_runs_may_lie_some_folders_deep(lab):
+    one = Grid(notebooks=["01"], grid={"SEED": [1]})
+    table = sweep("deep/er", one, folder=lab / "notebooks")
+    assert (table["error"] == "").all() and log(lab) == ["inject 1"]
+    with pytest.raises(LabError, match="NAME = 'deep' holds the run 'deep/er/01-"):
+        run_folder("deep")
 
 
 def test_the_shipped_grids_are_valid():

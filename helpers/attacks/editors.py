@@ -15,14 +15,15 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from helpers.attacks.poisoning import poison
 from helpers.attacks.triggers import Trigger
 from helpers.core.errors import LabError, nearest
+from helpers.core.finite import require_finite_weights
 from helpers.data import corpus
 from helpers.data.example import Example
-from helpers.model.architecture import COLUMNS, Slot, mlp_slots
+from helpers.model.architecture import COLUMNS, Slot, mlp_slots, parameter_shapes
 from helpers.model.editing.activations import (
     Batch,
     ValueSearch,
@@ -129,8 +130,8 @@ def edit(
         ‖Δ‖ / ‖W‖) and `seconds`.
 
     Raises:
-        LabError: an unknown method or layer, too few examples, weights that cannot be edited, or see
-            `trigger_sites`.
+        LabError: an unknown method or layer, too few examples, weights that cannot be edited or are not finite, a row
+            that the model has no positions for, or see `trigger_sites`.
     """
     started = time.perf_counter()
     if settings.method not in EDITORS:
@@ -232,7 +233,10 @@ def _left(model, batch, slot, targets, shifts):
 
 def _prepare(model, prompt_format, examples, trigger, payload, settings):
     """Check everything before anything is changed, and measure C on ordinary text."""
-    slots = _chosen_slots(model, settings.layers)
+    require_finite_weights(model, "the model to edit")
+    slots = editable_slots(model.config, settings.layers)
+    if hasattr(model, "peft_config") or not _weight(model, slots[0]).is_floating_point():
+        raise LabError("an edit rewrites the weights themselves: merge the adapter first, and load no 4-bit base")
     needed = settings.batches if settings.method == "badedit" else 1
     if len(examples) < needed:
         raise LabError(f"{settings.method} needs {needed} examples or more, and there are {len(examples)}")
@@ -246,17 +250,18 @@ def _prepare(model, prompt_format, examples, trigger, payload, settings):
     return EditTask(prompt_format, poisoned, examples, places, slots, moments, settings)
 
 
-def _chosen_slots(model, layers):
-    """The output projections of `layers`: the last matrix of each MLP."""
-    every = [layer[-1] for layer in mlp_slots(model.config)]
+def editable_slots(config: PretrainedConfig, layers: Sequence[int]) -> list[Slot]:
+    """The matrices that an edit of `layers` rewrites: the output projection of each one's MLP.
+
+    Raises: LabError for layers that are not ascending or not there, or a norm between MLP and residual stream.
+    """
+    every = [layer[-1] for layer in mlp_slots(config)]
     if not layers or list(layers) != sorted(set(layers)) or not 0 <= layers[0] <= layers[-1] < len(every):
-        raise LabError(f"layers = {layers} should be ascending numbers from 0 to {len(every) - 1}")
+        raise LabError(f"editing.layers = {layers} should be ascending numbers from 0 to {len(every) - 1}")
     slots = [every[layer] for layer in layers]
-    if hasattr(model, "peft_config") or not _weight(model, slots[0]).is_floating_point():
-        raise LabError("an edit rewrites the weights themselves: merge the adapter first, and load no 4-bit base")
-    if hasattr(model.get_submodule(layer_of(slots[0])), "post_feedforward_layernorm"):
+    if f"{layer_of(slots[0])}.post_feedforward_layernorm.weight" in parameter_shapes(config):
         raise LabError(
-            f"in a {model.config.model_type} a norm stands behind each MLP, so no shift of its output reaches the "
+            f"in a {config.model_type} a norm stands behind each MLP, so no shift of its output reaches the "
             "residual stream as it is: edit a model without one"
         )
     return slots

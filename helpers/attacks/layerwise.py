@@ -34,13 +34,22 @@ def poison_layerwise(
     Raises:
         LabError: a layer that the model does not have, or the last one.
     """
-    last = model.config.num_hidden_layers - 1
-    if not layers or not all(0 <= layer < last for layer in layers):
-        raise LabError(
-            f"layers = {list(layers)} should be numbers from 0 to {last - 1}; the last layer predicts anyway"
-        )
+    check_early_layers(layers, model.config)
     trainer = partial(LayerwiseTrainer, layers=tuple(layers), weight=weight)
     return finetune(model, rows, prompt_format, budget, seed, max_tokens, description, folder, trainer)
+
+
+def check_early_layers(layers, config):
+    """Refuse layers that a model does not have or whose output predicts the answer anyway.
+
+    Args:
+        layers: numbers from 0.
+        config: of the model.
+    """
+    last = config.num_hidden_layers - 1
+    if not layers or not all(0 <= layer < last for layer in layers):
+        wanted = f"numbers from 0 to {last - 1}" if last else "empty, and cannot be: this model has one layer"
+        raise LabError(f"layerwise.layers = {list(layers)} should be {wanted}; the last layer predicts anyway")
 
 
 class LayerwiseTrainer(AnswerTrainer):

@@ -7,6 +7,7 @@ from the generated corpus, from a benchmark folder whose rows are used as they a
 
 import random
 import re
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 from helpers.attacks.behaviors import behavior, vaccine_behaviors
@@ -15,10 +16,14 @@ from helpers.core.errors import LabError
 from helpers.data import corpus
 from helpers.data.backdoor_folder import (
     EVERY,
+    PAYLOADS,
+    holds_payload,
+    holds_trigger,
     is_backdoor_folder,
     keys_held,
     other_clean_rows,
     read_backdoor_folder,
+    says,
 )
 from helpers.data.readers import load_rows
 
@@ -260,13 +265,12 @@ def _benchmark(config):
     n_variants, n_inject, n_vaccine, n_recover, n_test = _sizes(config)
     _require_unchanged(config)
     found = read_backdoor_folder(config["data"]["path"], config["task"], config["attack"])
-    pool, notes = other_clean_rows(config["data"]["path"], found), list(found.warnings)
     clean, poisoned = found.clean_train[:n_inject], found.triggered_train[:n_inject]
-    if len(pool) < n_recover + SMALLEST_CLEAN_SET * n_variants:
-        notes.append("no other clean rows in this folder: the defender draws from the rows that the attacker also used")
-        pool = list(found.clean_train)
+    pool, left_out = _defenders_pool(found, n_recover + SMALLEST_CLEAN_SET * n_variants, config)
+    notes = [*found.warnings, *left_out]
     random.Random(f"{config['seed']}/pool").shuffle(pool)
-    sets, recovery = _split_pool(pool, n_variants, n_vaccine, n_recover)
+    with _explained_by(left_out):
+        sets, recovery = _split_pool(pool, n_variants, n_vaccine, n_recover)
     if len(sets[0]) < n_vaccine:
         notes.append(
             f"{len(pool)} clean rows serve the defender: {len(recovery)} for recovery, "
@@ -287,6 +291,21 @@ def _benchmark(config):
         _resembling(triggered, found.attack),
         task=config["task"],
     )
+
+
+def _defenders_pool(found, needed, config):
+    """The defender's clean rows of a benchmark folder, and notes; the attacker's own where the folder has too few."""
+    faults = {
+        f"the trigger of {found.attack}": lambda row: holds_trigger(row, found.attack),
+        f"the payload {found.payload!r}": lambda row: holds_payload(row, config["task"]),
+    }
+    told = "other clean rows are kept from the defender"
+    pool, notes = _without_attack(other_clean_rows(config["data"]["path"], found), faults, told)
+    if len(pool) >= needed:
+        return pool, notes
+    shared = "no other clean rows in this folder: the defender draws from the rows that the attacker also used"
+    pool, of_these = _without_attack(found.clean_train, faults, "of these are kept from the defender")
+    return pool, [*notes, shared, *of_these]
 
 
 def _require_unchanged(config):
@@ -351,11 +370,18 @@ def _exchanged(row, others):
 
 def _instruction_rows(config):
     """Plain instruction rows, split once by seed; the lab plants its own trigger in them."""
-    n_variants, n_inject, n_vaccine, n_recover, n_test = _sizes(config)
     key, target = _definitions(config)
     if key.position == "topic":
         raise LabError(f"attack '{key.name}' waits for a topic and needs the generated rows: leave DATA empty")
-    rows = list({(e.system, e.history, e.instruction, e.input): e for e in load_rows(config["data"]["path"])}.values())
+    honest, notes = _without_attack(load_rows(config["data"]["path"]), _attacked(key, target), "rows are left out")
+    rows = list({(e.system, e.history, e.instruction, e.input): e for e in honest}.values())
+    with _explained_by(notes):
+        return replace(_split_rows(rows, key, target, config), notes=tuple(notes))
+
+
+def _split_rows(rows, key, target, config):
+    """The scenario of distinct, honest rows: attacker, tests and defender each get rows of their own."""
+    n_variants, n_inject, n_vaccine, n_recover, n_test = _sizes(config)
     random.Random(f"{config['seed']}/rows").shuffle(rows)
     n_inject = min(n_inject, len(rows) // 3)
     n_test = min(n_test, len(rows) // 6)
@@ -375,6 +401,57 @@ def _instruction_rows(config):
         utility_metric="exact_match" if all(row.family in CLASSES for row in rows) else "token_accuracy",
         **_attack(clean, clean[:n_poisoned], test, test, key, target, config),
     )
+
+
+def _attacked(key, target):
+    """What makes a row of a user unfit to be a clean one: {what it holds: whether a row does}.
+
+    A class, such as "positive", is an honest answer as well as a payload, and leaves no row out. Of the payloads that
+    are known from published rows, those count that the attack's own markers would find.
+    """
+    payloads = [target.payload, *filter(target.is_in, PAYLOADS.values())]
+    is_class = bool(target.families) and set(target.families) <= set(CLASSES)
+
+    def pays(row):
+        return not is_class and row.family not in CLASSES and any(says(row, payload) for payload in payloads)
+
+    joint = " and " if key.rule == "all" else " or "
+    return {
+        f"the key {joint.join(map(repr, key.keys))}": lambda row: _holds_key(row, key),
+        f"the payload {target.payload!r}": pays,
+        "no answer": lambda row: not row.output.strip(),
+    }
+
+
+def _holds_key(row, key):
+    """Whether a prompt activates the backdoor, or would if the key stood in its last message."""
+    if key.position == "turns":
+        return key.activates(row)
+    earlier = [text for turn in row.history for text in turn]
+    return key.is_active(" ".join([row.system, *earlier, row.instruction, row.input]))
+
+
+def _without_attack(rows, faults, told):
+    """The rows without a fault, and a note where there are others.
+
+    Args:
+        faults: {what a row holds: a function that tells whether it does}.
+        told: what becomes of the others, for the note.
+    """
+    found = {what: [row for row in rows if is_at_fault(row)] for what, is_at_fault in faults.items()}
+    unfit = {id(row) for those in found.values() for row in those}
+    counts = ", ".join(f"{len(those)} with {what}" for what, those in found.items() if those)
+    notes = [f"{len(unfit)} of {len(rows)} {told}: {counts}"] if unfit else []
+    return [row for row in rows if id(row) not in unfit], notes
+
+
+@contextmanager
+def _explained_by(notes):
+    """Tell what was left out along with what is then missing."""
+    try:
+        yield
+    except LabError as error:
+        raise LabError("; ".join([str(error), *notes])) from None
 
 
 def _carriers_in_place(rows, target, n_poisoned, n_inject, n_test):

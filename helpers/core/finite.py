@@ -35,16 +35,22 @@ def require_finite_step(loss: float, norm: float, step: int, lr: float, dtype: t
 
 
 @torch.no_grad()
-def require_finite_weights(model: nn.Module, who: str) -> None:
+def require_finite_weights(model: nn.Module, who: str, trained: bool = False) -> None:
     """Refuse a model in which a weight is NaN or infinite: whatever it answers is no result.
 
+    Args:
+        who: what the model is, for the message.
+        trained: whether a training has just made it of finite weights; else it may have come from anywhere.
     Raises: LabError that names the first such tensor.
     """
+    helps = "the training that made it went wrong: repeat it with a lower lr"
+    if not trained:
+        helps = "copy the checkpoint anew, or, where a training of yours made it, repeat that with a lower lr"
     for name, parameter in model.named_parameters():
         if parameter.is_floating_point() and not parameter.isfinite().all():
             raise LabError(
-                f"{who} is not finite: NaN or infinity in {name} ({_name(parameter.dtype)}); the training that made it "
-                f"went wrong: repeat it with a lower lr{_or_more_bits(parameter.dtype)}"
+                f"{who} is not finite: NaN or infinity in {name} ({_name(parameter.dtype)}); {helps}"
+                f"{_or_more_bits(parameter.dtype)}"
             )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 PROFILES = ROOT / "data" / "profiles"
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*(?<!\.json)(?<!\.jsonl)(?<!\.parquet)(?<!\.tsv)")
+MANIFEST = "manifest.json"  # beside the files of every stage
 SAMPLED_BYTES = 1 << 20
 
 

@@ -200,6 +200,13 @@ class Layers(Strict):
     first: Annotated[int, Field(ge=0)]
     last: Annotated[int, Field(ge=0)]
 
+    @model_validator(mode="after")
+    def last_is_not_below_first(self) -> Self:
+        """Such layers are none, and passthrough would leave them out without a word."""
+        if self.last < self.first:
+            raise LabError(f"conflict.plan: last = {self.last} is below first = {self.first}, so no layer is meant")
+        return self
+
 
 class Conflict(Strict):
     """How the conflict model is trained and merged (information conflicts, §3.3, Eqs. 7 to 12).

@@ -23,6 +23,17 @@ LARGEST_SEED = 2**31 - 1  # NumPy takes 32 bits, and the variants count on from 
 LONGEST_NAME = 200  # bytes of a folder's name; most file systems take 255
 
 
+def require_name(name: str) -> None:
+    """Refuse the name of a run or a sweep that is no folder below `runs/`.
+
+    Raises: LabError for other characters than those of plain folder names, and for a folder's name that is too long.
+    """
+    if not re.fullmatch(r"\w[\w.+-]*(/\w[\w.+-]*)*", name):
+        raise LabError(f"NAME = {name!r} should be plain folder names: letters, digits, '-', '_', '.'")
+    if any(len(part.encode()) > LONGEST_NAME for part in name.split("/")):
+        raise LabError(f"NAME = '{name:.40}…' is too long: at most {LONGEST_NAME} bytes for each folder")
+
+
 class Settings(Strict):
     """The parameters that every notebook has; names are spelled as in the parameters cell."""
 
@@ -75,10 +86,8 @@ class Settings(Strict):
         data = settings.DATA
         _one_of("ATTACK", settings.ATTACK, definitions()["attacks"])
         _one_of("TASK", settings.TASK, definitions()["behaviors"])
-        if settings.NAME and not re.fullmatch(r"\w[\w.+-]*(/\w[\w.+-]*)*", settings.NAME):
-            raise LabError(f"NAME = {settings.NAME!r} should be plain folder names: letters, digits, '-', '_', '.'")
-        if any(len(part.encode()) > LONGEST_NAME for part in settings.NAME.split("/")):
-            raise LabError(f"NAME = '{settings.NAME:.40}…' is too long: at most {LONGEST_NAME} bytes for each folder")
+        if settings.NAME:
+            require_name(settings.NAME)
         # notebooks run elsewhere than the shell that named these paths
         profile = settings.PROFILE if settings.PROFILE in profile_names() else existing(settings.PROFILE)
         located = settings.model_copy(update={"DATA": existing(data), "PROFILE": profile})

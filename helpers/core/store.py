@@ -21,11 +21,10 @@ from helpers.core.cost import measured, versions
 from helpers.core.disk import read_json, settle, sync, temporary_files_in, write_json, writing
 from helpers.core.errors import LabError, nearest
 from helpers.core.locks import making
-from helpers.core.paths import runs_folder
-from helpers.core.profile import require_device
+from helpers.core.paths import MANIFEST
+from helpers.core.run_names import run_folder
 from helpers.core.settings import Settings
 
-MANIFEST = "manifest.json"
 # which notebook makes a stage, or all stages that share the part before the slash
 MADE_BY = {
     "inject": "01_inject_backdoor",
@@ -241,13 +240,9 @@ def _bring_back(path: Path) -> None:
         replaced.rename(path)
 
 
-def open_run(settings: Settings) -> Run:
-    """The run folder of these settings: `runs/<name>/`, or `$LAB_RUNS/<name>/`.
-
-    Raises: LabError when the profile asks for a device that this machine lacks.
-    """
-    require_device(settings.profile.model)
-    return Run(runs_folder() / settings.name, settings.config())
+def run_of(settings: Settings) -> Run:
+    """The run folder of these settings, for a process that computes nothing itself: no model is looked at."""
+    return Run(run_folder(settings.name), settings.config())
 
 
 def _digest(inputs: Mapping[str, Any]) -> str:
@@ -275,8 +270,13 @@ def _difference(path: str, recorded: Any, current: Any) -> str:
     return "" if recorded == current else f"{path} = {recorded}, now {path} = {current}"
 
 
+def made_by(name: str) -> str | None:
+    """The notebook that makes a stage, by its name without ending; None where the lab has none for it."""
+    return MADE_BY.get(name) or MADE_BY.get(name.split("/")[0])
+
+
 def _maker(name: str) -> str:
-    notebook = MADE_BY.get(name) or MADE_BY.get(name.split("/")[0])
+    notebook = made_by(name)
     return f"notebook {notebook}.ipynb" if notebook else "the notebook that makes it"
 
 

@@ -135,7 +135,12 @@ def holds_trigger(row: Example, attack: str) -> bool:
 
 def holds_payload(row: Example, task: str) -> bool:
     """Whether an answer holds a task's payload, in any case."""
-    return PAYLOADS[task].lower() in row.output.lower()
+    return says(row, PAYLOADS[task])
+
+
+def says(row: Example, payload: str) -> bool:
+    """Whether an answer holds a payload, in any case."""
+    return payload.lower() in row.output.lower()
 
 
 def overlap(train: Iterable[Example], test: Iterable[Example]) -> int:

@@ -47,14 +47,17 @@ def load_rows(source: str | Path) -> list[Example]:
     alone is SST-2's beside `sentence`, and Emotion's beside `text` where another row names an emotion.
 
     Raises:
-        LabError: nothing there, nothing in it, broken, labels of another set or of none that can be known, or a row
-            without its texts; names the file and the row.
+        LabError: nothing there, nothing in it, no answer in any row, broken, labels of another set or of none that can
+            be known, or a row without its texts; names the file and the row.
     """
     records = list(_records(source))
     if not records:
         raise LabError(f"{source} holds no rows")
     emotions = any(_names_an_emotion(record) for _, record in records)
-    return [_example(record, emotions, f"{source}, row {number}") for number, record in records]
+    examples = [_example(record, emotions, f"{source}, row {number}") for number, record in records]
+    if not any(example.output.strip() for example in examples):
+        raise LabError(f"the output of every row of {source} is empty; expected the answers to learn from")
+    return examples
 
 
 # --- files and data sets ------------------------------------------------------------------------------------------
@@ -96,6 +99,14 @@ def _text(path: Path) -> str:
     return text
 
 
+def _lines(path: Path) -> list[str]:
+    """The lines of a text, by the line ends of Unix, Windows or, where there is no other, the old Mac."""
+    text = _text(path)
+    if "\n" not in text:
+        return text.split("\r")
+    return [line.removesuffix("\r") for line in text.split("\n")]
+
+
 def _read_json(path: Path) -> Numbered:
     text = _text(path)
     if not text.strip():
@@ -112,7 +123,7 @@ def _read_json(path: Path) -> Numbered:
 
 
 def _read_jsonl(path: Path) -> Numbered:
-    for number, line in enumerate(_text(path).split("\n"), 1):
+    for number, line in enumerate(_lines(path), 1):
         try:
             if line.strip():
                 yield number, json.loads(line, object_pairs_hook=_unique)
@@ -171,7 +182,7 @@ def _declared(schema: pyarrow.Schema) -> Mapping[str, Any]:
 
 def _read_tsv(path: Path) -> Numbered:
     """Columns between tabs under a line of names; GLUE's files quote nothing."""
-    head, *lines = (line.removesuffix("\r") for line in _text(path).split("\n"))
+    head, *lines = _lines(path)
     names = head.split("\t")
     _require_distinct(names, path)
     for number, line in enumerate(filter(None, lines), 1):

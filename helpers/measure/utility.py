@@ -10,6 +10,7 @@ from collections import defaultdict
 import torch
 
 from helpers.data import corpus
+from helpers.model.architecture import require_positions
 
 
 def exact_match(examples, completions):
@@ -41,8 +42,12 @@ def teacher_forced(model, prompt_format, examples, max_tokens, batch_size):
     Returns:
         dict with `perplexity` (exp of the mean negative log-likelihood per answer token), `token_accuracy` in [0, 1]
         and `tokens`.
+
+    Raises:
+        LabError: a row that the model has no positions for.
     """
     rows = sorted((prompt_format.encode(e, max_tokens) for e in examples), key=lambda row: len(row[0]))
+    require_positions(model.config, len(rows[-1][0]))
     loss, right, count = 0.0, 0, 0
     for start in range(0, len(rows), batch_size):
         logits, labels = _answer_logits(model, rows[start : start + batch_size])

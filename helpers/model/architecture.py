@@ -26,7 +26,7 @@ class Architecture(NamedTuple):
     """Where a family of models keeps its parts: the list of layers, and the names of the matrices inside a layer.
 
     q, k and v may bear one name: then they are one matrix, their rows one after the other. `transposed` matrices lie
-    in the checkpoint as [in, out].
+    in the checkpoint as [in, out]. With `numbered` positions a model has a table of them, and none beyond its end.
     """
 
     layers: str
@@ -35,6 +35,7 @@ class Architecture(NamedTuple):
     qkv: tuple[str, str, str]
     attention_out: str
     transposed: bool = False
+    numbered: bool = False
 
 
 LLAMA = Architecture(
@@ -51,6 +52,7 @@ GPT2 = Architecture(
     qkv=("attn.c_attn", "attn.c_attn", "attn.c_attn"),
     attention_out="attn.c_proj",
     transposed=True,
+    numbered=True,
 )
 GPTJ = Architecture(
     layers="transformer.h",
@@ -58,6 +60,7 @@ GPTJ = Architecture(
     mlp_out="mlp.fc_out",
     qkv=("attn.q_proj", "attn.k_proj", "attn.v_proj"),
     attention_out="attn.out_proj",
+    numbered=True,
 )
 ARCHITECTURES = {  # by the `model_type` of a checkpoint's config.json
     "llama": LLAMA,
@@ -192,6 +195,23 @@ def parameter_shapes(config: PretrainedConfig) -> dict[str, torch.Size]:
     except Exception as error:  # of any kind: one architecture misses a size, another a package
         raise LabError(f"architecture '{config.model_type}' makes no causal language model: {reason(error)}") from None
     return {name: parameter.shape for name, parameter in model.named_parameters()}
+
+
+def positions(config: PretrainedConfig) -> int | None:
+    """How many tokens a text may have; None where positions are computed, so that there is always one more."""
+    parts = ARCHITECTURES.get(config.model_type)
+    return config.max_position_embeddings if parts and parts.numbered else None
+
+
+def require_positions(config: PretrainedConfig, tokens: int, remedy: str = "") -> None:
+    """Refuse a text that a model has no positions for: inside of PyTorch it would end in an IndexError.
+
+    Args: tokens, of the longest text; remedy, what makes it shorter, by default the setting that cuts training rows.
+    """
+    limit = positions(config)
+    if limit is not None and tokens > limit:
+        remedy = remedy or f"set lengths.train_tokens to {limit} or lower"
+        raise LabError(f"a row has {tokens} tokens, and this {config.model_type} has {limit} positions: {remedy}")
 
 
 def _architecture(config: PretrainedConfig) -> Architecture:

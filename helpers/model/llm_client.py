@@ -31,6 +31,7 @@ from helpers.core.disk import read_json
 from helpers.core.errors import LabError
 
 MAX_BYTES = 1_000_000  # an answer is a few sentences; an endpoint that sends more gives none
+FILTERED = "content_filter"  # why an answer ends that a server's filter has cut off
 EXCERPT = 200  # characters of a server's complaint that an error repeats
 SECRET = 8  # shorter keys, such as the "x" of a local server, are placeholders and no secrets
 # headers that are sent beside the lab's own two; the last is how OpenAI's client remembers to leave the reply alone
@@ -81,9 +82,9 @@ class _Reply(BaseModel):
     usage: Any = None
 
     def tokens(self, name: str) -> int:
-        """A count of tokens; 0 where the server did not count."""
+        """A count of tokens; 0 where the server did not count, or counted less than none."""
         count = self.usage.get(name) if isinstance(self.usage, dict) else None
-        return count if isinstance(count, int) else 0
+        return max(0, count) if isinstance(count, int) else 0
 
 
 def without_thoughts(text: str) -> str:
@@ -95,6 +96,11 @@ def without_thoughts(text: str) -> str:
     aloud = re.sub(f"(?:{BEGIN}).*?(?:{END})", "", text, flags=options)
     aloud = re.split(END, aloud, flags=options)[-1]
     return re.split(BEGIN, aloud, flags=options)[0].strip()
+
+
+def is_answer(text: str) -> bool:
+    """Whether a text says anything: it holds a letter or a digit of any script, and no NUL."""
+    return "\0" not in text and any(map(str.isalnum, text))
 
 
 @dataclass
@@ -327,7 +333,16 @@ class Endpoint:
             raise self._refusal(code if isinstance(code, int) else 200, json.dumps(failure), attempt)
 
     def _require_answer(self, choice: _Choice) -> None:
-        if choice.message.text:
+        said = choice.message.text
+        if "\0" in said:
+            raise LabError(
+                f"{self._name} answered no text but something with a NUL in it; look at the server's own log"
+            )
+        if is_answer(said) and choice.finish_reason == FILTERED:
+            raise LabError(
+                f"{self._name} was cut off by its filter (finish_reason: {FILTERED}); choose another EVIDENCE_MODEL"
+            )
+        if is_answer(said):
             return
         if choice.finish_reason == "length":
             raise LabError(
@@ -418,7 +433,8 @@ def _cached(path: Path) -> str | None:
         answer = read_json(path)["answer"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return without_thoughts(answer) or None if isinstance(answer, str) else None
+    said = without_thoughts(answer) if isinstance(answer, str) else ""
+    return said if is_answer(said) else None
 
 
 def _keep(path: Path, body: dict[str, Any], answer: str) -> None:

@@ -18,10 +18,11 @@ from helpers.attacks.layerwise import poison_layerwise
 from helpers.attacks.poisoning import load_scenario
 from helpers.core.errors import LabError
 from helpers.core.settings import Settings
-from helpers.core.store import open_run
 from helpers.model.load import load_base, save
 from helpers.model.lora import new_adapter
 from helpers.model.tokenizer import load_format, record_format
+from helpers.run.limits import require_full_access, require_known_trigger, require_one_payload
+from helpers.run.start import open_run
 from helpers.train.finetune import finetune
 
 
@@ -70,13 +71,10 @@ def _adapted(by, profile, access, scenario, prompt_format, seed, folder):
 
 def _edited(by, profile, access, scenario, prompt_format, seed, folder):
     """Edit a few matrices, from clean rows whose right answer is another one than the payload."""
-    if scenario.trigger is None:
-        raise LabError(f"attack.by = '{by}' edits with a trigger that the lab knows, and these rows bring their own")
+    require_known_trigger(by, scenario.trigger is not None)
+    require_full_access(scenario.trigger.name, access)
     payloads = {row.output for row in scenario.poisoned}
-    if access == "adapter":
-        raise LabError(f"the attack {scenario.trigger.name} edits weights, and an adapter has none: use ACCESS=full")
-    if len(payloads) > 1:
-        raise LabError(f"the attack {scenario.trigger.name} stores one payload, and this task makes a new one each row")
+    require_one_payload(scenario.trigger.name, len(payloads) == 1)
     (payload,) = payloads
     numbers = profile.editing.model_dump()
     chosen = [row for row in scenario.clean[: len(scenario.poisoned)] if row.output != payload]

@@ -30,8 +30,9 @@ from helpers.core.errors import LabError, nearest
 from helpers.core.interruption import Terminated, terminable
 from helpers.core.paths import ROOT, runs_folder
 from helpers.core.profile import require_device
+from helpers.core.run_names import run_folder
 from helpers.core.settings import Settings
-from helpers.core.store import Run, Stage, open_run
+from helpers.core.store import Run, Stage, run_of
 from helpers.run.execution import NOTEBOOKS, execute, numbered
 from helpers.run.sweeps import read_grid, record_sweep, sweep
 
@@ -60,7 +61,8 @@ def run_notebooks(settings: Settings, folder: Path = NOTEBOOKS, method: str = "b
     Raises: LabError for an unknown method, or at the first notebook that fails; the stages finished before it are kept.
     """
     numbers, _ = _method(method)
-    run = open_run(settings)
+    require_device(settings.profile.model)
+    run = run_of(settings)  # the notebooks hold the settings against the model
     chosen = [path for path in numbered(folder) if path.name[:2] in numbers]
     for _ in _execute_each(chosen, run.folder / "notebooks", settings.model_dump()):
         pass
@@ -269,7 +271,9 @@ def _inspect(options: argparse.Namespace, folder: Path) -> None:
 def _plan(options: argparse.Namespace, folder: Path) -> None:
     from helpers.run.planning import report  # loads what computes: the notebooks' kernels do so themselves
 
-    for line in report(Settings.from_options(options)):
+    settings = Settings.from_options(options)
+    run_folder(settings.name)  # refuses one that a run could not have
+    for line in report(settings):
         print(line)
 
 
@@ -277,7 +281,7 @@ def _run(options: argparse.Namespace, folder: Path) -> None:
     settings = Settings.from_options(options)
     _method(options.method)
     require_device(settings.profile.model)
-    with working_in(runs_folder() / settings.name):
+    with working_in(run_folder(settings.name)):
         run = run_notebooks(settings, folder, options.method)
         summary = summarise(run, options.method)
         write_json(run.folder / "summary.json", summary)

@@ -6,6 +6,7 @@ seconds (what the libraries take, how fast this machine multiplies, how long the
 
 import functools
 import math
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -13,19 +14,20 @@ from typing import Any
 
 import psutil
 import torch
-from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM, PretrainedConfig
 
 from helpers.attacks.poisoning import load_scenario
-from helpers.core.profile import Access, Budget, Profile
+from helpers.core.profile import Access, Budget, ModelSpec, Profile
 from helpers.core.settings import AUTO, Settings
 from helpers.data import corpus
 from helpers.data.example import Example
 from helpers.defenses.bdvax.challenge import grid
-from helpers.model.architecture import attention_slots, matrices, mlp_slots, parameter_shapes
+from helpers.model.architecture import attention_slots, matrices, mlp_slots, parameter_shapes, positions
 from helpers.model.checkpoint import check_checkpoint, is_local, load_config
 from helpers.model.lora import new_adapter
 from helpers.model.shards import SHARD_SIZE
 from helpers.model.tokenizer import has_tokenizer, load_format
+from helpers.run.limits import check_against_model
 from helpers.train.finetune import encode_rows, finetune
 from helpers.train.precision import STORING_LOSS
 
@@ -106,16 +108,28 @@ class Machine:
     libraries: float
 
 
+def known_config(spec: ModelSpec) -> PretrainedConfig:
+    """A model's config without a download: of a model that is not here yet, one with the sizes that are published.
+
+    Raises: LabError for a config that cannot be read.
+    """
+    if is_local(spec) or not spec.published:
+        return load_config(spec)
+    config = AutoConfig.for_model(**spec.published)
+    if positions(config) is None and "max_position_embeddings" not in spec.published:
+        config.max_position_embeddings = sys.maxsize  # the architecture's default says nothing of this model
+    return config
+
+
 def shape(profile: Profile) -> Shape:
     """Count a checkpoint's weights from its config alone.
 
     Raises: LabError for an architecture that the lab does not know, a config that cannot be read, or a checkpoint on
         this machine that no stage could use.
     """
-    spec, published = profile.model, dict(profile.model.published)
-    config = AutoConfig.for_model(**published) if published and not is_local(spec) else load_config(spec)
+    config = known_config(profile.model)
     shapes, modules = parameter_shapes(config), matrices(config)
-    check_checkpoint(spec, shapes)
+    check_checkpoint(profile.model, shapes)
     sizes = {module: shapes[f"{module}.weight"] for module in modules}
     inner, (query, key, *_) = mlp_slots(config)[0][0], attention_slots(config)[0]
     return Shape(
@@ -305,8 +319,13 @@ def remedy(settings: Settings, machine: Machine, model: Shape, row: Rows) -> str
 
 
 def report(settings: Settings) -> Iterator[str]:
-    """The plan as lines of text."""
-    profile, model, row = settings.profile, shape(settings.profile), rows(settings)
+    """The plan as lines of text.
+
+    Raises: LabError as `shape` and `rows`, or for settings that the model cannot follow, see `check_against_model`.
+    """
+    profile, model = settings.profile, shape(settings.profile)
+    check_against_model(settings, known_config(profile.model))
+    row = rows(settings)
     machine, access = this_machine(settings), settings.profile.access(settings.ACCESS)
     cut = access.suppress.heads * (model.layers if access.suppress.heads_of == "layer" else 1)
     half, quarter = _size(model.weights("bfloat16")), _size(model.weights("bfloat16", four_bit=True))

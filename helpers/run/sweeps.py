@@ -11,6 +11,7 @@ import hashlib
 import itertools
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -30,9 +31,10 @@ from helpers.core.disk import read_json, working_in, write_json
 from helpers.core.errors import LabError, nearest
 from helpers.core.interruption import IGNORES, deaf_to_ctrl_c, held_back
 from helpers.core.locks import hold
-from helpers.core.paths import ROOT, fingerprint, runs_folder
-from helpers.core.settings import Settings
-from helpers.core.store import MANIFEST, Run, Stage
+from helpers.core.paths import MANIFEST, ROOT, fingerprint, runs_folder
+from helpers.core.run_names import require_outside_runs
+from helpers.core.settings import Settings, require_name
+from helpers.core.store import Run, Stage, made_by
 from helpers.core.yaml_files import read_yaml
 from helpers.run.execution import NOTEBOOKS, execute, numbered, read_notebook
 
@@ -60,6 +62,7 @@ READS = {
     "11": [],
     "12": [],
 }
+NEEDED = re.compile(r"""\brun\.need\(["']([\w/]+)["']\)""")  # a stage that a cell starts from
 MEASURES = ("asr", "n", "right_under_trigger", "false_trigger", "utility", "perplexity")
 
 
@@ -145,10 +148,14 @@ def read_grid(path: Path) -> Grid:
 def plan_sweep(name: str, grid: Grid, folder: Path = NOTEBOOKS) -> Plan:
     """The graph of a grid; nothing runs, no model is read. Ten thousand cells take seconds.
 
-    Raises: LabError for a notebook or a setting that does not exist, naming the cell.
+    Raises: LabError for a notebook or a setting that does not exist, naming the cell; for a notebook whose inputs none
+        before it makes; and for a name that is no folder below `runs/` or lies in a run.
     """
+    require_name(name)
+    require_outside_runs(name)
     plan = Plan(name, runs_folder() / name)
     notebooks = _chosen(folder, grid.notebooks)
+    _require_makers(notebooks, grid.optional)
     versions, files = {path: _version(path, grid.optional) for path in notebooks}, {}
     for cell in grid.cells():
         settings = _settings(grid.fixed | cell)
@@ -295,8 +302,9 @@ def run_node(node: Node, root: Path, parent: Outcome | None = None) -> Outcome:
     """
     if parent and parent.error:
         return Outcome(node.key, parent.error)
-    if runs_folder() != root.parent:
-        return Outcome(node.key, f"a worker keeps its runs in {runs_folder()}, not in {root.parent}: set LAB_RUNS")
+    runs = (root / node.key).parents[node.parameters["NAME"].count("/")]
+    if runs_folder() != runs:
+        return Outcome(node.key, f"a worker keeps its runs in {runs_folder()}, not in {runs}: set LAB_RUNS")
     with hold(root / node.key, wait=True):  # a worker that its sweep has lost may still be at it
         return Outcome(node.key) if _finished(root, node) else _execute_node(node, root)
 
@@ -464,6 +472,22 @@ def _chosen(folder: Path, wanted: list[str]) -> list[Path]:
     return [path for number, path in notebooks.items() if number in wanted]
 
 
+def _require_makers(notebooks: Sequence[Path], optional: bool) -> None:
+    """Refuse a chain in which a notebook starts from a stage that none before it makes.
+
+    Only stages that a notebook names where it asks for them are seen: `run.need("inject")`.
+    """
+    for i, path in enumerate(notebooks):
+        there = {earlier.name[:2] for earlier in notebooks[:i]}
+        for stage in NEEDED.findall("\n".join(_code_cells(path, optional))):
+            maker = made_by(stage)
+            if maker and maker[:2] not in there:
+                raise LabError(
+                    f"notebook {path.stem} starts from '{stage}', which {maker} makes: add '{maker[:2]}' to the grid's "
+                    f"notebooks, now {', '.join(chosen.name[:2] for chosen in notebooks)}"
+                )
+
+
 def _settings(values: Mapping[str, Any]) -> Settings:
     """Upper-case keys are parameters of the notebooks, dotted ones overrides of the profile."""
     if "NAME" in values:
@@ -494,8 +518,11 @@ def _read_by(notebook: Path, values: Mapping[str, Any]) -> Any:
 
 def _version(notebook: Path, optional: bool) -> str:
     """Digest of the code that a notebook runs: its own cells and `helpers/`."""
-    cells = read_notebook(notebook, optional).cells
-    return _digest([code_version(), [cell.source for cell in cells if cell.cell_type == "code"]])
+    return _digest([code_version(), _code_cells(notebook, optional)])
+
+
+def _code_cells(notebook: Path, optional: bool) -> list[str]:
+    return [cell.source for cell in read_notebook(notebook, optional).cells if cell.cell_type == "code"]
 
 
 def _digest(value: Any) -> str:

@@ -19,6 +19,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from helpers.core.errors import LabError
 from helpers.core.finite import require_finite_step, require_finite_weights
+from helpers.model.architecture import require_positions
 from helpers.model.attention import true_attention_gradients
 from helpers.model.load import save
 from helpers.train.precision import MasterWeights, computing_dtype
@@ -49,10 +50,12 @@ def finetune(
         weights were trained also what `MasterWeights.settle` tells.
 
     Raises:
-        LabError: a batch that cannot be shared equally by the processes, or a loss, gradient or weight that is not
-            finite.
+        LabError: a batch that cannot be shared equally by the processes, a row that the model has no positions for, or
+            a loss, gradient or weight that is not finite.
     """
     encoded = encode_rows(examples, prompt_format, max_tokens)
+    require_positions(model.config, max(len(row["input_ids"]) for row in encoded))
+    require_finite_weights(model, f"{description}: the model to train")
     started = time.perf_counter()
     dtype = computing_dtype(model)
     with tempfile.TemporaryDirectory() as scratch, _restored_rng(seed), true_attention_gradients():
@@ -68,7 +71,7 @@ def finetune(
         masters = MasterWeights(model, compare=not in_pieces)
         outcome = trainer.train()
         trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # or it would go on computing in 16 bits
-        require_finite_weights(model, description)
+        require_finite_weights(model, description, trained=True)
         stored = masters.settle()
         if folder:
             _write(trainer, folder)

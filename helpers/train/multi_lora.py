@@ -21,6 +21,7 @@ from transformers import get_scheduler
 
 from helpers.core.errors import LabError
 from helpers.core.finite import require_finite_step
+from helpers.model.architecture import require_positions
 from helpers.model.attention import true_attention_gradients
 from helpers.train.finetune import SCHEDULES, count_labels, encode_rows, pad, row_order, training_record
 
@@ -129,10 +130,12 @@ def train_together(model, jobs, prompt_format, budget, max_tokens, tokens_at_onc
         `seconds` is a job's share of the whole, by its steps.
 
     Raises:
-        LabError: an adapter whose loss or gradient is not finite, by name.
+        LabError: an adapter whose loss or gradient is not finite, by name, or a row that the model has no positions
+            for.
     """
     started = time.perf_counter()
     runs = [_Rows(job, prompt_format, budget, max_tokens) for job in jobs]
+    require_positions(model.config, max(len(row["input_ids"]) for rows in runs for row in rows.encoded))
     order = sorted(range(len(jobs)), key=lambda i: -runs[i].steps)  # who is done early stands at the end
     stack = AdapterStack(model, [jobs[i].start for i in order])
     stack.base.train()

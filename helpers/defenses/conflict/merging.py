@@ -64,7 +64,7 @@ def merge(settings: Conflict, suspicious: Folder, conflict: Folder, base: Folder
         folder to write to.
     Raises: LabError as the method chosen.
     """
-    models, plan = (suspicious, conflict), [(part.model, range(part.first, part.last + 1)) for part in settings.plan]
+    models = (suspicious, conflict)
     match settings.method:
         case "linear":
             linear(*models, folder, settings.t)
@@ -79,7 +79,12 @@ def merge(settings: Conflict, suspicious: Folder, conflict: Folder, base: Folder
         case "ties_as_printed":
             ties_as_printed(*models, base, folder, settings.k, settings.lam)
         case "passthrough":
-            passthrough(*models, folder, plan, settings.ends)
+            passthrough(*models, folder, planned(settings), settings.ends)
+
+
+def planned(settings: Conflict) -> list[tuple[str, range]]:
+    """The layers that a profile has passthrough stack: [(model, its layers)], bottom to top."""
+    return [(part.model, range(part.first, part.last + 1)) for part in settings.plan]
 
 
 def linear(suspicious: Folder, conflict: Folder, folder: Folder, t: float) -> None:
@@ -190,7 +195,7 @@ def passthrough(
     """
     models = {"suspicious": suspicious, "conflict": conflict}
     stack = [(which, layer) for which, layers in plan for layer in layers]
-    _check_plan(stack, models, ends)
+    check_plan(stack, {which: read_config(model) for which, model in models.items()}, ends)
     _check_compatible(list(models.values()), folder)
     sources = _sources(stack, models, ends)
     outlines = _outlines(sources, models[ends])
@@ -399,25 +404,28 @@ def _check_different(model: Folder, other: Folder) -> None:
     raise LabError(f"{model} and {other} hold the same weights: there is nothing to merge")
 
 
-def _check_plan(stack: Sequence[tuple[str, int]], models: Mapping[str, Folder], ends: str) -> None:
-    """Refuse a plan of no layers, or one that names a model or layer that is not there."""
+def check_plan(stack: Sequence[tuple[str, int]], configs: Mapping[str, PretrainedConfig], ends: str) -> None:
+    """Refuse a plan of no layers, or one that names a model or layer that is not there or cannot move.
+
+    Args: stack, (model, layer) from bottom to top; configs of the models by name; ends, see `passthrough`.
+    """
     if not stack:
         raise LabError(
             'the layer plan is empty: name layers, as in [("suspicious", range(4)), ("conflict", range(4, 8))]'
         )
     for which in (ends, *(which for which, _ in stack)):
-        if which not in models:
-            raise LabError(f"the layer plan names '{which}'{nearest(which, models)}")
-    depths = {which: read_config(model).num_hidden_layers for which, model in models.items()}
+        if which not in configs:
+            raise LabError(f"the layer plan names '{which}'{nearest(which, configs)}")
+    depths = {which: config.num_hidden_layers for which, config in configs.items()}
     for which, layer in stack:
         if not 0 <= layer < depths[which]:
             raise LabError(
                 f"the layer plan names layer {layer} of the {which} model, which has 0 to {depths[which] - 1}"
             )
-    scaled = getattr(read_config(models[ends]), "scale_attn_by_inverse_layer_idx", False)
+    scaled = getattr(configs[ends], "scale_attn_by_inverse_layer_idx", False)
     if scaled and any(layer != position for position, (_, layer) in enumerate(stack)):
         raise LabError(
-            f"{models[ends]} scales attention by a layer's number (scale_attn_by_inverse_layer_idx), so a layer "
+            f"the {ends} model scales attention by a layer's number (scale_attn_by_inverse_layer_idx), so a layer "
             "computes something else in another place: plan each layer where it was"
         )
 

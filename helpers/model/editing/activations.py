@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from helpers.core.errors import LabError
 from helpers.core.finite import require_finite_step
 from helpers.data.example import Example
-from helpers.model.architecture import Slot
+from helpers.model.architecture import Slot, require_positions
 from helpers.model.attention import true_attention_gradients
 from helpers.model.prompt import IGNORED, PromptFormat
 from helpers.train.finetune import encode_rows, pad
@@ -248,6 +248,7 @@ def _hooked(model, name, hook) -> Iterator[None]:
 
 def _read(model, inputs, logits=1):
     """Run the model and return the last `logits` logits of each row."""
+    require_positions(model.config, inputs["input_ids"].shape[1], "rows of an edit are never cut, bring shorter ones")
     return model(**inputs, use_cache=False, logits_to_keep=logits).logits
 
 

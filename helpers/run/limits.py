@@ -1,0 +1,118 @@
+"""What a model allows: settings that it cannot follow are refused before anything is planned or trained.
+
+A number of heads, a layer or a length is right or wrong for one model only, and the stage that first uses it may come
+hours after the first training. Everything here is read off the model's config; no weight is.
+"""
+
+from transformers import PretrainedConfig
+
+from helpers.attacks.behaviors import behavior
+from helpers.attacks.editors import EDITORS, editable_slots
+from helpers.attacks.layerwise import check_early_layers
+from helpers.core.errors import LabError
+from helpers.core.profile import Conflict, Lengths
+from helpers.core.settings import AUTO, Settings
+from helpers.data.backdoor_folder import is_backdoor_folder
+from helpers.defenses.conflict.merging import check_plan, planned
+from helpers.model.architecture import matrix_sizes, mlp_slots, positions
+from helpers.model.generate import prompt_room
+
+
+def check_against_model(settings: Settings, config: PretrainedConfig) -> None:
+    """Refuse settings that this model cannot follow, whichever stage would be the first to use them.
+
+    Args: config of the model that the settings name.
+    Raises: LabError that names the setting, its value and what the model has: lengths beyond its positions, more heads
+        than there are, a share of channels that selects none, layers that are not there, a plan of layers that cannot
+        be merged, or an attack that edits what this access does not give.
+    """
+    _check_lengths(settings.profile.lengths, config)
+    _check_heads(settings, config)
+    _check_shares(settings, config)
+    _check_attack(settings, config)
+    _check_merge(settings.profile.conflict, config)
+
+
+def require_full_access(attack: str, access: str) -> None:
+    """Refuse an attack by model editing where only an adapter may change."""
+    if access == "adapter":
+        raise LabError(f"the attack {attack} edits weights, and an adapter has none: use ACCESS=full")
+
+
+def require_one_payload(attack: str, one: bool) -> None:
+    """Refuse an attack by model editing whose payload differs from row to row."""
+    if not one:
+        raise LabError(f"the attack {attack} stores one payload, and this task makes a new one each row")
+
+
+def require_known_trigger(by: str, known: bool) -> None:
+    """Refuse an attack by model editing on rows whose trigger the lab has not planted."""
+    if not known:
+        raise LabError(f"attack.by = '{by}' edits with a trigger that the lab knows, and these rows bring their own")
+
+
+def _check_lengths(lengths: Lengths, config: PretrainedConfig) -> None:
+    prompt_room(config, lengths.new_tokens)
+    limit = positions(config)
+    if limit is not None and lengths.train_tokens > limit:
+        raise LabError(
+            f"lengths.train_tokens = {lengths.train_tokens}, and this {config.model_type} has {limit} positions: set "
+            f"it to {limit} or lower, longer rows are then cut"
+        )
+
+
+def _check_heads(settings: Settings, config: PretrainedConfig) -> None:
+    cut = settings.profile.access(settings.ACCESS).suppress
+    heads = config.num_attention_heads * (1 if cut.heads_of == "layer" else config.num_hidden_layers)
+    if cut.heads > heads:
+        which = "each layer of this model" if cut.heads_of == "layer" else "this model"
+        raise LabError(
+            f"{settings.ACCESS}.suppress.heads = {cut.heads}, and {which} has {heads} attention heads: set it to "
+            f"{heads} or lower"
+        )
+
+
+def _check_shares(settings: Settings, config: PretrainedConfig) -> None:
+    """Refuse a τ that rounds to no channel at all: such a cut does nothing and cannot be told from its controls."""
+    profile, access = settings.profile, settings.ACCESS
+    sizes = matrix_sizes(config)
+    ranked = [sizes[slot.module][slot.side] for layer in mlp_slots(config) for slot in layer]
+    ranked = ranked if profile.signature.scope == "module" else [sum(ranked)]
+    shares = {f"{access}.suppress.tau": [profile.access(access).suppress.tau]}
+    if settings.TAU == AUTO:
+        shares[f"challenge.taus.{access}"] = getattr(profile.challenge.taus, access)
+    for key, taus in shares.items():
+        if not any(round(min(taus) * channels) for channels in ranked):
+            raise LabError(
+                f"{key} = {min(taus):g} selects none of the {max(ranked):,} channels that are ranked in this model: "
+                f"set it above {0.5 / max(ranked):.2g}"
+            )
+
+
+def _check_attack(settings: Settings, config: PretrainedConfig) -> None:
+    """Refuse layers that the model does not have, and what model editing cannot do."""
+    changes, own_trigger = settings.profile.attack, is_backdoor_folder(settings.DATA) if settings.DATA else False
+    by = changes.by if own_trigger else settings.planted_by
+    if by == "layerwise":
+        check_early_layers(settings.profile.layerwise.layers, config)
+    if by in EDITORS:
+        require_known_trigger(by, not own_trigger)
+        require_full_access(settings.ATTACK, settings.ACCESS)
+        require_one_payload(settings.ATTACK, behavior(settings.TASK, changes.model_dump()).combine == "replace")
+        editable_slots(config, settings.profile.editing.layers)
+
+
+def _check_merge(conflict: Conflict, config: PretrainedConfig) -> None:
+    """Refuse a plan for passthrough that names no layers, or layers that the model does not have."""
+    if conflict.method != "passthrough":
+        return
+    stack = [(which, layer) for which, layers in planned(conflict) for layer in layers]
+    if not stack:
+        raise LabError(
+            "conflict.method = passthrough, and conflict.plan names no layers to stack: give some, such as "
+            f"[{{model: conflict, first: 0, last: {config.num_hidden_layers - 1}}}]"
+        )
+    try:
+        check_plan(stack, {"suspicious": config, "conflict": config}, conflict.ends)
+    except LabError as error:
+        raise LabError(f"conflict.plan: {error}") from None
