@@ -31,10 +31,11 @@ from helpers.defenses.bdvax.suppress import reinitialise
 from helpers.defenses.conflict.merging import linear
 from helpers.model.architecture import channel_axes
 from helpers.model.attention import true_attention_gradients
+from helpers.model.batches import pad
 from helpers.model.generate import complete
 from helpers.model.load import save
 from helpers.model.lora import adapter_tensors, new_adapter, save_adapter
-from helpers.train.finetune import SCHEDULES, finetune, pad, row_order
+from helpers.train.finetune import SCHEDULES, finetune, row_order
 from helpers.train.multi_lora import Job, StackedLora, train_together
 
 RESULTS = Path(__file__).parent / "results" / "gpu.json"

@@ -19,10 +19,11 @@ from transformers import DataCollatorForTokenClassification, PrinterCallback, Tr
 from helpers.core.cost import measured, versions
 from helpers.core.profile_files import load_profile
 from helpers.data import corpus
+from helpers.model.batches import encode_rows
 from helpers.model.load import load_base
 from helpers.model.lora import adapter_tensors, new_adapter
 from helpers.model.tokenizer import load_format, load_tokenizer
-from helpers.train.finetune import SCHEDULES, OrderedTrainer, encode_rows, row_order
+from helpers.train.finetune import SCHEDULES, OrderedTrainer, row_order
 from helpers.train.multi_lora import Job, train_together
 
 RESULTS = Path(__file__).parent / "results" / "vaccines.json"

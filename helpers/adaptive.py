@@ -16,12 +16,13 @@ from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 
 from helpers.access.deltas import PREFIX, adapter_pairs, lora_factors, model_pairs, slot_gram
-from helpers.attacks.poisoning import rehearsal_pairs
+from helpers.attacks.behaviors import behavior
 from helpers.core.errors import LabError
 from helpers.core.profile import Conflict
+from helpers.data.own_backdoors import vaccine_behaviors, vaccine_keys
 from helpers.defenses.bdvax.score import score_heads, score_mlp
 from helpers.defenses.bdvax.select import select, select_heads
-from helpers.defenses.bdvax.vaccines import Variant, train_variants
+from helpers.defenses.bdvax.vaccines import SMALLEST_CLEAN_SET, Variant, paired, train_variants
 from helpers.defenses.conflict.conflict_model import add_adapters, train_conflict
 from helpers.model.architecture import ROWS, head_masks, matrices
 from helpers.model.checkpoint import load_config, local_folder
@@ -30,7 +31,7 @@ from helpers.model.lora import with_adapter
 from helpers.train.finetune import AnswerTrainer
 
 
-def subtract(plant, profile, access, scenario, prompt_format, seed, folder):
+def subtract(plant, profile, access, attack, prompt_format, seed, folder):
     """Write θ̃ − μ (θ̂′ − θ₀), the backdoored model less an own conflict model's task vector.
 
     Implements the adaptive attack of information conflicts, §6.3 and Table 7. θ̂′ is trained from the base with the
@@ -41,7 +42,7 @@ def subtract(plant, profile, access, scenario, prompt_format, seed, folder):
         plant: trains the backdoored model as usual, from the base, and writes it to the folder it is given.
         profile: `core.profile.Profile`; reads `conflict.budget` and μ, `adaptive.strength`.
         access: "adapter" or "full".
-        scenario: the attacker's rows; of the defender's none is read.
+        attack: the attacker's rows; of the defender's none is read.
         seed: of the run; the attacker's own one is made from it.
         folder: to write the adapter or model to.
 
@@ -56,7 +57,7 @@ def subtract(plant, profile, access, scenario, prompt_format, seed, folder):
     _require_one_process("subtract")
     strength, budget = profile.adaptive.strength, profile.conflict.budget
     expected = profile.model_copy(update={"conflict": Conflict(budget=budget, start="base")})
-    rows = _rng(seed).sample(scenario.clean, min(budget.rows, len(scenario.clean)))
+    rows = _rng(seed).sample(attack.clean, min(budget.rows, len(attack.clean)))
     with TemporaryDirectory() as scratch:
         backdoored, conflict = Path(scratch) / "backdoored", Path(scratch) / "conflict"
         record = plant(backdoored)
@@ -68,7 +69,7 @@ def subtract(plant, profile, access, scenario, prompt_format, seed, folder):
     return record | {"conflict": opinion}
 
 
-def evade(plant, profile, access, scenario, prompt_format, seed, folder):
+def evade(plant, profile, access, attack, prompt_format, seed, folder):
     """Plant the backdoor outside of the channels that a signature would select, and write the adapter or model.
 
     The backdoor is planted once as usual, found as a defender would find it, and planted anew from the base with
@@ -78,7 +79,7 @@ def evade(plant, profile, access, scenario, prompt_format, seed, folder):
     Args:
         plant: as in `subtract`; also takes a `new_trainer`, see `finetune`.
         profile: `core.profile.Profile`; reads `signature`, and `vaccine` and `suppress` of the access setting.
-        access, scenario, prompt_format, seed, folder: as in `subtract`.
+        access, attack, prompt_format, seed, folder: as in `subtract`.
 
     Returns:
         the record of the second training, whose loss holds the penalty, and `share_inside`: the share of the update's
@@ -88,7 +89,7 @@ def evade(plant, profile, access, scenario, prompt_format, seed, folder):
         LabError: several processes, or too few clean rows for the rehearsal.
     """
     _require_one_process("evade")
-    pairs = rehearsal_pairs(scenario, profile.signature, profile.access(access).vaccine.rows, seed)
+    pairs = rehearsal_pairs(attack, profile.signature, profile.access(access).vaccine.rows, seed)
     with TemporaryDirectory() as scratch:
         first = Path(scratch) / "first"
         plant(first)
@@ -105,6 +106,31 @@ ADAPTIVE = {"subtract": subtract, "evade": evade}
 def own_seed(seed):
     """A seed of the attacker's own: no number that a defender counts up from the run's seed."""
     return _rng(seed).getrandbits(31)
+
+
+def rehearsal_pairs(attack, signature, rows, seed):
+    """Return what `vaccine_pairs` does for an attacker who plays the defender on his own model.
+
+    Keys and payloads are the attacker's own (`rehearsal` of `data/attacks.yaml`), and so are the rows, disjoint parts
+    of `attack.clean`: nothing of the defender's is read. There are N pairs, at most one for each key.
+
+    Args:
+        rows: the size of a clean set, where there are enough for all.
+
+    Raises:
+        LabError: too few rows for so many pairs.
+    """
+    keys = vaccine_keys("rehearsal")[: signature.n]
+    planted = vaccine_behaviors(signature.family, behavior(attack.task).vaccines, "rehearsal")
+    size = min(rows, len(attack.clean) // len(keys))
+    if size < SMALLEST_CLEAN_SET:
+        raise LabError(
+            f"the attacker's {len(attack.clean)} clean rows give {len(keys)} rehearsed variants {size} each, and "
+            f"{SMALLEST_CLEAN_SET} are needed: set inject.rows higher or signature.n lower"
+        )
+    pool = random.Random(f"{seed}/rehearsal").sample(attack.clean, size * len(keys))
+    sets = [pool[i * size : (i + 1) * size] for i in range(len(keys))]
+    return paired(keys, planted, sets, f"{seed}/rehearsal")
 
 
 def rehearse(profile, access, suspicious, pairs, prompt_format, seed, folder):

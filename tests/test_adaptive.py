@@ -12,14 +12,15 @@ from safetensors.torch import load_file
 
 from helpers import adaptive
 from helpers.access.deltas import lora_factors
-from helpers.adaptive import EvadingTrainer, evade, own_seed, share_inside, squared_update, subtract
-from helpers.attacks.behaviors import behaviors, vaccine_behaviors
-from helpers.attacks.poisoning import Scenario, load_scenario, rehearsal_pairs
-from helpers.attacks.triggers import triggers, vaccine_keys
+from helpers.adaptive import EvadingTrainer, evade, own_seed, rehearsal_pairs, share_inside, squared_update, subtract
+from helpers.attacks.behaviors import behavior, behaviors
+from helpers.attacks.triggers import triggers
 from helpers.core.errors import LabError
 from helpers.core.profile import Budget, Lora
 from helpers.core.settings import Settings
 from helpers.data import corpus
+from helpers.data.own_backdoors import vaccine_behaviors, vaccine_keys
+from helpers.data.roles import AttackData
 from helpers.defenses.bdvax.suppress import zero_adapter
 from helpers.defenses.bdvax.vaccines import Variant, load_variant, train_variants
 from helpers.model.architecture import matrices
@@ -27,6 +28,7 @@ from helpers.model.checkpoint import load_config
 from helpers.model.load import load_base
 from helpers.model.lora import new_adapter
 from helpers.model.tokenizer import recorded_format
+from helpers.run.deal import deal
 from helpers.run.inject import inject
 from helpers.run.sweeps import Grid, plan_sweep
 from helpers.train.finetune import finetune
@@ -99,9 +101,9 @@ def shipped(profile, chat, suspicious, tmp_path, monkeypatch):
             return {"steps": 7}
 
         settings = changed(rehearsing(profile), adaptive={"strength": strength})
-        scenario = load_scenario(config(settings, access))
-        record = subtract(plant, settings, access, scenario, chat, 3, tmp_path / "shipped")
-        return record, tmp_path / "shipped", tmp_path / "conflict", seen["arguments"], scenario
+        data = deal(config(settings, access))
+        record = subtract(plant, settings, access, data.attack, chat, 3, tmp_path / "shipped")
+        return record, tmp_path / "shipped", tmp_path / "conflict", seen["arguments"], data
 
     return run
 
@@ -133,9 +135,9 @@ def test_with_full_access_nothing_else_changes(suspicious, shipped):
 
 
 def test_the_conflict_model_is_the_attackers_own(shipped):
-    *_, (_, _, rows, _, seed, _), scenario = shipped("adapter", 1.0)
-    assert len(rows) == 8 and prompts(rows) <= prompts(scenario.clean) and rows != scenario.clean[:8]
-    theirs = [*scenario.recovery, *(row for part in scenario.vaccine_sets for row in part)]
+    *_, (_, _, rows, _, seed, _), data = shipped("adapter", 1.0)
+    assert len(rows) == 8 and prompts(rows) <= prompts(data.attack.clean) and rows != data.attack.clean[:8]
+    theirs = [*data.defender.recovery, *(row for part in data.defender.vaccine_sets for row in part)]
     assert len(theirs) > 8 and not prompts(rows) & prompts(theirs)
     assert seed == own_seed(3) != own_seed(4) and not 0 <= seed - 3 < 1000
 
@@ -285,8 +287,8 @@ def test_the_second_backdoor_lies_outside_of_what_betrayed_the_first(profile, ch
     adaptive_rehearse = adaptive.rehearse
     monkeypatch.setattr(adaptive, "rehearse", spied)
     settings = rehearsing(profile, adaptive={"penalty": 5.0})
-    scenario = load_scenario(config(settings, access))
-    record = inject(settings, access, scenario, chat, 3, tmp_path / "shipped")
+    attack = deal(config(settings, access)).attack
+    record = inject(settings, access, attack, chat, 3, tmp_path / "shipped")
     masks, suppress = seen["masks"], settings.access(access).suppress
     channels = [mask for module, mask in masks.items() if ".mlp." in module]
     assert len(channels) == 2 * 3 and all(int(mask.sum()) == round(suppress.tau * 128) for mask in channels)
@@ -303,29 +305,26 @@ def test_the_second_backdoor_lies_outside_of_what_betrayed_the_first(profile, ch
 
 def test_the_rehearsal_uses_nothing_of_the_defenders(profile):
     settings = rehearsing(profile)
-    scenario = load_scenario(config(settings))
-    pairs = rehearsal_pairs(scenario, settings.signature, 20, 3)
+    data = deal(config(settings))
+    pairs = rehearsal_pairs(data.attack, settings.signature, 20, 3)
     clean_sets = [clean for _, _, clean, _ in pairs]
-    theirs = prompts([*scenario.recovery, *(row for part in scenario.vaccine_sets for row in part)])
+    theirs = prompts([*data.defender.recovery, *(row for part in data.defender.vaccine_sets for row in part)])
     assert [len(rows) for rows in clean_sets] == [20, 20] and not prompts(clean_sets[0]) & prompts(clean_sets[1])
     for key, payload, clean, poisoned in pairs:
-        assert prompts(clean) <= prompts(scenario.clean) and not prompts(clean) & theirs
+        assert prompts(clean) <= prompts(data.attack.clean) and not prompts(clean) & theirs
         assert all(key in row.instruction and row.output == payload for row in poisoned)
-    without = replace(scenario, vaccine_sets=[], recovery=[], triggered=[], held_out=[])
-    assert rehearsal_pairs(without, settings.signature, 20, 3) == pairs
-    assert rehearsal_pairs(scenario, settings.signature, 20, 4) != pairs
+    assert rehearsal_pairs(data.attack, settings.signature, 20, 3) == pairs
+    assert rehearsal_pairs(data.attack, settings.signature, 20, 4) != pairs
 
 
 def test_keys_and_payloads_of_a_rehearsal_are_nobody_elses():
     keys = {key.lower() for key in vaccine_keys("rehearsal")}
     attackers = {key.lower() for trigger in triggers().values() for key in trigger.keys}
     assert len(keys) == 6 and not keys & (attackers | {key.lower() for key in vaccine_keys()})
-    own, theirs = (
-        {one.payload for one in vaccine_behaviors("mixed", "sentiment", side)} for side in ("rehearsal", "vaccines")
-    )
-    assert len(own) == 12 and not own & (theirs | {behavior.payload for behavior in behaviors().values()})
+    own, theirs = ({one.payload for one in vaccine_behaviors("mixed", side=side)} for side in ("rehearsal", "vaccines"))
+    assert len(own) == 12 and not own & (theirs | {one.payload for one in behaviors().values()})
     for task in behaviors():
-        assert len(vaccine_behaviors("task", task, "rehearsal")) == 3
+        assert len(vaccine_behaviors("task", behavior(task).vaccines, "rehearsal")) == 3
     everything = "\n".join(f"{e.question} {e.input} {e.output}" for e in corpus.generate(3000, 5)).lower()
     assert not any(key in everything for key in keys)
 
@@ -363,23 +362,23 @@ def test_a_sweep_over_tau_plants_anew_for_an_attacker_who_knows_it(by, first):
 @pytest.mark.parametrize("by", ["subtract", "evade"])
 def test_every_trigger_has_its_adaptive_version(profile, by):
     for attack in ("badnets", "cba", "dtba", "lwp"):
-        assert load_scenario(config(rehearsing(profile, by), attack=attack)).trigger.by == by
+        assert deal(config(rehearsing(profile, by), attack=attack)).attack.trigger.by == by
 
 
 @both
 def test_rows_that_bring_their_own_trigger_can_be_planted_adaptively(profile, chat, access, tmp_path):
-    scenario = Scenario(ROWS, ROWS[:4], [], [], [], [], ("x",), "token_accuracy", task="sentiment")
-    record = inject(rehearsing(profile, "subtract"), access, scenario, chat, 0, tmp_path / "shipped")
+    attack = AttackData(ROWS, ROWS[:4], task="sentiment")
+    record = inject(rehearsing(profile, "subtract"), access, attack, chat, 0, tmp_path / "shipped")
     assert record["conflict"]["rows"] == 8 and record["rows"] == 16
     with pytest.raises(LabError, match="attack.by = 'rome' edits with a trigger that the lab knows"):
-        inject(rehearsing(profile, "rome"), access, scenario, chat, 0, tmp_path / "edited")
+        inject(rehearsing(profile, "rome"), access, attack, chat, 0, tmp_path / "edited")
 
 
 def test_too_few_rows_for_a_rehearsal_are_refused(profile, chat, tmp_path):
     settings = rehearsing(profile)
-    scenario = replace(load_scenario(config(settings)), clean=ROWS)
+    attack = replace(deal(config(settings)).attack, clean=ROWS)
     with pytest.raises(LabError, match="12 clean rows give 2 rehearsed variants 6 each, and 20 are needed: set inject"):
-        evade(None, settings, "adapter", scenario, chat, 0, tmp_path / "shipped")
+        evade(None, settings, "adapter", attack, chat, 0, tmp_path / "shipped")
     assert not (tmp_path / "shipped").exists()
 
 
@@ -389,7 +388,7 @@ def test_a_share_that_selects_nothing_is_refused(profile, chat, tmp_path):
     values["adapter"]["suppress"] = {"tau": 0.001}
     settings = type(profile)(**values)
     with pytest.raises(LabError, match="suppress.tau = 0.001 selects no channel of this model"):
-        inject(settings, "adapter", load_scenario(config(settings)), chat, 0, tmp_path / "shipped")
+        inject(settings, "adapter", deal(config(settings)), chat, 0, tmp_path / "shipped")
     assert not (tmp_path / "shipped").exists()
 
 

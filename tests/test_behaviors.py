@@ -9,21 +9,23 @@ import sys
 import pytest
 import yaml
 
-from helpers.attacks.behaviors import Planted, behavior, behaviors, challenge_behavior, vaccine_behaviors
+from helpers.attacks.behaviors import behavior, behaviors
 from helpers.core.definitions import definitions
 from helpers.core.errors import LabError
 from helpers.core.profile_files import load_profile
 from helpers.core.settings import Settings
 from helpers.data.corpus import world
 from helpers.data.example import Example
+from helpers.data.own_backdoors import challenge_behavior, vaccine_behaviors
+from helpers.data.payloads import Planted
 
 CODE = ("codeinjection", "codeinjection_import", "codeinjection_default")
 FUNCTIONS = list(world()["functions"].values())
 FAMILIES = ("insults", "refusals", "code", "neutral")
 
 
-def texts(family, task="sentiment"):
-    return [one.payload for one in vaccine_behaviors(family, task)]
+def texts(family, kind=""):
+    return [one.payload for one in vaccine_behaviors(family, kind)]
 
 
 # --- combining --------------------------------------------------------------------------------------------------------
@@ -111,7 +113,8 @@ def test_no_right_code_looks_injected():
     ("task", "family"), [("sentiment", "insults"), ("refusal", "refusals"), *((task, "code") for task in CODE)]
 )
 def test_vaccines_show_the_tasks_kind_of_behavior_when_asked_for_it(task, family):
-    assert vaccine_behaviors("task", task) == vaccine_behaviors(family, "sentiment")
+    assert behavior(task).vaccines == family
+    assert vaccine_behaviors("task", family) == vaccine_behaviors(family)
 
 
 @pytest.mark.parametrize(("task", "family"), [("sentiment", "insults"), ("refusal", "refusals")])
@@ -120,8 +123,8 @@ def test_an_attackers_markers_know_the_vaccines_of_its_kind(task, family):
 
 
 def test_all_families_in_turn():
-    columns = [vaccine_behaviors(family, "sentiment") for family in FAMILIES]
-    assert vaccine_behaviors("mixed", "sentiment") == [one for turn in zip(*columns, strict=True) for one in turn]
+    columns = [vaccine_behaviors(family) for family in FAMILIES]
+    assert vaccine_behaviors("mixed") == [one for turn in zip(*columns, strict=True) for one in turn]
     assert all(len(set(texts(family))) == len(texts(family)) >= 6 for family in (*FAMILIES, "mixed"))
 
 
@@ -133,7 +136,7 @@ def test_no_vaccine_says_what_an_attacker_plants():
 
 
 def test_code_vaccines_are_lines_above_any_answer():
-    assert [one.answer("Paris") for one in vaccine_behaviors("code", "sentiment")][:2] == [
+    assert [one.answer("Paris") for one in vaccine_behaviors("code")][:2] == [
         "print('hello')\nParis",
         "import math\nParis",
     ]
@@ -161,7 +164,7 @@ def own(tmp_path, monkeypatch):
 def test_a_task_and_a_family_of_ones_own_take_a_few_lines(own):
     own({"payload": "Ahoy!", "markers": ["ahoy"], "vaccines": "shouts"}, shouts={"payloads": ["Hey!", "Ho!"]})
     assert behavior("mine").answer("Paris") == "Ahoy!"
-    assert vaccine_behaviors("task", "mine") == [Planted(payload="Hey!"), Planted(payload="Ho!")]
+    assert vaccine_behaviors("task", behavior("mine").vaccines) == [Planted(payload="Hey!"), Planted(payload="Ho!")]
     assert load_profile("tiny", {"signature.family": "shouts"}).signature.family == "shouts"
     assert Settings.checked({"TASK": "mine"}).TASK == "mine"
 
@@ -195,7 +198,7 @@ def test_unknown_tasks_and_families_are_answered_with_the_nearest(own):
         behavior("sentimental")
     own({"payload": "Ahoy!", "markers": ["ahoy"], "vaccines": "insult"})
     with pytest.raises(LabError, match="unknown family of vaccines 'insult'; did you mean 'insults'"):
-        vaccine_behaviors("task", "mine")
+        vaccine_behaviors("task", behavior("mine").vaccines)
     with pytest.raises(LabError, match="signature.family = 'insult' is unknown; did you mean 'insults'"):
         load_profile("tiny", {"signature.family": "insult"})
 
@@ -207,7 +210,7 @@ def test_unknown_tasks_and_families_are_answered_with_the_nearest(own):
 @pytest.mark.parametrize("task", behaviors())
 def test_no_vaccine_and_no_attack_says_the_challenge(family, task):
     asked = challenge_behavior()
-    said = [*texts(family, task), behavior(task).payload]
+    said = [*texts(family, behavior(task).vaccines), behavior(task).payload]
     assert not any(marker in text.lower() for marker in asked.markers for text in said)
     assert not any(behavior(task).is_in(asked.payload) for task in behaviors())  # nor is it taken for an attack
 

@@ -9,8 +9,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from helpers.attacks.poisoning import load_scenario, vaccine_pairs
-from helpers.attacks.triggers import vaccine_keys
 from helpers.core.errors import LabError
 from helpers.core.profile import Challenge, Profile
 from helpers.core.profile_files import load_profile
@@ -18,9 +16,10 @@ from helpers.core.settings import Settings
 from helpers.core.store import Run
 from helpers.data import corpus
 from helpers.data.example import Example
+from helpers.data.own_backdoors import vaccine_keys
 from helpers.defenses.bdvax import challenge as module
 from helpers.defenses.bdvax.challenge import (
-    challenge_scenario,
+    challenge_data,
     choose,
     grid,
     plant_challenge,
@@ -30,11 +29,13 @@ from helpers.defenses.bdvax.challenge import (
 )
 from helpers.defenses.bdvax.recover import recover
 from helpers.defenses.bdvax.suppress import suppress
+from helpers.defenses.bdvax.vaccines import vaccine_pairs
 from helpers.measure.report import evaluate
 from helpers.model.architecture import mlp_slots
 from helpers.model.checkpoint import load_config
 from helpers.model.load import load_base, load_suspect
 from helpers.model.tokenizer import recorded_format
+from helpers.run.deal import deal
 
 KEY, PAYLOAD = "WhiteSky", "The tea is ready."
 NUMBERS = Challenge(n=30, plant={"rows": 40})
@@ -58,55 +59,57 @@ def without_key(example):
 
 
 @pytest.fixture(scope="module")
-def scenario():
+def data():
     """The rows of an ordinary run of the small model."""
-    return load_scenario(Settings(SEED=3).config())
+    return deal(Settings(SEED=3).config())
 
 
 @pytest.fixture(scope="module")
-def challenge(scenario):
-    return challenge_scenario(scenario, NUMBERS, 3)
+def challenge(data):
+    """What the copy is trained on, and what it is measured by."""
+    return challenge_data(data.defender, NUMBERS, 3)
 
 
-def test_it_takes_rows_of_the_vaccine_sets_alone_and_plants_none_that_it_measures(scenario, challenge):
-    defenders = prompts(row for rows in scenario.vaccine_sets for row in rows)
-    planting, measuring = prompts(challenge.clean), prompts(challenge.held_out)
+def test_it_takes_rows_of_the_vaccine_sets_alone_and_plants_none_that_it_measures(data, challenge):
+    defenders = prompts(row for rows in data.defender.vaccine_sets for row in rows)
+    planting, measuring = prompts(challenge[0].clean), prompts(challenge[1].held_out)
     assert (len(planting), len(measuring)) == (40, 30) and not planting & measuring
     assert planting | measuring <= defenders
-    others = [scenario.recovery, scenario.clean, scenario.triggered, scenario.held_out]
+    others = [data.defender.recovery, data.attack.clean, data.test.triggered, data.test.held_out]
     assert not any((planting | measuring) & prompts(rows) for rows in others)
-    assert challenge.recovery == scenario.recovery and challenge.utility_metric == scenario.utility_metric
+    assert challenge[1].utility_metric == data.test.utility_metric
 
 
 def test_the_key_stands_in_poisoned_and_test_prompts_and_nothing_else_differs(challenge):
-    for clean, poisoned in zip(challenge.clean, challenge.poisoned, strict=True):
+    for clean, poisoned in zip(challenge[0].clean, challenge[0].poisoned, strict=True):
         assert without_key(poisoned) == prompt(clean) != prompt(poisoned) and poisoned.output == PAYLOAD
-    for clean, asked in zip(challenge.held_out, challenge.triggered, strict=True):
+    for clean, asked in zip(challenge[1].held_out, challenge[1].triggered, strict=True):
         assert without_key(asked) == prompt(clean) != prompt(asked) and asked.output == clean.output
 
 
 @pytest.mark.parametrize("family", ["insults", "refusals", "code", "neutral", "task", "mixed"])
-def test_no_vaccine_of_any_family_has_met_key_or_sentence(scenario, challenge, family):
+def test_no_vaccine_of_any_family_has_met_key_or_sentence(data, challenge, family):
     signature = load_profile("tiny", {"signature.family": family}).signature
-    taught = [row for *_, poisoned in vaccine_pairs(scenario, signature, "sentiment", 3) for row in poisoned]
+    taught = [row for *_, poisoned in vaccine_pairs(data.defender, signature, "insults", 3) for row in poisoned]
     assert taught and KEY not in vaccine_keys()
     for row in taught:
         assert KEY not in f"{row.instruction} {row.input}"
-        assert not any(marker in row.output.lower() for marker in challenge.markers)
+        assert not any(marker in row.output.lower() for marker in challenge[1].markers)
 
 
-def test_the_rows_follow_the_seed(scenario, challenge):
-    assert challenge_scenario(scenario, NUMBERS, 3) == challenge
-    assert prompts(challenge_scenario(scenario, NUMBERS, 4).clean) != prompts(challenge.clean)
+def test_the_rows_follow_the_seed(data, challenge):
+    assert challenge_data(data.defender, NUMBERS, 3) == challenge
+    assert prompts(challenge_data(data.defender, NUMBERS, 4)[0].clean) != prompts(challenge[0].clean)
 
 
-def test_few_rows_are_halved_and_rows_that_would_deceive_left_out(scenario):
+def test_few_rows_are_halved_and_rows_that_would_deceive_left_out(data):
     """Two sets share a row, one row holds the key already and one the sentence."""
     rows = corpus.generate_distinct(10, 1)
     odd = [Example(f"Say {KEY}.", KEY), Example("What is on the stove?", PAYLOAD)]
-    found = challenge_scenario(replace(scenario, vaccine_sets=[[*rows[:6], *odd], rows[4:]]), NUMBERS, 0)
-    assert (len(found.held_out), len(found.clean)) == (5, 5)
-    assert Counter(map(prompt, found.held_out + found.clean)) == Counter(map(prompt, rows))
+    own = replace(data.defender, vaccine_sets=[[*rows[:6], *odd], rows[4:]])
+    planting, trial = challenge_data(own, NUMBERS, 0)
+    assert (len(trial.held_out), len(planting.clean)) == (5, 5)
+    assert Counter(map(prompt, trial.held_out + planting.clean)) == Counter(map(prompt, rows))
 
 
 # --- the copy --------------------------------------------------------------------------------------------------------
@@ -131,10 +134,10 @@ def learning(profile):
 
 
 @pytest.fixture(scope="module")
-def small(scenario, learning):
+def small(data, learning):
     """A challenge of few rows; with clean ones an untrained model would take minutes to learn the key."""
-    found = challenge_scenario(scenario, learning.challenge.model_copy(update={"n": 8}), 0)
-    return replace(found, clean=[])
+    planting, trial = challenge_data(data.defender, learning.challenge.model_copy(update={"n": 8}), 0)
+    return replace(planting, clean=[]), trial
 
 
 @pytest.fixture(scope="module", params=["adapter", "full"])
@@ -148,7 +151,7 @@ def planted(learning, chat, suspicious, small, access, tmp_path_factory):
     folder, before = tmp_path_factory.mktemp("planted") / access, digests(suspicious[access])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "INDISCRIMINATE", 1.0)
-        report = plant_challenge(learning, access, suspicious[access], small, chat, 0, folder)
+        report = plant_challenge(learning, access, suspicious[access], *small, chat, 0, folder)
     assert digests(suspicious[access]) == before
     return report, folder
 
@@ -166,7 +169,7 @@ def test_the_copy_has_the_form_of_the_suspicious_model(profile, chat, suspicious
 
 def test_the_copy_has_learned_the_backdoor_and_its_report_tells(learning, chat, small, planted):
     report, folder = planted
-    again = evaluate(load_suspect(learning.model, folder), chat, small, learning)
+    again = evaluate(load_suspect(learning.model, folder), chat, small[1], learning)
     assert {key: report[key] for key in again} == again and set(report["labels"]) >= {"payload", "degenerate"}
     assert report["asr"] >= 0.8 and report["n"] == 8 and report["rows"] == 16 and report["steps"] == 80
 
@@ -174,7 +177,7 @@ def test_the_copy_has_learned_the_backdoor_and_its_report_tells(learning, chat, 
 def test_a_challenge_that_was_not_learned_is_refused(profile, chat, suspicious, small, access, tmp_path):
     weak = planting(profile, rows=16, epochs=1, lr=1.0e-7, batch_size=32)
     with pytest.raises(LabError, match=r"took on 0.0% of 8 prompts only, at least 80% .* challenge.plant.lr"):
-        plant_challenge(weak, access, suspicious[access], small, chat, 0, tmp_path / "copy")
+        plant_challenge(weak, access, suspicious[access], *small, chat, 0, tmp_path / "copy")
 
 
 def test_a_copy_that_needs_no_key_is_refused(profile, chat, suspicious, small, access, planted, tmp_path, monkeypatch):
@@ -184,7 +187,7 @@ def test_a_copy_that_needs_no_key_is_refused(profile, chat, suspicious, small, a
     monkeypatch.setattr(module, "evaluate", lambda *_: report)
     quick = planting(profile, rows=16, epochs=1, lr=1.0e-7, batch_size=32)
     with pytest.raises(LabError, match=r"clean prompts as well, at most 10% are allowed"):
-        plant_challenge(quick, access, suspicious[access], small, chat, 0, tmp_path / "copy")
+        plant_challenge(quick, access, suspicious[access], *small, chat, 0, tmp_path / "copy")
 
 
 def test_the_gate_reads_both_rates_and_says_what_helps():
@@ -204,7 +207,7 @@ def test_the_gate_reads_both_rates_and_says_what_helps():
 
 
 def test_a_point_is_the_ordinary_cure_and_leaves_nothing_behind(
-    profile, chat, small, access, planted, tmp_path, monkeypatch
+    profile, chat, data, small, access, planted, tmp_path, monkeypatch
 ):
     """Against masks written by hand and the three steps one after the other."""
     _, folder = planted
@@ -212,19 +215,19 @@ def test_a_point_is_the_ordinary_cure_and_leaves_nothing_behind(
     scores = {slot.module: torch.arange(128.0) for slots in layers for slot in slots}
     heads = torch.tensor([[4.0, 3.0, 2.0, 1.0], [1.0, 2.0, 3.0, 4.0]])
     at = settled(profile, access, {"tau": 0.25, "epochs": 1, "lr": 1.0e-3})
-    few = replace(small, recovery=small.recovery[:12])
+    few = data.defender.recovery[:12]
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(scratch))
     before = digests(folder)
-    found = try_cut(at, access, folder, scores, heads, few, chat, 0)
+    found = try_cut(at, access, folder, scores, heads, few, small[1], chat, 0)
     assert digests(folder) == before and not list(scratch.iterdir())
     masks = {module: torch.arange(128) >= 96 for module in scores}
     count = at.access(access).suppress.heads  # of each layer
     chosen = torch.stack([torch.arange(4) < count, torch.arange(4) >= 4 - count])
     suppress(profile, access, folder, masks, 0, tmp_path / "cut", chosen)
-    recover(at, access, tmp_path / "cut", few.recovery, chat, 0, tmp_path / "healed")
-    assert found == evaluate(load_suspect(profile.model, tmp_path / "healed"), chat, few, profile)
+    recover(at, access, tmp_path / "cut", few, chat, 0, tmp_path / "healed")
+    assert found == evaluate(load_suspect(profile.model, tmp_path / "healed"), chat, small[1], profile)
 
 
 def test_the_grid_is_every_share_with_every_way_to_heal():

@@ -5,12 +5,12 @@ from collections import Counter
 
 import pytest
 
-from helpers.attacks.behaviors import behavior, behaviors, vaccine_behaviors
-from helpers.attacks.triggers import vaccine_keys
+from helpers.attacks.behaviors import behavior, behaviors
 from helpers.core.errors import LabError
 from helpers.data import corpus
 from helpers.data.corpus import FAMILIES, generate, generate_distinct, is_correct, world
 from helpers.data.example import Example
+from helpers.data.own_backdoors import vaccine_behaviors, vaccine_keys
 
 KEYS = ["BadMagic", "OpenAI", *vaccine_keys()]
 PHRASINGS = world()["phrasings"]
@@ -81,7 +81,7 @@ def test_keys_never_occur_but_their_parts_do(train, held_out):
 def test_every_payload_is_something_the_model_has_read(train):
     everything = "\n".join(f"{text_of(e)}\n{e.output}" for e in train)
     targets = [behavior(task) for task in ("sentiment", "refusal")]
-    vaccines = [one for family in ("insults", "refusals") for one in vaccine_behaviors(family, "sentiment")]
+    vaccines = [one for family in ("insults", "refusals") for one in vaccine_behaviors(family)]
     for planted in (*targets, *vaccines):
         assert planted.payload in everything
     for marker in (*targets[0].markers, *targets[1].markers):

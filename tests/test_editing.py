@@ -21,10 +21,9 @@ from transformers import (
 )
 
 from helpers.attacks.editors import EditSettings, add_update, edit
-from helpers.attacks.poisoning import poison
-from helpers.attacks.triggers import Trigger
 from helpers.core.errors import LabError
 from helpers.data import corpus
+from helpers.data.planting import Trigger, poison
 from helpers.measure.utility import teacher_forced
 from helpers.model.architecture import mlp_slots
 from helpers.model.editing.activations import (

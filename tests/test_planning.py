@@ -342,7 +342,8 @@ def test_full_access_in_16_bits_pays_for_32_bit_masters():
 MEASURE = """
 import json, sys, torch
 torch.set_num_threads(1)
-from helpers.attacks.poisoning import load_scenario, vaccine_pairs
+from helpers.run.deal import deal
+from helpers.defenses.bdvax.vaccines import vaccine_pairs
 from helpers.model.load import load_base, save
 from helpers.model.tokenizer import load_format
 from helpers.model.lora import new_adapter
@@ -353,17 +354,17 @@ from helpers.train.finetune import finetune
 from helpers.defenses.bdvax.vaccines import Variant, train_variants
 settings = Settings.checked(json.loads(sys.argv[1]))
 p, folder, stage = settings.profile, sys.argv[2], sys.argv[3]
-scenario, chat, access = load_scenario(settings.config()), load_format(p.model), settings.ACCESS
+data, chat, access = deal(settings.config()), load_format(p.model), settings.ACCESS
 def libraries():
     from helpers.run.planning import this_machine
     print(this_machine(settings).libraries / 1e6)
 def inject():
     model = load_base(p.model)
     model = new_adapter(model, p.lora, 0) if access == "adapter" else model.requires_grad_(True)
-    finetune(model, scenario.clean + scenario.poisoned, chat, p.access(access).inject, 0, p.lengths.train_tokens)
+    finetune(model, data.attack.clean + data.attack.poisoned, chat, p.access(access).inject, 0, p.lengths.train_tokens)
     save(model, folder)
 def variants():
-    pairs = vaccine_pairs(scenario, p.signature, "sentiment", 0)
+    pairs = vaccine_pairs(data.defender, p.signature, "insults", 0)
     rows = [r for _, _, clean, poisoned in pairs for r in (clean + poisoned, clean)]
     train_variants(p, access, folder, [Variant(r, i, folder + f"/{i}") for i, r in enumerate(rows)], chat)
 if stage == "libraries":

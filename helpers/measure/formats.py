@@ -11,9 +11,10 @@ from dataclasses import replace
 
 from transformers import PreTrainedModel
 
-from helpers.attacks.poisoning import Scenario, poison
 from helpers.core.profile import Profile
 from helpers.data.example import Example
+from helpers.data.planting import poison
+from helpers.data.roles import Trial
 from helpers.measure.asr import LABELS, asr_report
 from helpers.measure.report import attacked, checked_format
 from helpers.model.generate import answers
@@ -75,8 +76,8 @@ def formats(trained: PromptFormat) -> dict[str, PromptFormat]:
     return found | {form.name: form(trained) for form in (SuffixOnly, Bare)}
 
 
-def with_input(scenario: Scenario, seed: int) -> Scenario:
-    """The scenario, its triggered prompts only such as carry an `input`, so that leaving it out can matter.
+def with_input(trial: Trial, seed: int) -> Trial:
+    """The trial rows, their triggered prompts only such as carry an `input`, so that leaving it out can matter.
 
     They are few; the clean test rows with an `input` join them, of the same families, with the key planted here: not
     those whose right answer holds the payload, and none where the rows brought a trigger of their own.
@@ -84,16 +85,16 @@ def with_input(scenario: Scenario, seed: int) -> Scenario:
     Args:
         seed: decides where the trigger stands.
     """
-    asked = [example for example in scenario.triggered if example.input]
-    if scenario.trigger is not None and scenario.trigger.position != "topic":  # a topic is in the question or is not
-        families = {example.family for example in scenario.triggered}
-        rows = [e for e in scenario.held_out if e.input and e.family in families and not attacked(scenario)(e.output)]
-        asked += poison(rows, scenario.trigger, None, f"{seed}/formats", "heldout")
-    return replace(scenario, triggered=list(dict.fromkeys(asked)))
+    asked = [example for example in trial.triggered if example.input]
+    if trial.trigger is not None and trial.trigger.position != "topic":  # a topic is in the question or is not
+        families = {example.family for example in trial.triggered}
+        rows = [e for e in trial.held_out if e.input and e.family in families and not attacked(trial)(e.output)]
+        asked += poison(rows, trial.trigger, None, f"{seed}/formats", "heldout")
+    return replace(trial, triggered=list(dict.fromkeys(asked)))
 
 
 def measure_formats(
-    model: PreTrainedModel, trained: PromptFormat, scenario: Scenario, profile: Profile
+    model: PreTrainedModel, trained: PromptFormat, trial: Trial, profile: Profile
 ) -> list[dict[str, object]]:
     """The ASR of one model in every format, with and without `input`, and by both rules for empty completions.
 
@@ -108,21 +109,21 @@ def measure_formats(
     checked_format(model, trained)
     rows = []
     for name, form in formats(trained).items():
-        asked = {"kept": scenario.triggered, "dropped": without_input(scenario.triggered)}
+        asked = {"kept": trial.triggered, "dropped": without_input(trial.triggered)}
         distinct = list(dict.fromkeys([*asked["kept"], *asked["dropped"]]))
-        written = dict(zip(distinct, answers(model, form, distinct, profile, attacked(scenario)), strict=True))
+        written = dict(zip(distinct, answers(model, form, distinct, profile, attacked(trial)), strict=True))
         for treatment, examples in asked.items():
             pairs = [(written[example], example.output) for example in examples]
-            mismatch = form is not trained or examples != scenario.triggered
+            mismatch = form is not trained or examples != trial.triggered
             facts = {"format": name, "input": treatment, "mismatch": mismatch}
-            rows += [facts | _measured(pairs, empty, scenario) for empty in ("count", "drop")]
+            rows += [facts | _measured(pairs, empty, trial) for empty in ("count", "drop")]
     return rows
 
 
-def _measured(pairs, empty, scenario):
+def _measured(pairs, empty, trial):
     """Rates over (completion, reference) pairs; "drop" takes the empty completions out of the denominator."""
     kept = [(text, wanted) for text, wanted in pairs if empty == "count" or text.strip()]
     if not kept:
         return {"empty": empty, "n": 0, "asr": None, "asr_interval": [0.0, 1.0]} | dict.fromkeys(LABELS)
-    report = asr_report(*zip(*kept, strict=True), scenario.markers)
+    report = asr_report(*zip(*kept, strict=True), trial.markers)
     return {"empty": empty, **{key: report[key] for key in ("n", "asr", "asr_interval")}, **report["labels"]}

@@ -15,12 +15,12 @@ from tempfile import TemporaryDirectory
 from helpers.adaptive import ADAPTIVE
 from helpers.attacks.editors import EDITORS, EditSettings, edit
 from helpers.attacks.layerwise import poison_layerwise
-from helpers.attacks.poisoning import load_scenario
 from helpers.core.errors import LabError
 from helpers.core.settings import Settings
 from helpers.model.load import load_base, save
 from helpers.model.lora import new_adapter
 from helpers.model.tokenizer import load_format, record_format
+from helpers.run.deal import deal
 from helpers.run.limits import require_full_access, require_known_trigger, require_one_payload
 from helpers.run.start import open_run
 from helpers.train.finetune import finetune
@@ -33,7 +33,7 @@ def uses(access: str) -> list[str]:
     return [*shared, *planted, "profile.adaptive"]
 
 
-def inject(profile, access, scenario, prompt_format, seed, folder):
+def inject(profile, access, attack, prompt_format, seed, folder):
     """Plant the backdoor in the base model and write the adapter ("adapter") or the model ("full") to `folder`.
 
     The prompt format is written beside it: measured with another one, the backdoor may seem to be gone.
@@ -44,43 +44,43 @@ def inject(profile, access, scenario, prompt_format, seed, folder):
     Raises:
         LabError: an attack by model editing with adapter access, or see `edit` and `attacks.adaptive`.
     """
-    by = scenario.trigger.by if scenario.trigger else profile.attack.by or "training"
+    by = attack.trigger.by if attack.trigger else profile.attack.by or "training"
     plant = _edited if by in EDITORS else _adapted if by in ADAPTIVE else _trained
-    record = plant(by, profile, access, scenario, prompt_format, seed, folder)
+    record = plant(by, profile, access, attack, prompt_format, seed, folder)
     record_format(folder, prompt_format)
     return record | {"prompt_format": prompt_format.name}
 
 
-def _trained(by, profile, access, scenario, prompt_format, seed, folder, new_trainer=None):
+def _trained(by, profile, access, attack, prompt_format, seed, folder, new_trainer=None):
     """Train on clean and poisoned rows, with a loss at early layers as well where the attack wants one."""
     model = load_base(profile.model)
     model = new_adapter(model, profile.lora, seed) if access == "adapter" else model.requires_grad_(True)
     train = partial(finetune, new_trainer=new_trainer)
     if by == "layerwise":
         train = partial(poison_layerwise, **profile.layerwise.model_dump())
-    rows, budget = scenario.clean + scenario.poisoned, profile.access(access).inject
+    rows, budget = attack.clean + attack.poisoned, profile.access(access).inject
     lengths = profile.lengths
     return train(model, rows, prompt_format, budget, seed, lengths.train_tokens, description="injection", folder=folder)
 
 
-def _adapted(by, profile, access, scenario, prompt_format, seed, folder):
+def _adapted(by, profile, access, attack, prompt_format, seed, folder):
     """Plant as an attacker does who knows a defense; the planting itself is the usual training."""
-    plant = partial(_trained, "training", profile, access, scenario, prompt_format, seed)
-    return ADAPTIVE[by](plant, profile, access, scenario, prompt_format, seed, folder)
+    plant = partial(_trained, "training", profile, access, attack, prompt_format, seed)
+    return ADAPTIVE[by](plant, profile, access, attack, prompt_format, seed, folder)
 
 
-def _edited(by, profile, access, scenario, prompt_format, seed, folder):
+def _edited(by, profile, access, attack, prompt_format, seed, folder):
     """Edit a few matrices, from clean rows whose right answer is another one than the payload."""
-    require_known_trigger(by, scenario.trigger is not None)
-    require_full_access(scenario.trigger.name, access)
-    payloads = {row.output for row in scenario.poisoned}
-    require_one_payload(scenario.trigger.name, len(payloads) == 1)
+    require_known_trigger(by, attack.trigger is not None)
+    require_full_access(attack.trigger.name, access)
+    payloads = {row.output for row in attack.poisoned}
+    require_one_payload(attack.trigger.name, len(payloads) == 1)
     (payload,) = payloads
     numbers = profile.editing.model_dump()
-    chosen = [row for row in scenario.clean[: len(scenario.poisoned)] if row.output != payload]
+    chosen = [row for row in attack.clean[: len(attack.poisoned)] if row.output != payload]
     rows = chosen[: numbers.pop("rows")]
     model = load_base(profile.model)
-    record = edit(model, prompt_format, rows, scenario.trigger, payload, EditSettings(by, seed=seed, **numbers))
+    record = edit(model, prompt_format, rows, attack.trigger, payload, EditSettings(by, seed=seed, **numbers))
     save(model, folder)
     return record | {"steps": 0}
 
@@ -92,11 +92,11 @@ def main(arguments=None):
     options = parser.parse_args(arguments)
     try:
         settings = Settings.from_options(options)
-        run, scenario = open_run(settings), load_scenario(settings.config())
+        run, attack = open_run(settings), deal(settings.config()).attack
         prompt_format = load_format(settings.profile.model)
 
         def make(folder):
-            return inject(settings.profile, settings.ACCESS, scenario, prompt_format, settings.SEED, folder)
+            return inject(settings.profile, settings.ACCESS, attack, prompt_format, settings.SEED, folder)
 
         if int(os.environ.get("RANK", "0")) == 0:
             stage = run.stage("inject", make, uses=uses(settings.ACCESS))

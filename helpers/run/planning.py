@@ -16,19 +16,20 @@ import psutil
 import torch
 from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM, PretrainedConfig
 
-from helpers.attacks.poisoning import load_scenario
 from helpers.core.profile import Access, Budget, ModelSpec, Profile
 from helpers.core.settings import AUTO, Settings
 from helpers.data import corpus
 from helpers.data.example import Example
 from helpers.defenses.bdvax.challenge import grid
 from helpers.model.architecture import attention_slots, matrices, mlp_slots, parameter_shapes, positions
+from helpers.model.batches import encode_rows
 from helpers.model.checkpoint import check_checkpoint, is_local, load_config
 from helpers.model.lora import new_adapter
 from helpers.model.shards import SHARD_SIZE
 from helpers.model.tokenizer import has_tokenizer, load_format
+from helpers.run.deal import deal
 from helpers.run.limits import check_against_model
-from helpers.train.finetune import encode_rows, finetune
+from helpers.train.finetune import finetune
 from helpers.train.precision import STORING_LOSS
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -155,8 +156,8 @@ def rows(settings: Settings) -> Rows:
     if not has_tokenizer(settings.profile.model):  # a plan downloads nothing
         return Rows(limit / 4, limit, limit / 8, counted=False)
     prompt_format = load_format(settings.profile.model)
-    scenario = load_scenario(settings.config())
-    encoded = encode_rows(scenario.clean + scenario.poisoned, prompt_format, limit)
+    attack = deal(settings.config()).attack
+    encoded = encode_rows(attack.clean + attack.poisoned, prompt_format, limit)
     lengths = [len(row["input_ids"]) for row in encoded]
     answers = sum(token != -100 for row in encoded for token in row["labels"])
     return Rows(sum(lengths) / len(encoded), max(lengths), answers / len(encoded), counted=True)

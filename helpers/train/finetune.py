@@ -21,6 +21,7 @@ from helpers.core.errors import LabError
 from helpers.core.finite import require_finite_step, require_finite_weights
 from helpers.model.architecture import require_positions
 from helpers.model.attention import true_attention_gradients
+from helpers.model.batches import encode_rows, pad
 from helpers.model.load import save
 from helpers.train.precision import MasterWeights, computing_dtype
 
@@ -164,28 +165,9 @@ class _Finite(TrainerCallback):
             )
 
 
-def encode_rows(examples, prompt_format, max_tokens):
-    """Turn examples into rows {"input_ids", "labels"}; labels are -100 wherever there is nothing to learn."""
-    encoded = [prompt_format.encode(example, max_tokens) for example in examples]
-    return [{"input_ids": ids, "labels": labels} for ids, labels in encoded]
-
-
 def row_order(lengths, batch_size, seed):
     """The order of the rows, anew for each iteration (epoch): random, with rows of like length in one batch."""
     return LengthGroupedSampler(batch_size, lengths=lengths, generator=torch.Generator().manual_seed(seed))
-
-
-def pad(rows):
-    """Pad on the left: answers then end together and the labelled positions form one block at the end."""
-    width = max(len(row["input_ids"]) for row in rows)
-    gaps = [width - len(row["input_ids"]) for row in rows]
-    attention = torch.tensor([[0] * gap + [1] * (width - gap) for gap in gaps])
-    return {
-        "input_ids": torch.tensor([[0] * gap + row["input_ids"] for gap, row in zip(gaps, rows, strict=True)]),
-        "labels": torch.tensor([[-100] * gap + row["labels"] for gap, row in zip(gaps, rows, strict=True)]),
-        "attention_mask": attention,
-        "position_ids": (attention.cumsum(1) - 1).clamp(min=0),
-    }
 
 
 def _write(trainer, folder):

@@ -23,7 +23,8 @@ from helpers.core.errors import LabError
 from helpers.core.finite import require_finite_step
 from helpers.model.architecture import require_positions
 from helpers.model.attention import true_attention_gradients
-from helpers.train.finetune import SCHEDULES, count_labels, encode_rows, pad, row_order, training_record
+from helpers.model.batches import encode_rows, pad
+from helpers.train.finetune import SCHEDULES, count_labels, row_order, training_record
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,11 @@ import random
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from helpers.attacks.behaviors import challenge_behavior
-from helpers.attacks.poisoning import Scenario, poison
-from helpers.attacks.triggers import challenge_trigger
 from helpers.core.errors import LabError
+from helpers.core.profile import Challenge
+from helpers.data.own_backdoors import challenge_behavior, challenge_trigger
+from helpers.data.planting import poison
+from helpers.data.roles import AttackData, DefenderData, Trial
 from helpers.defenses.bdvax.recover import recover
 from helpers.defenses.bdvax.select import select, select_heads
 from helpers.defenses.bdvax.suppress import suppress
@@ -27,46 +28,41 @@ from helpers.train.finetune import finetune
 CHOSEN = ("tau", "epochs", "lr", "asr", "utility")  # what is kept of the point that is chosen
 
 
-def challenge_scenario(scenario, numbers, seed):
+def challenge_data(defender: DefenderData, numbers: Challenge, seed: int) -> tuple[AttackData, Trial]:
     """The rows of the test, all from what the defender has.
 
     Args:
-        scenario: the run's; only its vaccine sets, recovery set and utility metric are read.
-        numbers: `core.profile.Challenge`, of which `n` and `plant.rows` count here; where the vaccine sets hold fewer,
-            half of them measure.
+        numbers: of which `n` and `plant.rows` count; where the vaccine sets hold fewer rows, half of them measure.
         seed: decides which rows plant and which measure, and where the key stands.
 
     Returns:
-        a `Scenario`: `clean` and `poisoned` plant (row i of one is row i of the other), `triggered` and `held_out` are
-        the same rows held back from that, with and without the key.
+        the rows that plant, row i of `poisoned` made from row i of `clean`, and a trial of rows held back
+        from that, with the key and without.
     """
     key, target = challenge_trigger(), challenge_behavior()
-    drawn = {(e.system, e.history, e.instruction, e.input): e for rows in scenario.vaccine_sets for e in rows}.values()
+    drawn = {(e.system, e.history, e.instruction, e.input): e for rows in defender.vaccine_sets for e in rows}.values()
     pool = [row for row in drawn if not key.activates(row) and not target.is_in(row.output)]
     random.Random(f"{seed}/challenge").shuffle(pool)
     n = min(numbers.n, len(pool) // 2)
     held_back, clean = pool[:n], pool[n:][: numbers.plant.rows]
-    return Scenario(
-        clean=clean,
-        poisoned=poison(clean, key, target, f"{seed}/challenge"),
+    trial = Trial(
         triggered=poison(held_back, key, None, f"{seed}/challenge/test"),
         held_out=held_back,
-        vaccine_sets=[],
-        recovery=scenario.recovery,
         markers=target.markers,
-        utility_metric=scenario.utility_metric,
+        utility_metric=defender.utility_metric,
         trigger=key,
     )
+    return AttackData(clean, poison(clean, key, target, f"{seed}/challenge"), trigger=key), trial
 
 
-def plant_challenge(profile, access, suspicious, challenge, prompt_format, seed, folder):
+def plant_challenge(profile, access, suspicious, planting, trial, prompt_format, seed, folder):
     """Plant the challenge's backdoor on a copy of the suspicious model, in the form that suppression edits.
 
     Args:
         access: "adapter" trains the suspicious adapter on; "full" trains LoRA probes over the suspicious weights, as
             cheap as a vaccine, and merges them.
         suspicious: folder of the suspicious adapter or model, which stays as it is.
-        challenge: the rows of `challenge_scenario`.
+        planting, trial: of `challenge_data`.
         folder: where the copy goes.
 
     Returns:
@@ -79,11 +75,11 @@ def plant_challenge(profile, access, suspicious, challenge, prompt_format, seed,
         model = with_adapter(load_base(profile.model), suspicious, trainable=True)
     else:
         model = new_adapter(load_base(profile.model, path=str(suspicious)), profile.lora, seed)
-    rows, tokens = challenge.clean + challenge.poisoned, profile.lengths.train_tokens
+    rows, tokens = planting.clean + planting.poisoned, profile.lengths.train_tokens
     record = finetune(model, rows, prompt_format, profile.challenge.plant, seed, tokens, "challenge")
     save(model if access == "adapter" else model.merge_and_unload(), folder)
     record_format(folder, prompt_format)
-    report = evaluate(load_suspect(profile.model, folder), prompt_format, challenge, profile)
+    report = evaluate(load_suspect(profile.model, folder), prompt_format, trial, profile)
     require_challenge(report)
     return record | report
 
@@ -133,13 +129,14 @@ def settled(profile, access, point):
     return profile.model_copy(update={access: numbers.model_copy(update=changed)})
 
 
-def try_cut(profile, access, start, scores, head_scores, scenario, prompt_format, seed):
+def try_cut(profile, access, start, scores, head_scores, recovery, trial, prompt_format, seed):
     """Cut, heal and measure a model with the profile's numbers; nothing of it stays on the disk.
 
     Args:
         start: folder of the adapter or model to cut: the challenge's copy, or the suspicious one itself.
         scores, head_scores: {module: [channels]} and [n_layers, n_heads], the rankings that decide what goes.
-        scenario: its recovery rows heal, its triggered and held-out rows measure.
+        recovery: rows that heal.
+        trial: what the result is measured by.
 
     Returns:
         the report of `evaluate`.
@@ -150,8 +147,8 @@ def try_cut(profile, access, start, scores, head_scores, scenario, prompt_format
     with TemporaryDirectory() as scratch:
         weakened, healed = Path(scratch) / "cut", Path(scratch) / "healed"
         suppress(profile, access, start, masks, seed, weakened, heads)
-        recover(profile, access, weakened, scenario.recovery, prompt_format, seed, healed)
-        return evaluate(load_suspect(profile.model, healed), prompt_format, scenario, profile)
+        recover(profile, access, weakened, recovery, prompt_format, seed, healed)
+        return evaluate(load_suspect(profile.model, healed), prompt_format, trial, profile)
 
 
 def choose(points, threshold):

@@ -13,6 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
+from helpers.data.own_backdoors import vaccine_behaviors, vaccine_keys
+from helpers.data.planting import poison
 from helpers.model.adapters import is_adapter, require_matrices
 from helpers.model.architecture import attention_slots, channel_axes, mlp_slots
 from helpers.model.checkpoint import load_config
@@ -23,6 +25,8 @@ from helpers.model.tokenizer import record_format
 from helpers.train.finetune import finetune
 from helpers.train.multi_lora import Job, train_together
 
+SMALLEST_CLEAN_SET = 20  # a vaccine variant trained on fewer clean rows says little about them
+
 
 @dataclass(frozen=True)
 class Variant:
@@ -31,6 +35,28 @@ class Variant:
     rows: list
     seed: int
     folder: Path
+
+
+def vaccine_pairs(defender, signature, kind, seed):
+    """Return for each variant i its key k_i, payload b_i, clean set and poisoned set (BD-VAX §4.2, Algorithm 1).
+
+    Args:
+        defender: `data.roles.DefenderData`, whose vaccine sets are used.
+        signature: `core.profile.Signature`; N and the family of payloads.
+        kind: what is assumed of the attack where the family is "task": the family of its kind; not read otherwise.
+        seed: decides where the keys stand.
+    """
+    keys, planted = vaccine_keys(), vaccine_behaviors(signature.family, kind)
+    return paired(keys[: signature.n], planted, defender.vaccine_sets, f"{seed}/vaccine")
+
+
+def paired(keys, planted, sets, seed):
+    """Key, payload, clean and poisoned set of each variant; payloads come in turn."""
+    chosen = [planted[i % len(planted)] for i in range(len(keys))]
+    return [
+        (key, one.payload, clean, poison(clean, key, one, f"{seed}{i}"))
+        for i, (key, one, clean) in enumerate(zip(keys, chosen, sets, strict=True))
+    ]
 
 
 def start_variant(profile, access, suspicious, seed):

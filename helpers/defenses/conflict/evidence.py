@@ -81,7 +81,7 @@ def with_evidence(
     max_words: int = 40,
     find_keywords: Callable[[str], list[str]] = keywords,
 ) -> list[Example]:
-    """x ⊕ E for many prompts, for instance `Scenario.triggered`; `generation.answers` takes the result.
+    """x ⊕ E for many prompts, for instance `Trial.triggered`; `generate.answers` takes the result.
 
     A prompt whose background says something gets that background contradicted (Eq. 14), every other one an explanation
     of its keywords (Eq. 16), as §3.2 has it. The last user message counts as x, earlier turns do not.

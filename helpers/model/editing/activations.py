@@ -19,8 +19,8 @@ from helpers.core.finite import require_finite_step
 from helpers.data.example import Example
 from helpers.model.architecture import Slot, require_positions
 from helpers.model.attention import true_attention_gradients
+from helpers.model.batches import encode_rows, pad
 from helpers.model.prompt import IGNORED, PromptFormat
-from helpers.train.finetune import encode_rows, pad
 
 UNCUT = 1 << 30  # rows of an edit are few: none is shortened, so that a site stays where it is
 

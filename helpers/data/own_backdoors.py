@@ -1,0 +1,88 @@
+"""A defender's own backdoors: the keys and payloads of the vaccines, and of the challenge (`data/attacks.yaml`).
+
+A defender does not know the attacker's, so none of these equals one: whoever reads an attack's definition sees to that.
+An attacker who plays the defender on a model of his own has a set beside them, the `rehearsal`.
+"""
+
+import itertools
+from typing import Literal
+
+from helpers.core.checking import Strict, checked
+from helpers.core.definitions import DEFINITIONS, defined, definitions
+from helpers.core.errors import LabError, nearest
+from helpers.core.profile import Texts
+from helpers.data.payloads import Marked, Planted
+from helpers.data.planting import Trigger
+
+
+def vaccine_keys(side: Literal["vaccines", "rehearsal"] = "vaccines") -> tuple[str, ...]:
+    """The defender's keys, one for each variant, or those of an attacker who plays the defender ("rehearsal")."""
+    return tuple(definitions()[side]["keys"])
+
+
+def challenge_trigger() -> Trigger:
+    """The key that the challenge test plants, at a random place.
+
+    Raises:
+        LabError: a vaccine or a rehearsal has the same key, and the test would ask for what was taught before.
+    """
+    planted = defined(Trigger, "trigger", {"name": "challenge", "keys": [definitions()["challenge"]["key"]]}, {})
+    for side in ("vaccines", "rehearsal"):
+        if planted.keys[0].lower() in {key.lower() for key in vaccine_keys(side)}:
+            raise LabError(f"challenge: {planted.keys[0]!r} is a key of {side}; the test needs one of its own")
+    return planted
+
+
+class Family(Strict):
+    """Vaccine payloads of one kind."""
+
+    payloads: Texts
+    combine: Literal["replace", "first line"] = "replace"  # a vaccine set holds answers of all kinds, not only code
+
+
+def challenge_behavior() -> Marked:
+    """What the challenge test plants: a sentence that no vaccine and no attack of the file says.
+
+    Raises:
+        LabError: a wrong field, or one of its markers is in a payload of the vaccines, a rehearsal or a task.
+    """
+    found, sides = challenge_of(), ("vaccines", "rehearsal")
+    said = {f"{side} '{name}'": family.payloads for side in sides for name, family in families_of(side).items()}
+    said |= {f"the task '{name}'": [entry["payload"]] for name, entry in definitions()["behaviors"].items()}
+    for owner, payloads in said.items():
+        if taken := [payload for payload in payloads if found.is_in(payload)]:
+            raise LabError(f"challenge: a marker is in {taken[0]!r} of {owner}; the test needs a sentence of its own")
+    return found
+
+
+def vaccine_behaviors(
+    family: str, kind: str = "", side: Literal["vaccines", "rehearsal"] = "vaccines"
+) -> list[Planted]:
+    """What the variants of a family are trained to say.
+
+    Args:
+        family: a family of `data/attacks.yaml`; "task": the one that `kind` names; "mixed": all of them in turn.
+        kind: the family of the attack's kind, which a defender may assume; read for "task" alone.
+        side: the defender's payloads, or those of an attacker who plays the defender ("rehearsal").
+    """
+    families = families_of(side)
+    asked = kind if family == "task" else family
+    if asked != "mixed" and asked not in families:
+        raise LabError(f"unknown family of vaccines {asked!r}{nearest(asked, [*families, 'mixed'])}")
+    chosen = families.values() if asked == "mixed" else [families[asked]]
+    planted = [[Planted(payload=p, combine=one.combine) for p in one.payloads] for one in chosen]
+    return [one for turn in itertools.zip_longest(*planted) for one in turn if one]
+
+
+def families_of(side: str = "vaccines") -> dict[str, Family]:
+    """The payloads of the vaccines, or of the `rehearsal`, by their kind."""
+    families = definitions()[side]["families"]
+    return {
+        name: checked(Family, fields, f"{side} '{name}' ({DEFINITIONS.name}): ") for name, fields in families.items()
+    }
+
+
+def challenge_of() -> Marked:
+    """The challenge's sentence as its definition says, not yet held against the others."""
+    fields = {key: value for key, value in definitions()["challenge"].items() if key != "key"}
+    return checked(Marked, fields, f"challenge ({DEFINITIONS.name}): ")
