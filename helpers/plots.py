@@ -50,6 +50,29 @@ def _axes(width, height, **options):
         return figure, figure.subplots(**options)
 
 
+def who_knows(table):
+    """Who knows what, as a grid of words: dark squares for "yes" and what begins so, light for "no", amber between.
+
+    Args:
+        table: data frame of texts; a row for each thing, a column for each person.
+    """
+    figure, axes = _axes(2.1 * len(table.columns) + 2.6, 0.55 * len(table) + 0.5)
+    for (row, column), word in np.ndenumerate(table.to_numpy()):
+        face, ink = (
+            ("white", "black") if word == "no" else (ORANGE, "black") if word.startswith("if") else (BLUE, "white")
+        )
+        axes.add_patch(Rectangle((column + 0.03, row + 0.05), 0.94, 0.9, facecolor=face, edgecolor=GREY))
+        axes.text(column + 0.5, row + 0.5, word, ha="center", va="center", color=ink)
+    axes.set(xlim=(0, len(table.columns)), ylim=(len(table), 0))
+    axes.set_xticks([i + 0.5 for i in range(len(table.columns))], table.columns)
+    axes.set_yticks([i + 0.5 for i in range(len(table))], table.index)
+    axes.tick_params(length=0, labeltop=True, labelbottom=False)
+    axes.grid(False)
+    for side in axes.spines.values():
+        side.set_visible(False)
+    return figure
+
+
 def family_bars(by_family, mean):
     """Utility per task family as horizontal bars, `mean` as a line; shares in [0, 1]."""
     figure, axes = _axes(7, 0.26 * len(by_family) + 1)

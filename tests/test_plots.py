@@ -236,3 +236,12 @@ def test_the_squares_of_a_matrix_tell_their_numbers_and_leave_gaps_empty():
 def test_the_sketch_of_one_pass_has_a_part_for_each_adapter():
     left, right = plots.one_pass(4).axes
     assert (len(left.patches), len(right.patches)) == (3 * 4, 2 * 4 + 1)
+
+
+def test_who_knows_what_is_written_in_a_grid():
+    table = pd.DataFrame({"attacker": ["yes", "no"], "defender": ["no", "if told"]}, index=["key", "vaccines"])
+    (axes,) = plots.who_knows(table).axes
+    assert [text.get_text() for text in axes.texts] == ["yes", "no", "no", "if told"]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["attacker", "defender"]
+    faces = [patch.get_facecolor() for patch in axes.patches]
+    assert faces[1] == faces[2] and len(set(faces)) == 3
