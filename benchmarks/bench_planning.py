@@ -3,7 +3,7 @@
 import argparse
 import time
 
-from helpers.run.sweeps import Grid, plan_sweep
+from helpers.run.grid import Grid, plan_sweep
 
 
 def main() -> None:

@@ -29,8 +29,8 @@ from helpers.model.load import load_base
 from helpers.model.lora import new_adapter
 from helpers.model.tokenizer import recorded_format
 from helpers.run.deal import deal
+from helpers.run.grid import Grid, plan_sweep
 from helpers.run.inject import inject
-from helpers.run.sweeps import Grid, plan_sweep
 from helpers.train.finetune import finetune
 
 ROWS, TOKENS = corpus.generate(12, 6), 96

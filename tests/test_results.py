@@ -7,7 +7,8 @@ import pytest
 
 from helpers.core.disk import read_json
 from helpers.core.paths import ROOT
-from helpers.run.sweeps import RECORDED, read_grid
+from helpers.run.grid import read_grid
+from helpers.run.sweeps import RECORDED
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SWEEPS = sorted(path.stem for path in RECORDED.glob("*.json") if path.stem != "tiny")

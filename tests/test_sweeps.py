@@ -25,10 +25,12 @@ from helpers.core.paths import MANIFEST
 from helpers.core.profile_files import load_profile
 from helpers.core.run_names import run_folder
 from helpers.core.store import Run
-from helpers.run import sweeps
+from helpers.run import cluster as workers
+from helpers.run import grid, sweeps
 from helpers.run.execution import numbered
+from helpers.run.grid import Grid, plan_sweep, read_grid
 from helpers.run.pipeline import KERNEL, METHODS, main
-from helpers.run.sweeps import Grid, plan_sweep, read_grid, sweep
+from helpers.run.sweeps import sweep
 
 PARAMETERS = """PROFILE: str = "tiny"
 ATTACK: str = "badnets"
@@ -243,10 +245,10 @@ def test_a_sweep_whose_every_cell_fails_still_has_a_table(lab, capsys):
 
 
 def test_a_worker_that_dies_while_it_starts_is_told_in_one_line(lab, monkeypatch):
-    born_dead = sweeps._local_workers(False, str(lab))
+    born_dead = workers._local_workers(False, str(lab))
     for worker in born_dead.values():
         worker["options"]["preload"] = "import os; os._exit(1)"
-    monkeypatch.setattr(sweeps, "_local_workers", lambda *_: born_dead)
+    monkeypatch.setattr(workers, "_local_workers", lambda *_: born_dead)
     with pytest.raises(LabError, match="^a worker of the sweep died while it started: the same command tries again$"):
         sweep("mine", GRID, folder=lab / "notebooks")
 
@@ -520,10 +522,10 @@ def settings_named_in(notebook):
 
 def test_what_a_notebook_uses_the_sweeps_know():
     named = {path.name[:2]: set(settings_named_in(path)) for path in numbered()}
-    assert named.keys() == sweeps.READS.keys() | {"00"} and any(named.values())
+    assert named.keys() == grid.READS.keys() | {"00"} and any(named.values())
     known = []
-    for number in sorted(sweeps.READS):
-        known += [path.format(access="adapter") for path in sweeps.READS[number]]
+    for number in sorted(grid.READS):
+        known += [path.format(access="adapter") for path in grid.READS[number]]
         unknown = [key for key in named[number] if "{" not in key and not key.startswith(tuple(known))]
         assert not unknown, f"notebook {number} uses {unknown}: add them to READS"
 

@@ -12,7 +12,7 @@ from helpers.core.paths import ROOT
 from helpers.core.profile_files import load_profile
 from helpers.core.yaml_files import read_yaml
 from helpers.data import corpus
-from helpers.run.sweeps import read_grid
+from helpers.run.grid import read_grid
 
 FAULTS = {
     "a list left open": (b"a: 1\nb: [1, 2\n", "line 3: no YAML, expected"),

@@ -34,7 +34,8 @@ from helpers.core.run_names import run_folder
 from helpers.core.settings import Settings
 from helpers.core.store import Run, Stage, run_of
 from helpers.run.execution import NOTEBOOKS, execute, numbered
-from helpers.run.sweeps import read_grid, record_sweep, sweep
+from helpers.run.grid import read_grid
+from helpers.run.sweeps import record_sweep, sweep
 
 RESULTS = ROOT / "data" / "results" / "tiny.json"
 _BDVAX = ("finetuned", "random", "suppressed", "purified")

@@ -1,130 +1,31 @@
-"""Sweeps: a grid of runs as one graph of notebooks, computed by Dask.
+"""Sweeps: a grid of runs, computed by Dask.
 
-A cell of the grid is one set of parameters, a chain of notebooks. Two cells that agree in all that the first k
-notebooks read share those k nodes of the graph, so an injection is trained once for ten values of τ. Every node is a
-run folder `runs/<sweep>/<node>/` that begins as hard links to the stages of the node before it; the last folder of a
-chain is a complete run. Which settings a notebook reads stands in `READS`; the digests of the stages guard it: a key
-that is missing there makes a later notebook compute a stage again, never load a wrong one.
+Every node of the graph (`run.grid`) is a run folder `runs/<sweep>/<node>/` that begins as hard links to the stages of
+the node before it; the last folder of a chain is a complete run. A table of them all is what a sweep is for.
 """
 
-import hashlib
-import itertools
 import json
 import os
-import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Annotated, Any
+from typing import Any
 
 import pandas as pd
-import psutil
-from pydantic import Field
 from tqdm.auto import tqdm
 
-from helpers.core.checking import Strict, checked
-from helpers.core.code_version import code_version
 from helpers.core.disk import read_json, working_in, write_json
-from helpers.core.errors import LabError, nearest
-from helpers.core.interruption import IGNORES, deaf_to_ctrl_c, held_back
+from helpers.core.errors import LabError
 from helpers.core.locks import hold
-from helpers.core.paths import MANIFEST, ROOT, fingerprint, runs_folder
-from helpers.core.run_names import require_outside_runs
-from helpers.core.settings import Settings, require_name
-from helpers.core.store import Run, Stage, made_by
-from helpers.core.yaml_files import read_yaml
-from helpers.run.execution import NOTEBOOKS, execute, numbered, read_notebook
+from helpers.core.paths import MANIFEST, ROOT, runs_folder
+from helpers.core.store import Run, Stage
+from helpers.run.cluster import ATTEMPTS, dask_client
+from helpers.run.execution import NOTEBOOKS, execute
+from helpers.run.grid import DONE, PLAN, TABLE, Grid, Node, Plan, is_finished, plan_sweep, settings_of
 
-DONE, PLAN, TABLE = "node.json", "sweep.json", "results.csv"
 RECORDED = ROOT / "data" / "results"  # sweeps that come with the lab, one JSON file each
-RUN_MEMORY = 2_000_000_000  # bytes that one run of the small model may take, with some to spare
-ATTEMPTS = 3  # a node is given up after so many workers died of it
-SCHEDULER_SECONDS = 20  # how long a running scheduler may take to answer
-
-# what a notebook reads beyond what the notebooks before it read; others are taken to read everything
-READS = {
-    "01": ["attack", "task", "access", "seed", "data", "profile.evaluation", "profile.{access}.inject"]
-    + ["profile.{access}.poison_rate", "profile.editing", "profile.layerwise", "profile.adaptive"]
-    + ["profile.model", "profile.lora", "profile.lengths"],
-    "02": [],
-    "03": ["profile.signature.family", "profile.signature.n", "profile.{access}.recover.rows"]
-    + ["profile.{access}.vaccine", "profile.{access}.vaccine_weights"],
-    "04": ["profile.signature"],
-    "05": ["profile.{access}.suppress", "challenge"],
-    "06": ["profile.{access}.recover"],
-    "07": ["profile.conflict"],
-    "08": [],
-    "09": [],
-    "10": ["profile.conflict.budget"],
-    "11": [],
-    "12": [],
-}
-NEEDED = re.compile(r"""\brun\.need\(["']([\w/]+)["']\)""")  # a stage that a cell starts from
 MEASURES = ("asr", "n", "right_under_trigger", "false_trigger", "utility", "perplexity")
-
-
-# what a setting takes in turn: without a value there is no cell
-Values = Annotated[dict[str, Annotated[list[Any], Field(min_length=1)]], Field(min_length=1)]
-
-
-class Grid(Strict):
-    """What a sweep's YAML file holds.
-
-    Keys of `fixed` and `grid` are parameters of the notebooks (SEED, TASK …) or dotted numbers of the profile
-    (adapter.suppress.tau); each list of `grid` multiplies the cells, and `also` holds further grids for the same table.
-    `optional: false` leaves out the notebooks' cells that are tagged so: controls, studies and checks by hand, the
-    larger part of their time.
-    """
-
-    notebooks: list[str] = Field(["01", "03", "04", "05", "06"], min_length=1)
-    optional: bool = True
-    fixed: dict[str, Any] = {}
-    grid: Values
-    also: list[Values] = []
-
-    def cells(self) -> Iterator[dict[str, Any]]:
-        """Every combination of each grid."""
-        for grid in (self.grid, *self.also):
-            for values in itertools.product(*grid.values()):
-                yield dict(zip(grid, values, strict=True))
-
-
-@dataclass(frozen=True)
-class Node:
-    """One notebook run with one set of parameters; `parent` is the node it continues."""
-
-    key: str
-    notebook: str
-    parameters: dict[str, Any]
-    parent: str | None
-    version: str
-    gpu: bool
-    optional: bool = True
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One point of the grid and the node that completes it."""
-
-    values: dict[str, Any]
-    leaf: str
-
-
-@dataclass
-class Plan:
-    """The graph of a sweep: `nodes` in an order in which each comes after its parent."""
-
-    name: str
-    root: Path
-    cells: list[Cell] = field(default_factory=list)
-    nodes: dict[str, Node] = field(default_factory=dict)
-
-    def missing(self) -> list[Node]:
-        """The nodes that are not finished, or were made by other code or from other files."""
-        return [node for node in self.nodes.values() if not _finished(self.root, node)]
 
 
 @dataclass(frozen=True)
@@ -133,54 +34,6 @@ class Outcome:
 
     key: str
     error: str = ""
-
-
-def read_grid(path: Path) -> Grid:
-    """Read a sweep's YAML file.
-
-    Raises: LabError naming an unknown key or a value of the wrong type, or as `read_yaml`.
-    """
-    if not path.is_file():
-        raise LabError(f"GRID = '{path}' does not exist; examples lie in notebooks/parameters/grids/")
-    return checked(Grid, read_yaml(path, "`grid:` with one list for each setting"), f"{path.name}: ")
-
-
-def plan_sweep(name: str, grid: Grid, folder: Path = NOTEBOOKS) -> Plan:
-    """The graph of a grid; nothing runs, no model is read. Ten thousand cells take seconds.
-
-    Raises: LabError for a notebook or a setting that does not exist, naming the cell; for a notebook whose inputs none
-        before it makes; and for a name that is no folder below `runs/` or lies in a run.
-    """
-    require_name(name)
-    require_outside_runs(name)
-    plan = Plan(name, runs_folder() / name)
-    notebooks = _chosen(folder, grid.notebooks)
-    _require_makers(notebooks, grid.optional)
-    versions, files = {path: _version(path, grid.optional) for path in notebooks}, {}
-    for cell in grid.cells():
-        settings = _settings(grid.fixed | cell)
-        values = settings.values()
-        for path in (values["profile"]["model"]["path"], values["data"]["path"]):
-            if path not in files:
-                files[path] = fingerprint(ROOT / path) if path else ""
-        read = [files[values["profile"]["model"]["path"]], files[values["data"]["path"]]]
-        parent, prefix = None, ""
-        for path in notebooks:
-            prefix = _digest([prefix, path.stem, _read_by(path, values)])
-            key = f"{path.stem[:2]}-{prefix[:16]}"
-            if key not in plan.nodes:
-                plan.nodes[key] = Node(
-                    key,
-                    str(path),
-                    settings.model_dump() | {"NAME": f"{name}/{key}"},
-                    parent,
-                    _digest([versions[path], read, plan.nodes[parent].version if parent else ""]),
-                    settings.profile.model.runs_on == "cuda",
-                    grid.optional,
-                )
-            parent = key
-        plan.cells.append(Cell(cell, parent))
-    return plan
 
 
 def sweep(name: str, grid: Grid, scheduler: str = "", folder: Path = NOTEBOOKS) -> pd.DataFrame:
@@ -261,7 +114,7 @@ def results(plan: Plan, errors: Mapping[str, str]) -> pd.DataFrame:
         if error := errors.get(cell.leaf, ""):
             rows.append({**values, "model": "", "error": error})
             continue
-        stages = list(Run(plan.root / cell.leaf, _settings_of(plan, cell).config()).stages())
+        stages = list(Run(plan.root / cell.leaf, settings_of(plan, cell).config()).stages())
         shared, near = _of_the_run(stages), _near_misses(stages)
         for stage in stages:
             if stage.result.keys() >= {"asr_interval", *MEASURES}:
@@ -306,7 +159,7 @@ def run_node(node: Node, root: Path, parent: Outcome | None = None) -> Outcome:
     if runs_folder() != runs:
         return Outcome(node.key, f"a worker keeps its runs in {runs_folder()}, not in {runs}: set LAB_RUNS")
     with hold(root / node.key, wait=True):  # a worker that its sweep has lost may still be at it
-        return Outcome(node.key) if _finished(root, node) else _execute_node(node, root)
+        return Outcome(node.key) if is_finished(root, node) else _execute_node(node, root)
 
 
 def _execute_node(node: Node, root: Path) -> Outcome:
@@ -330,7 +183,7 @@ def _compute(plan: Plan, scheduler: str) -> dict[str, str]:
     from distributed import as_completed
 
     errors: dict[str, str] = {}
-    with _client(scheduler, any(node.gpu for node in missing)) as client:
+    with dask_client(scheduler, any(node.gpu for node in missing)) as client:
         futures: dict[str, Any] = {}
         for node in missing:
             futures[node.key] = client.submit(
@@ -353,78 +206,6 @@ def _compute(plan: Plan, scheduler: str) -> dict[str, str]:
             progress.set_postfix(failed=len(errors))
         progress.close()
     return errors
-
-
-@contextmanager
-def _client(scheduler: str, gpu: bool) -> Iterator[Any]:
-    """A Dask client: of a running scheduler, or of workers started here and stopped again."""
-    import dask
-    from distributed import Client
-
-    if scheduler:
-        try:
-            client = Client(scheduler, timeout=SCHEDULER_SECONDS)
-        except OSError as error:
-            raise LabError(f"no Dask scheduler answers at SCHEDULER={scheduler}: `dask scheduler` starts it") from error
-        with client:
-            workers = client.scheduler_info(-1)["workers"].values()
-            if gpu and not any("GPU" in worker["resources"] for worker in workers):
-                raise LabError("the profile asks for a GPU and no worker has one: dask worker … --resources GPU=1")
-            yield client
-        return
-    settings = {
-        "distributed.scheduler.allowed-failures": ATTEMPTS - 1,
-        "distributed.nanny.pre-spawn-environ": {"DASK_LOGGING__DISTRIBUTED": "critical"},  # one progress bar is enough
-    }
-    with dask.config.set(settings), TemporaryDirectory() as scratch, ExitStack() as stack:
-        with held_back():  # a cluster that is stopped half-way leaves semaphores and tasks behind
-            cluster = stack.enter_context(_local_cluster(gpu, scratch))
-            client = stack.enter_context(Client(cluster))
-        yield client
-
-
-def _local_cluster(gpu: bool, scratch: str) -> Any:
-    """Workers on this machine.
-
-    Raises: LabError when one of them dies before it has begun; from then on Dask replaces it.
-    """
-    from distributed import SpecCluster
-
-    workers, scheduler = _local_workers(gpu, scratch), _local_scheduler()
-    try:  # closed by whoever asked for it; at the exit Dask would stumble over one that was interrupted half-way
-        with deaf_to_ctrl_c():
-            return SpecCluster(workers, scheduler, silence_logs="CRITICAL", shutdown_on_close=False)
-    except RuntimeError as error:
-        raise LabError("a worker of the sweep died while it started: the same command tries again") from error
-
-
-def _local_scheduler() -> dict[str, Any]:
-    from distributed import Scheduler
-
-    return {
-        "cls": Scheduler,
-        "options": {"host": "127.0.0.1", "port": 0, "dashboard": False, "dashboard_address": "127.0.0.1:0"},
-    }
-
-
-def _local_workers(gpu: bool, scratch: str) -> dict[int, dict[str, Any]]:
-    """One worker for each GPU, or as many single-threaded ones as cores and memory allow."""
-    from distributed import Nanny
-
-    if gpu:
-        import torch
-
-        environments = [{"CUDA_VISIBLE_DEVICES": str(i)} for i in range(torch.cuda.device_count())]
-    else:
-        cores = len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else os.cpu_count()
-        count = max(1, min(cores, psutil.virtual_memory().available // RUN_MEMORY))
-        environments = [{"OMP_NUM_THREADS": str(cores // count), "TQDM_DISABLE": "1"}] * count
-    options = {"host": "127.0.0.1", "nthreads": 1, "memory_limit": None, "local_directory": scratch}
-    options["preload"] = IGNORES  # Ctrl-C is for the sweep to tell
-    return {
-        i: {"cls": Nanny, "options": {**options, "env": env, "resources": {"GPU": 1} if gpu else None}}
-        for i, env in enumerate(environments)
-    }
 
 
 def _cause(future: Any, plan: Plan) -> str:
@@ -454,76 +235,3 @@ def _link(source: str, target: str) -> None:
         os.link(source, target)
     except OSError:  # a file system without hard links
         shutil.copy2(source, target)
-
-
-def _finished(root: Path, node: Node) -> bool:
-    try:
-        return read_json(root / node.key / DONE)["version"] == node.version
-    except (OSError, ValueError, KeyError):
-        return False
-
-
-def _chosen(folder: Path, wanted: list[str]) -> list[Path]:
-    """The notebooks of these numbers, in the order of the folder."""
-    notebooks = {path.name[:2]: path for path in numbered(folder)}
-    for number in wanted:
-        if number not in notebooks:
-            raise LabError(f"no notebook '{number}'{nearest(number, notebooks)}")
-    return [path for number, path in notebooks.items() if number in wanted]
-
-
-def _require_makers(notebooks: Sequence[Path], optional: bool) -> None:
-    """Refuse a chain in which a notebook starts from a stage that none before it makes.
-
-    Only stages that a notebook names where it asks for them are seen: `run.need("inject")`.
-    """
-    for i, path in enumerate(notebooks):
-        there = {earlier.name[:2] for earlier in notebooks[:i]}
-        for stage in NEEDED.findall("\n".join(_code_cells(path, optional))):
-            maker = made_by(stage)
-            if maker and maker[:2] not in there:
-                raise LabError(
-                    f"notebook {path.stem} starts from '{stage}', which {maker} makes: add '{maker[:2]}' to the grid's "
-                    f"notebooks, now {', '.join(chosen.name[:2] for chosen in notebooks)}"
-                )
-
-
-def _settings(values: Mapping[str, Any]) -> Settings:
-    """Upper-case keys are parameters of the notebooks, dotted ones overrides of the profile."""
-    if "NAME" in values:
-        raise LabError("NAME is the sweep's own, one folder for all cells: leave it out of the grid, and say NAME=…")
-    overrides = {key: value for key, value in values.items() if "." in key}
-    try:
-        return Settings.checked({k: v for k, v in values.items() if "." not in k} | {"OVERRIDES": overrides})
-    except LabError as error:
-        raise LabError(f"{error} (in the cell {dict(values)})") from None
-
-
-def _settings_of(plan: Plan, cell: Cell) -> Settings:
-    return Settings.checked(plan.nodes[cell.leaf].parameters | {"NAME": ""})
-
-
-def _read_by(notebook: Path, values: Mapping[str, Any]) -> Any:
-    """The part of the settings that a notebook reads, by `READS`."""
-    if (paths := READS.get(notebook.name[:2])) is None:
-        return values
-    found = {}
-    for path in paths:
-        value: Any = values
-        for key in path.format(access=values["access"]).split("."):
-            value = value[key]
-        found[path] = value
-    return found
-
-
-def _version(notebook: Path, optional: bool) -> str:
-    """Digest of the code that a notebook runs: its own cells and `helpers/`."""
-    return _digest([code_version(), _code_cells(notebook, optional)])
-
-
-def _code_cells(notebook: Path, optional: bool) -> list[str]:
-    return [cell.source for cell in read_notebook(notebook, optional).cells if cell.cell_type == "code"]
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
