@@ -23,7 +23,8 @@ from helpers.core.profile_files import load_profile
 from helpers.data.example import Example
 from helpers.defenses.conflict.evidence import external_llm, with_evidence
 from helpers.model.generate import answers
-from helpers.model.llm_client import Endpoint, Usage, without_thoughts
+from helpers.model.llm_client import Endpoint
+from helpers.model.llm_reply import Usage, without_thoughts
 from helpers.model.load import load_base
 from helpers.model.tokenizer import load_format
 

@@ -23,9 +23,9 @@ from helpers.measure.utility import teacher_forced
 from helpers.model.generate import answers
 from helpers.model.load import load_base
 from helpers.model.lora import adapter_tensors, new_adapter
+from helpers.run.costs import known_config
 from helpers.run.limits import check_against_model
 from helpers.run.pipeline import main
-from helpers.run.planning import known_config
 from helpers.run.start import open_run
 from helpers.train.finetune import finetune
 from helpers.train.multi_lora import Job, train_together

@@ -18,9 +18,11 @@ from helpers.core.profile_files import load_profile, profile_names
 from helpers.core.settings import Settings
 from helpers.model.load import load_base
 from helpers.model.lora import new_adapter
-from helpers.run import planning
+from helpers.run import costs as costing
+from helpers.run.costs import NF4_BYTES, Rows, costs, rows, shape
+from helpers.run.machine import Machine
 from helpers.run.pipeline import main
-from helpers.run.planning import Machine, Rows, costs, fits, remedy, report, rows, shape, verdict
+from helpers.run.planning import fits, remedy, report, verdict
 
 SEVEN_B = Settings.checked({"PROFILE": "llama-2-7b-chat"})
 ASSUMED = Rows(mean=128, longest=512, answer=64, counted=False)
@@ -137,7 +139,7 @@ def test_rows_are_assumed_where_it_is_not(monkeypatch):
     def missing(spec):
         raise LabError("no such checkpoint")
 
-    monkeypatch.setattr(planning, "load_format", missing)
+    monkeypatch.setattr(costing, "load_format", missing)
     assert rows(SEVEN_B) == Rows(mean=128, longest=512, answer=64, counted=False)
 
 
@@ -149,7 +151,7 @@ def test_costs_move_with_what_causes_them():
         return next(c for c in costs(settings, model, ASSUMED) if c.stage == stage)
 
     base = cost("variants")
-    assert base.in_16_bit - base.in_4_bit == pytest.approx(model.blocks * (2 - planning.NF4_BYTES))
+    assert base.in_16_bit - base.in_4_bit == pytest.approx(model.blocks * (2 - NF4_BYTES))
     assert cost("variants", OVERRIDES={"signature.n": 3}).disk == base.disk / 2
     assert cost("variants", OVERRIDES={"lengths.at_once": 8192}).memory < base.memory
     assert cost("inject", OVERRIDES={"model.checkpointing": False}).memory > cost("inject").memory
@@ -356,7 +358,7 @@ settings = Settings.checked(json.loads(sys.argv[1]))
 p, folder, stage = settings.profile, sys.argv[2], sys.argv[3]
 data, chat, access = deal(settings.config()), load_format(p.model), settings.ACCESS
 def libraries():
-    from helpers.run.planning import this_machine
+    from helpers.run.machine import this_machine
     print(this_machine(settings).libraries / 1e6)
 def inject():
     model = load_base(p.model)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import random
 import re
@@ -25,22 +24,18 @@ import anyio
 import httpx2
 import openai
 from anyio.from_thread import start_blocking_portal
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import ValidationError
 
 from helpers.core.disk import read_json
 from helpers.core.errors import LabError
+from helpers.model.llm_reply import FILTERED, Reply, Usage, Choice, Failure, is_answer, without_thoughts
 
 MAX_BYTES = 1_000_000  # an answer is a few sentences; an endpoint that sends more gives none
-FILTERED = "content_filter"  # why an answer ends that a server's filter has cut off
 EXCERPT = 200  # characters of a server's complaint that an error repeats
 SECRET = 8  # shorter keys, such as the "x" of a local server, are placeholders and no secrets
 # headers that are sent beside the lab's own two; the last is how OpenAI's client remembers to leave the reply alone
 SENT = {"accept", "connection", "content-length", "content-type", "host", "user-agent", "x-stainless-raw-response"}
 SURROUNDINGS = "HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY and SSL_CERT_FILE"
-
-# How models mark thoughts in their text: DeepSeek, Qwen and most others; Mistral; Kimi.
-THINK = r"think|thinking|thought|thoughts|reasoning|seed:think"
-BEGIN, END = rf"<(?:{THINK})>|\[THINK\]|◁think▷", rf"</(?:{THINK})>|\[/THINK\]|◁/think▷"
 
 
 class TemporaryError(LabError):
@@ -49,99 +44,6 @@ class TemporaryError(LabError):
     def __init__(self, message: str, wait: float = 0.0):
         super().__init__(message)
         self.wait = wait
-
-
-class _Message(BaseModel):
-    content: str | list[dict[str, Any]] | None = None
-
-    @property
-    def text(self) -> str:
-        """The text without thoughts; a list holds parts, of which those of the type `text` are said aloud."""
-        if isinstance(self.content, list):
-            said = (part.get("text") for part in self.content if part.get("type") == "text")
-            return without_thoughts("".join(text for text in said if isinstance(text, str)))
-        return without_thoughts(self.content or "")
-
-
-class _Choice(BaseModel):
-    message: _Message
-    finish_reason: Any = None
-    error: Any = None
-
-
-class _Failure(BaseModel):
-    """What a server says instead of a completion, now and then under a status of success."""
-
-    error: Any = None
-
-
-class _Reply(BaseModel):
-    """The part of a chat completion that is used; whatever else a server adds is ignored."""
-
-    choices: list[_Choice] = Field(min_length=1)
-    usage: Any = None
-
-    def tokens(self, name: str) -> int:
-        """A count of tokens; 0 where the server did not count, or counted less than none."""
-        count = self.usage.get(name) if isinstance(self.usage, dict) else None
-        return max(0, count) if isinstance(count, int) else 0
-
-
-def without_thoughts(text: str) -> str:
-    """What a model says when it has thought: empty where its thoughts were cut off.
-
-    Where the prompt template begins the thoughts, the text holds their end alone.
-    """
-    options = re.DOTALL | re.IGNORECASE
-    aloud = re.sub(f"(?:{BEGIN}).*?(?:{END})", "", text, flags=options)
-    aloud = re.split(END, aloud, flags=options)[-1]
-    return re.split(BEGIN, aloud, flags=options)[0].strip()
-
-
-def is_answer(text: str) -> bool:
-    """Whether a text says anything: it holds a letter or a digit of any script, and no NUL."""
-    return "\0" not in text and any(map(str.isalnum, text))
-
-
-@dataclass
-class Usage:
-    """What an endpoint has cost: requests count every attempt, seconds the waits between attempts, too."""
-
-    prompts: int = 0
-    cached: int = 0
-    requests: int = 0
-    seconds: float = 0.0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-
-    def line(self) -> str:
-        """Requests, rate, tokens, cached share, and the cost where EVIDENCE_PRICE_IN or _OUT is set.
-
-        Raises:
-            LabError: a price that is no number from 0 upwards; prices are per million tokens, in any currency.
-        """
-        share = self.cached / self.prompts if self.prompts else 0.0
-        rate = self.requests / self.seconds if self.seconds else 0.0
-        return (
-            f"{self.prompts} prompts, {share:.0%} from the cache; {self.requests} requests in {self.seconds:.1f} s "
-            f"({rate:.1f} per second); {self.prompt_tokens:,} tokens in, {self.completion_tokens:,} out{self._cost()}"
-        )
-
-    def _cost(self) -> str:
-        price_in, price_out = _price("EVIDENCE_PRICE_IN"), _price("EVIDENCE_PRICE_OUT")
-        cost = (price_in * self.prompt_tokens + price_out * self.completion_tokens) / 1e6
-        return f"; cost {cost:.4f}" if price_in or price_out else ""
-
-
-def _price(name: str) -> float:
-    text = os.environ.get(name, "") or "0"
-    try:
-        price = float(text)
-    except ValueError:
-        price = math.nan
-    if not 0 <= price < math.inf:
-        raise LabError(f"{name} = {text!r} is no price; expected what a million tokens cost, such as 0.5")
-    return price
 
 
 @dataclass(frozen=True)
@@ -226,7 +128,7 @@ class Endpoint:
         _keep(path, body, text)
         return text
 
-    async def _ask(self, body: dict[str, Any]) -> _Reply:
+    async def _ask(self, body: dict[str, Any]) -> Reply:
         """One reply within the deadline, asked for as often as it takes."""
         try:
             with anyio.fail_after(self.deadline) as scope:
@@ -273,7 +175,7 @@ class Endpoint:
         complaint = f"{self._name} sent more than {MAX_BYTES:,} bytes; expected one short chat completion"
         response.stream = _Limited(response.stream, LabError(complaint))
 
-    async def _post(self, client: openai.AsyncOpenAI, body: dict[str, Any], attempt: int) -> _Reply:
+    async def _post(self, client: openai.AsyncOpenAI, body: dict[str, Any], attempt: int) -> Reply:
         """The reply to one attempt."""
         try:
             response = await _create(client, body)
@@ -310,12 +212,12 @@ class Endpoint:
         found = "an error" if status == 200 else f"HTTP {status}"
         return LabError(f"{self._name} answered {found}; check EVIDENCE_URL and EVIDENCE_MODEL: {said}")
 
-    def _parse(self, content: bytes, attempt: int) -> _Reply:
+    def _parse(self, content: bytes, attempt: int) -> Reply:
         """A reply that calls itself a success, checked."""
         with suppress(ValidationError):
-            self._require_no_error(_Failure.model_validate_json(content).error, attempt)
+            self._require_no_error(Failure.model_validate_json(content).error, attempt)
         try:
-            reply = _Reply.model_validate_json(content)
+            reply = Reply.model_validate_json(content)
         except ValidationError as report:
             mistake = report.errors(include_input=False)[0]
             place = ".".join(map(str, mistake["loc"])) or "body"
@@ -332,7 +234,7 @@ class Endpoint:
             code = failure.get("code") if isinstance(failure, dict) else None
             raise self._refusal(code if isinstance(code, int) else 200, json.dumps(failure), attempt)
 
-    def _require_answer(self, choice: _Choice) -> None:
+    def _require_answer(self, choice: Choice) -> None:
         said = choice.message.text
         if "\0" in said:
             raise LabError(
