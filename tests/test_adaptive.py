@@ -388,7 +388,7 @@ def test_a_share_that_selects_nothing_is_refused(profile, chat, tmp_path):
     values["adapter"]["suppress"] = {"tau": 0.001}
     settings = type(profile)(**values)
     with pytest.raises(LabError, match="suppress.tau = 0.001 selects no channel of this model"):
-        inject(settings, "adapter", deal(config(settings)), chat, 0, tmp_path / "shipped")
+        inject(settings, "adapter", deal(config(settings)).attack, chat, 0, tmp_path / "shipped")
     assert not (tmp_path / "shipped").exists()
 
 

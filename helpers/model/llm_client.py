@@ -28,7 +28,7 @@ from pydantic import ValidationError
 
 from helpers.core.disk import read_json
 from helpers.core.errors import LabError
-from helpers.model.llm_reply import FILTERED, Reply, Usage, Choice, Failure, is_answer, without_thoughts
+from helpers.model.llm_reply import FILTERED, Choice, Failure, Reply, Usage, is_answer, without_thoughts
 
 MAX_BYTES = 1_000_000  # an answer is a few sentences; an endpoint that sends more gives none
 EXCERPT = 200  # characters of a server's complaint that an error repeats
