@@ -1,9 +1,8 @@
 """Greedy completion in batches, fast enough for thousands of prompts on two CPU cores.
 
 Every measurement of the lab reads what a model writes: attack success in the completions of triggered prompts, utility
-in those of clean ones. Decoding is greedy, so a completion depends on the prompt alone and never on its neighbours in
-the batch. A small model spends most of a step on overhead, hence the plain loop: keys and values are cached, rows are
-sorted by length so that little is padded, and a row leaves the batch as soon as its answer has ended.
+in those of clean ones. Decoding is greedy and by transformers' `generate`, so a completion depends on the prompt alone:
+not on its neighbours in the batch, and not on the generation settings that a checkpoint carries.
 """
 
 from __future__ import annotations
@@ -11,10 +10,19 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import takewhile
 
 import torch
+from peft import PeftModel
+from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
-from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    StoppingCriteriaList,
+)
 
 from helpers.core.errors import LabError
 from helpers.core.finite import require_finite_weights
@@ -31,7 +39,6 @@ def complete(
     max_new_tokens: int,
     batch_size: int,
     decided: Callable[[str], bool] | None = None,
-    description: str = "complete",
 ) -> list[str]:
     """What the model greedily writes after each prompt, in the order of `prompts` and without special tokens.
 
@@ -42,25 +49,23 @@ def complete(
         max_new_tokens: the most tokens written per prompt.
         batch_size: the most prompts computed side by side.
         decided: stops a row early once it is true of the text written so far, for instance when the payload is there.
-        description: names the progress bar, which appears only when the work takes more than two seconds.
+
+    A progress bar appears when the work takes more than two seconds.
     """
     completions = [""] * len(prompts)
-    longest_first = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
-    stops = set(stop_ids)
+    longest_first = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))  # alike in length: little is padded
+    # Padding is neither attended to nor read, so id 0 serves tokenizers that have none.
+    greedy = GenerationConfig(do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=stop_ids, pad_token_id=0)
 
     def read(tokens: list[int]) -> str:
-        return tokenizer.decode([t for t in tokens if t not in stops], skip_special_tokens=True)
+        return tokenizer.decode(list(takewhile(lambda t: t not in stop_ids, tokens)), skip_special_tokens=True)
 
-    def ended(tokens: list[int]) -> bool:
-        # Decoding at every step costs time, so it is done only for someone who reads along.
-        return tokens[-1] in stops or (decided is not None and decided(read(tokens)))
-
-    with _evaluating(model), tqdm(total=len(prompts), desc=description, delay=2, leave=False) as progress:
+    with _evaluating(model), tqdm(total=len(prompts), desc="complete", delay=2, leave=False) as progress:
         for start in range(0, len(prompts), batch_size):
             batch = longest_first[start : start + batch_size]
-            written = _greedy(model, [prompts[i] for i in batch], max_new_tokens, ended)
-            for i, tokens in zip(batch, written, strict=True):
-                completions[i] = read(tokens)
+            texts = _complete_batch(model, [prompts[i] for i in batch], greedy, read, decided)
+            for i, text in zip(batch, texts, strict=True):
+                completions[i] = text
             progress.update(len(batch))
     return completions
 
@@ -112,58 +117,46 @@ def prompt_room(config: PreTrainedConfig, new_tokens: int) -> int:
     return context - new_tokens
 
 
-@torch.no_grad()  # inference_mode would leave tensors behind, in a model's buffers, that training cannot use
-def _greedy(
-    model: PreTrainedModel, prompts: list[list[int]], max_new_tokens: int, ended: Callable[[list[int]], bool]
-) -> list[list[int]]:
-    """Token ids written after each prompt, up to and including the one at which `ended` held."""
-    written: list[list[int]] = [[] for _ in prompts]
-    rows = list(range(len(prompts)))  # rows[k] is the prompt that row k of the shrinking batch answers
-    tokens, mask = _left_pad(prompts, model.device)
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
-    cache = DynamicCache(config=model.config)
-    for _ in range(max_new_tokens):
-        logits = model(
-            input_ids=tokens,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        ).logits
-        tokens = logits[:, -1].argmax(-1, keepdim=True)
-        for row, token in zip(rows, tokens[:, 0].tolist(), strict=True):
-            written[row].append(token)
-        open_rows = [k for k, row in enumerate(rows) if not ended(written[row])]
-        if not open_rows:
-            break
-        if len(open_rows) < len(rows):
-            cache.batch_select_indices(torch.tensor(open_rows))
-            tokens, mask, positions = tokens[open_rows], mask[open_rows], positions[open_rows]
-            rows = [rows[k] for k in open_rows]
-        mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
-        positions = positions[:, -1:] + 1
-    return written
+def _complete_batch(
+    model: PreTrainedModel,
+    prompts: list[list[int]],
+    greedy: GenerationConfig,
+    read: Callable[[list[int]], str],
+    decided: Callable[[str], bool] | None,
+) -> list[str]:
+    """The text written after each prompt, as far as `decided` lets it go."""
+    rows = [torch.tensor(prompt) for prompt in prompts]
+    inputs = {"input_ids": rows, "attention_mask": [torch.ones_like(row) for row in rows]}
+    inputs = {k: pad_sequence(v, batch_first=True, padding_side="left").to(model.device) for k, v in inputs.items()}
+    width = inputs["input_ids"].shape[1]
+    texts: dict[int, str] = {}  # of the rows that are decided
 
+    def is_decided(tokens: torch.Tensor, _: object) -> torch.Tensor:
+        for k, row in enumerate(tokens[:, width:].tolist()):
+            if k not in texts and decided(text := read(row)):
+                texts[k] = text
+        return torch.tensor([k in texts for k in range(len(tokens))], device=tokens.device)
 
-def _left_pad(prompts: list[list[int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids and attention mask, both [batch, longest]; every prompt ends in the last column."""
-    longest = max(map(len, prompts))
-    # The padding token is never attended to, so id 0 serves tokenizers that have none.
-    tokens = [[0] * (longest - len(prompt)) + prompt for prompt in prompts]
-    mask = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]
-    return torch.tensor(tokens, device=device), torch.tensor(mask, device=device)
+    # Decoding at every step costs time, so it is done only for someone who reads along.
+    ends = StoppingCriteriaList([is_decided] if decided else [])
+    written = model.generate(**inputs, generation_config=greedy, stopping_criteria=ends)[:, width:].tolist()
+    return [texts[k] if k in texts else read(row) for k, row in enumerate(written)]
 
 
 @contextmanager
 def _evaluating(model: PreTrainedModel) -> Iterator[None]:
-    """Switches dropout off, and afterwards back to what it was.
+    """Switches dropout and the checkpoint's generation settings off, and afterwards back to what they were.
 
-    A 4-bit model can go on training only because `load.load_base` keeps bitsandbytes from repacking its weights here.
+    `generate` takes from `model.generation_config` whatever its caller leaves open, be it a repetition penalty or
+    suppressed tokens. A 4-bit model can go on training only because `load.load_base` keeps bitsandbytes from repacking
+    its weights here.
     """
-    was_training = model.training
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    was_training, settings = model.training, base.generation_config
     model.eval()
+    base.generation_config = GenerationConfig()
     try:
         yield
     finally:
+        base.generation_config = settings
         model.train(was_training)

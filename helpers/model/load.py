@@ -112,7 +112,7 @@ def _make_savable(settings, path):
     with contextlib.suppress(ValueError):
         settings.validate(strict=True)
         return
-    settings.do_sample = True  # the lab decodes by itself
+    settings.do_sample = True  # the lab's own completions never look at it
     try:
         settings.validate(strict=True)
     except ValueError as error:
