@@ -36,6 +36,7 @@ from helpers.core.run_names import require_outside_runs
 from helpers.core.settings import Settings, require_name
 from helpers.core.store import Run, Stage, made_by
 from helpers.core.yaml_files import read_yaml
+from helpers.defenses.conflict.merge import require_method
 from helpers.run.execution import NOTEBOOKS, execute, numbered, read_notebook
 
 DONE, PLAN, TABLE = "node.json", "sweep.json", "results.csv"
@@ -494,7 +495,9 @@ def _settings(values: Mapping[str, Any]) -> Settings:
         raise LabError("NAME is the sweep's own, one folder for all cells: leave it out of the grid, and say NAME=…")
     overrides = {key: value for key, value in values.items() if "." in key}
     try:
-        return Settings.checked({k: v for k, v in values.items() if "." not in k} | {"OVERRIDES": overrides})
+        settings = Settings.checked({k: v for k, v in values.items() if "." not in k} | {"OVERRIDES": overrides})
+        require_method(settings.profile.conflict.method)  # cells may share all notebooks before 07
+        return settings
     except LabError as error:
         raise LabError(f"{error} (in the cell {dict(values)})") from None
 
