@@ -42,7 +42,7 @@ from helpers.defenses.conflict.merge import (
     ties,
     ties_as_printed,
 )
-from helpers.model.shards import INDEX, WEIGHTS, read_config, shards, stored
+from helpers.model.shards import INDEX, WEIGHTS, shards, stored
 from helpers.run.limits import check_against_model
 
 T, K, LAM, PLAN = oracle.T, oracle.K, oracle.LAM, oracle.PLAN
@@ -495,7 +495,7 @@ def test_a_file_with_one_function_is_a_method_that_a_profile_can_name(single, ad
     """From SET to the merged model; `t` is the profile's, `offset` no setting, and the conflict model is not asked."""
     add_method("average", AVERAGE)
     settings = chosen_by("conflict.method=average conflict.t=0.75")
-    check_against_model(settings, read_config(single["suspicious"]))
+    check_against_model(settings, ARCHITECTURES["llama"][1])
     folders = [single["suspicious"], tmp_path / "not there", single["base"], tmp_path / "merged"]
     merge(settings.profile.conflict, *folders)
     a, b, found = (numbers(folder) for folder in (single["suspicious"], single["base"], tmp_path / "merged"))
@@ -505,7 +505,7 @@ def test_a_file_with_one_function_is_a_method_that_a_profile_can_name(single, ad
 
 
 def test_every_method_is_a_file_of_its_name_and_no_other_is_known():
-    """Runs after the test above: what was added there is gone."""
+    """What a test has added is gone again."""
     assert set(METHODS) == {"linear", "negate", "slerp", "slerp_by_tensor", "ties", "ties_as_printed", "passthrough"}
     assert all(getattr(merging, name) is function for name, function in METHODS.items())
     assert all(function.__module__ == f"{merging.__name__}.{name}" for name, function in METHODS.items())
@@ -515,7 +515,7 @@ def test_an_unknown_method_is_refused_before_a_run_and_by_the_merge(single, tmp_
     settings = chosen_by("conflict.method=slerp_by_tensors")
     message = "conflict.method = 'slerp_by_tensors' is unknown; did you mean 'slerp_by_tensor'?"
     with pytest.raises(LabError) as caught:
-        check_against_model(settings, read_config(single["base"]))
+        check_against_model(settings, ARCHITECTURES["llama"][1])
     assert str(caught.value) == message
     out = tmp_path / "out"
     models = [single[name] for name in ("suspicious", "conflict", "base")]
