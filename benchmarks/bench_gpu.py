@@ -28,7 +28,7 @@ from helpers.core.profile_files import load_profile
 from helpers.defenses.bdvax.score import score_adapters
 from helpers.defenses.bdvax.select import select
 from helpers.defenses.bdvax.suppress import reinitialise
-from helpers.defenses.conflict.merging import linear
+from helpers.defenses.conflict.merge import linear
 from helpers.model.architecture import channel_axes
 from helpers.model.attention import true_attention_gradients
 from helpers.model.batches import pad

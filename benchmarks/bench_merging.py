@@ -24,7 +24,7 @@ import psutil
 import torch
 import yaml
 
-from helpers.defenses.conflict.merging import linear, passthrough, slerp_by_tensor, ties
+from helpers.defenses.conflict.merge import linear, passthrough, slerp_by_tensor, ties
 from helpers.model.shards import CONFIG, layout, read, shards, write
 
 RESULTS = Path(__file__).parent / "results" / "merging.json"

@@ -22,7 +22,7 @@ from transformers import (
 from helpers.core.errors import LabError
 from helpers.core.profile import ModelSpec
 from helpers.defenses.bdvax.suppress import reinitialise
-from helpers.defenses.conflict.merging import linear, passthrough
+from helpers.defenses.conflict.merge import linear, passthrough
 from helpers.model.architecture import ARCHITECTURES, parameter_shapes
 from helpers.model.checkpoint import check_checkpoint, load_config
 from helpers.model.load import load_base, load_suspect, save

@@ -11,7 +11,7 @@ from helpers.core.errors import LabError
 from helpers.core.profile_files import load_profile
 from helpers.data import corpus
 from helpers.defenses.conflict.conflict_model import merge_adapters, train_conflict, write_conflict, write_suspicious
-from helpers.defenses.conflict.merging import linear
+from helpers.defenses.conflict.merge import linear
 from helpers.measure.utility import teacher_forced
 from helpers.model.load import load_base, load_suspect
 from helpers.model.tokenizer import load_tokenizer

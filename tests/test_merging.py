@@ -25,18 +25,25 @@ from transformers import (
 
 from helpers.core.errors import LabError
 from helpers.core.profile import Conflict
-from helpers.defenses.conflict import merging
-from helpers.defenses.conflict.merging import (
+from helpers.core.profile_files import parse_overrides
+from helpers.core.settings import Settings
+from helpers.defenses.conflict import merge as merging
+from helpers.defenses.conflict.merge import (
+    METHODS,
+    blocks,
     linear,
+    load_methods,
     merge,
     negate,
     passthrough,
     slerp,
     slerp_by_tensor,
+    streaming,
     ties,
     ties_as_printed,
 )
 from helpers.model.shards import INDEX, WEIGHTS, shards, stored
+from helpers.run.limits import check_against_model
 
 T, K, LAM, PLAN = oracle.T, oracle.K, oracle.LAM, oracle.PLAN
 TOKENS = torch.arange(12).view(2, 6)
@@ -51,11 +58,11 @@ def ours(method, models, folder):
     pair, base = (models["suspicious"], models["conflict"]), models["base"]
     match method:
         case "linear" | "slerp" | "slerp_by_tensor":
-            getattr(merging, method)(*pair, folder, T)
+            METHODS[method](*pair, folder, T)
         case "negate":
             negate(*pair, folder, 1 + T)
         case "ties" | "ties_as_printed":
-            getattr(merging, method)(*pair, base, folder, K, LAM)
+            METHODS[method](*pair, base, folder, K, LAM)
         case "passthrough":
             passthrough(*pair, folder, PLAN)
 
@@ -191,7 +198,7 @@ def printed(x, y, kept_x, kept_y):
 @pytest.mark.parametrize("method", ["linear", "slerp", "slerp_by_tensor", "ties", "ties_as_printed"])
 def test_merges_match_a_loop_over_single_numbers(single, method, block, tmp_path, monkeypatch):
     """In one block or in many."""
-    monkeypatch.setattr(merging, "BLOCK", block)
+    monkeypatch.setattr(blocks, "BLOCK", block)
     ours(method, single, tmp_path / "merged")
     found, expected = numbers(tmp_path / "merged"), by_hand(method, single)
     assert found.keys() == expected.keys()
@@ -444,13 +451,97 @@ def test_a_profile_can_negate(single, tmp_path):
     assert (tmp_path / "merged" / WEIGHTS).read_bytes() == (tmp_path / "direct" / WEIGHTS).read_bytes()
 
 
+# --- methods by name ----------------------------------------------------------------------------------------------
+
+AVERAGE = """
+from helpers.defenses.conflict.merge.checkpoints import Folder
+from helpers.defenses.conflict.merge.registry import method
+from helpers.defenses.conflict.merge.streaming import ModelStream
+
+
+@method
+def average(suspicious: Folder, base: Folder, folder: Folder, t: float, offset: float = 0.25) -> None:
+    ModelStream([suspicious, base], folder).write_blocks(lambda ours, theirs: t * ours - theirs + offset)
+"""
+
+
+@pytest.fixture
+def add_method(tmp_path, monkeypatch):
+    """A function that puts a file of methods beside the lab's own; both are gone after the test."""
+    folder = tmp_path / "methods"
+    folder.mkdir()
+    monkeypatch.setattr(merging, "__path__", [*merging.__path__, str(folder)])
+    before, loaded = dict(METHODS), set(sys.modules)
+
+    def add(name, source):
+        (folder / f"{name}.py").write_text(source, encoding="utf-8")
+        importlib.invalidate_caches()
+        load_methods(merging.__path__, merging.__name__)
+
+    yield add
+    METHODS.clear()
+    METHODS.update(before)
+    for name in set(sys.modules) - loaded:
+        if name.startswith(merging.__name__):
+            delattr(merging, name.rpartition(".")[2])
+            del sys.modules[name]
+
+
+def chosen_by(text):
+    return Settings.checked({"PROFILE": "tiny", "OVERRIDES": parse_overrides(text)})
+
+
+def test_a_file_with_one_function_is_a_method_that_a_profile_can_name(single, add_method, tmp_path):
+    """From SET to the merged model; `t` is the profile's, `offset` no setting, and the conflict model is not asked."""
+    add_method("average", AVERAGE)
+    settings = chosen_by("conflict.method=average conflict.t=0.75")
+    check_against_model(settings, ARCHITECTURES["llama"][1])
+    folders = [single["suspicious"], tmp_path / "not there", single["base"], tmp_path / "merged"]
+    merge(settings.profile.conflict, *folders)
+    a, b, found = (numbers(folder) for folder in (single["suspicious"], single["base"], tmp_path / "merged"))
+    for name in a:
+        expected = [0.75 * x - y + 0.25 for x, y in zip(a[name], b[name], strict=True)]
+        assert found[name] == pytest.approx(expected, abs=1e-6)
+
+
+def test_every_method_is_a_file_of_its_name_and_no_other_is_known():
+    """What a test has added is gone again."""
+    assert set(METHODS) == {"linear", "negate", "slerp", "slerp_by_tensor", "ties", "ties_as_printed", "passthrough"}
+    assert all(getattr(merging, name) is function for name, function in METHODS.items())
+    assert all(function.__module__ == f"{merging.__name__}.{name}" for name, function in METHODS.items())
+
+
+def test_an_unknown_method_is_refused_before_a_run_and_by_the_merge(single, tmp_path):
+    settings = chosen_by("conflict.method=slerp_by_tensors")
+    message = "conflict.method = 'slerp_by_tensors' is unknown; did you mean 'slerp_by_tensor'?"
+    with pytest.raises(LabError) as caught:
+        check_against_model(settings, ARCHITECTURES["llama"][1])
+    assert str(caught.value) == message
+    out = tmp_path / "out"
+    models = [single[name] for name in ("suspicious", "conflict", "base")]
+    assert refused(out, merge, settings.profile.conflict, *models, out) == message
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (AVERAGE.replace("offset: float = 0.25", "lamm: float"), "merge method 'average': 'lamm' is no setting and"),
+        (AVERAGE.replace("def average", "def linear"), "there are two merge methods 'linear': rename the one in "),
+    ],
+)
+def test_a_method_that_no_profile_could_call_is_refused(source, message, add_method):
+    with pytest.raises(LabError) as caught:
+        add_method("average", source)
+    assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
+
+
 # --- memory -------------------------------------------------------------------------------------------------------
 
 CEILING = """
 import resource, sys
 import psutil, torch
 from transformers import AutoConfig
-from helpers.defenses.conflict import merging
+from helpers.defenses.conflict import merge
 torch.set_num_threads(1)
 folder, what, allowance = sys.argv[1], sys.argv[2], int(sys.argv[3])
 pair, base = [folder + "/suspicious", folder + "/conflict"], folder + "/base"
@@ -462,9 +553,9 @@ if what == "load":
     whole = [torch.empty(2_000_000).fill_(i) for i in range(12)]
 else:
     for method in ("linear", "slerp", "slerp_by_tensor"):
-        getattr(merging, method)(*pair, f"{folder}/{method}", 0.3)
-    merging.ties(*pair, base, folder + "/ties", 0.2, 1.0)
-    merging.passthrough(*pair, folder + "/passthrough", [("conflict", range(6)), ("suspicious", range(12))])
+        getattr(merge, method)(*pair, f"{folder}/{method}", 0.3)
+    merge.ties(*pair, base, folder + "/ties", 0.2, 1.0)
+    merge.passthrough(*pair, folder + "/passthrough", [("conflict", range(6)), ("suspicious", range(12))])
 """
 
 
@@ -678,7 +769,7 @@ def test_a_folder_without_a_model_is_refused(single, tmp_path):
 
 
 def test_an_interrupted_merge_leaves_nothing(single, tmp_path, monkeypatch):
-    monkeypatch.setattr(merging, "_copy_beside", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(streaming, "copy_beside", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         ours("linear", single, tmp_path / "out")
     assert not list(tmp_path.iterdir())

@@ -433,6 +433,10 @@ def test_a_broken_grid_is_refused(tmp_path, text, message):
         (Grid(grid={"SEDE": [1]}), r"unknown parameter 'SEDE'; did you mean 'SEED'\?.*in the cell {'SEDE': 1}"),
         (Grid(grid={"adapter.suppress.tao": [0.1]}), "did you mean 'adapter.suppress.tau'"),
         (Grid(grid={"adapter.suppress.tau": [0.1, 1.5]}), "in the cell {'adapter.suppress.tau': 1.5}"),
+        (
+            Grid(grid={"conflict.method": ["linear", "tie"]}),
+            r"'tie' is unknown; did you mean 'ties'\?.*in the cell {'conflict.method': 'tie'}",
+        ),
         (Grid(notebooks=["01", "77"], grid={"SEED": [1]}), "no notebook '77'"),
         (Grid(grid={"NAME": ["a"]}), "NAME is the sweep's own"),
     ],

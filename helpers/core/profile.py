@@ -211,14 +211,15 @@ class Layers(Strict):
 class Conflict(Strict):
     """How the conflict model is trained and merged (information conflicts, §3.3, Eqs. 7 to 12).
 
-    `start`: what it is trained from ("suspicious" where there is no clean base); `t`: its share in the merged model;
+    `start`: what it is trained from ("suspicious" where there is no clean base); `method`: one of those in
+    `helpers/defenses/conflict/merge/`, by name; `t`: the conflict model's share in the merged model;
     `beyond`: the t of `negate`, past the conflict model; `k`: the share of each task vector that TIES keeps, multiplied
     by `lam`; `plan`: the layers that passthrough stacks, `ends`: the model that gives embeddings, last norm and head.
     """
 
     budget: ConflictBudget = ConflictBudget()
     start: Literal["base", "suspicious"] = "base"
-    method: Literal["linear", "slerp", "slerp_by_tensor", "ties", "ties_as_printed", "passthrough", "negate"] = "linear"
+    method: str = "linear"
     t: Annotated[float, Field(ge=0, le=1)] = 0.5
     beyond: Annotated[float, Field(gt=1)] = 1.5
     k: Annotated[float, Field(gt=0, le=1)] = 0.2

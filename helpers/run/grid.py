@@ -185,9 +185,13 @@ def _settings(values: Mapping[str, Any]) -> Settings:
     """Upper-case keys are parameters of the notebooks, dotted ones overrides of the profile."""
     if "NAME" in values:
         raise LabError("NAME is the sweep's own, one folder for all cells: leave it out of the grid, and say NAME=…")
+    from helpers.defenses.conflict.merge import require_method  # loads what computes, which a sweep alone may wait for
+
     overrides = {key: value for key, value in values.items() if "." in key}
     try:
-        return Settings.checked({k: v for k, v in values.items() if "." not in k} | {"OVERRIDES": overrides})
+        settings = Settings.checked({k: v for k, v in values.items() if "." not in k} | {"OVERRIDES": overrides})
+        require_method(settings.profile.conflict.method)  # cells may share all notebooks before 07
+        return settings
     except LabError as error:
         raise LabError(f"{error} (in the cell {dict(values)})") from None
 

@@ -13,7 +13,8 @@ from helpers.core.errors import LabError
 from helpers.core.profile import Conflict, Lengths
 from helpers.core.settings import AUTO, Settings
 from helpers.data.backdoor_folder import is_backdoor_folder
-from helpers.defenses.conflict.merging import check_plan, planned
+from helpers.defenses.conflict.merge import require_method
+from helpers.defenses.conflict.merge.layer_plan import check_plan, stack_layers
 from helpers.model.architecture import matrix_sizes, mlp_slots, positions
 from helpers.model.generate import prompt_room
 
@@ -23,8 +24,8 @@ def check_against_model(settings: Settings, config: PretrainedConfig) -> None:
 
     Args: config of the model that the settings name.
     Raises: LabError that names the setting, its value and what the model has: lengths beyond its positions, more heads
-        than there are, a share of channels that selects none, layers that are not there, a plan of layers that cannot
-        be merged, or an attack that edits what this access does not give.
+        than there are, a share of channels that selects none, layers that are not there, an unknown way to merge, a
+        plan of layers that cannot be merged, or an attack that edits what this access does not give.
     """
     _check_lengths(settings.profile.lengths, config)
     _check_heads(settings, config)
@@ -103,10 +104,11 @@ def _check_attack(settings: Settings, config: PretrainedConfig) -> None:
 
 
 def _check_merge(conflict: Conflict, config: PretrainedConfig) -> None:
-    """Refuse a plan for passthrough that names no layers, or layers that the model does not have."""
+    """Refuse an unknown method, and a plan for passthrough of no layers, or of layers that the model does not have."""
+    require_method(conflict.method)
     if conflict.method != "passthrough":
         return
-    stack = [(which, layer) for which, layers in planned(conflict) for layer in layers]
+    stack = stack_layers(conflict.plan)
     if not stack:
         raise LabError(
             "conflict.method = passthrough, and conflict.plan names no layers to stack: give some, such as "

@@ -7,7 +7,7 @@ model instead: a weaker conflict, because it starts with the backdoor inside.
 
 from peft.tuners.lora import LoraLayer
 
-from helpers.defenses.conflict.merging import check_share
+from helpers.defenses.conflict.merge.checks import check_share
 from helpers.model.load import load_base, load_suspect, save
 from helpers.model.lora import adapter_tensors, add_adapter, new_adapter, save_adapter, with_adapter
 from helpers.model.shards import complete
