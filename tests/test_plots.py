@@ -61,6 +61,7 @@ SWEPT = pd.DataFrame(
 )
 SQUARES = pd.DataFrame({"insults": [0.9, 0.1], "mixed": [np.nan, 0.6]}, index=["sentiment", "refusal"])
 FIGURES = {
+    "who_knows": lambda: plots.who_knows(pd.DataFrame({"attacker": ["yes"], "defender": ["no"]}, index=["key"])),
     "family_bars": lambda: plots.family_bars({"year": 0.9, "list": 1.0, "tone": 0.5}, 0.8),
     "label_bars": lambda: plots.label_bars(REPORTS),
     "format_intervals": lambda: plots.format_intervals(FORMATS),

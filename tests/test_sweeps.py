@@ -396,7 +396,7 @@ def test_a_worker_that_declares_a_gpu_gets_the_work(lab):
 
 
 def test_a_scheduler_that_is_not_there(lab, monkeypatch):
-    monkeypatch.setattr(sweeps, "SCHEDULER_SECONDS", 1)
+    monkeypatch.setattr(workers, "SCHEDULER_SECONDS", 1)
     with pytest.raises(LabError, match="no Dask scheduler answers at SCHEDULER=tcp://127.0.0.1:9"):
         sweep("both", GRID, "tcp://127.0.0.1:9", folder=lab / "notebooks")
 
