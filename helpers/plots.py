@@ -63,7 +63,7 @@ def who_knows(table):
         )
         axes.add_patch(Rectangle((column + 0.03, row + 0.05), 0.94, 0.9, facecolor=face, edgecolor=GREY))
         axes.text(column + 0.5, row + 0.5, word, ha="center", va="center", color=ink)
-    axes.set(xlim=(0, len(table.columns)), ylim=(len(table), 0))
+    axes.set(xlim=(0, len(table.columns)), ylim=(len(table), 0), xlabel="who knows or has it")
     axes.set_xticks([i + 0.5 for i in range(len(table.columns))], table.columns)
     axes.set_yticks([i + 0.5 for i in range(len(table))], table.index)
     axes.tick_params(length=0, labeltop=True, labelbottom=False)
