@@ -130,11 +130,17 @@ def _complete_batch(
     inputs = {k: pad_sequence(v, batch_first=True, padding_side="left").to(model.device) for k, v in inputs.items()}
     width = inputs["input_ids"].shape[1]
     texts: dict[int, str] = {}  # of the rows that are decided
+    going_on = set(range(len(rows)))
 
     def is_decided(tokens: torch.Tensor, _: object) -> torch.Tensor:
+        """Which rows `decided` has stopped; one that has ended by itself is not read again."""
         for k, row in enumerate(tokens[:, width:].tolist()):
-            if k not in texts and decided(text := read(row)):
+            if k not in going_on:
+                continue
+            if decided(text := read(row)):
                 texts[k] = text
+            if k in texts or row[-1] in greedy.eos_token_id:
+                going_on.remove(k)
         return torch.tensor([k in texts for k in range(len(tokens))], device=tokens.device)
 
     # Decoding at every step costs time, so it is done only for someone who reads along.
