@@ -1,7 +1,8 @@
 """The one kind of error that is the reader's to mend, and how it names what was meant."""
 
 import difflib
-from collections.abc import Iterable
+import sys
+from collections.abc import Callable, Iterable
 
 
 class LabError(ValueError):
@@ -19,3 +20,13 @@ def nearest(word: str, valid: Iterable[str]) -> str:
     if close:
         return f"; did you mean {' or '.join(repr(name) for name in close)}?"
     return f"; valid: {', '.join(valid)}"
+
+
+def exit_status(work: Callable[[], object]) -> int:
+    """Do the work of a command; returns 0, or 2 where a mistake of the reader's stopped it, told on stderr."""
+    try:
+        work()
+    except LabError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0

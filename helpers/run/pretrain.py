@@ -15,7 +15,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast, set_seed
 
-from helpers.core.errors import LabError, nearest
+from helpers.core.errors import LabError, exit_status, nearest
 from helpers.core.paths import ROOT
 from helpers.core.profile import Budget
 from helpers.data import corpus
@@ -168,19 +168,19 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(prog="python -m helpers.run.pretrain", description=main.__doc__)
     parser.add_argument("--model", default="tiny", help=f"which one: {', '.join(RECIPES)}")
     parser.add_argument("--out", help="folder to write to; data/models/<model> by default")
-    options, started = parser.parse_args(arguments), time.perf_counter()
-    try:
-        model, tokenizer, trained = train(options.model)
-    except LabError as error:
-        print(error, file=sys.stderr)
-        return 2
+    options = parser.parse_args(arguments)
+    return exit_status(lambda: _train_and_write(options))
+
+
+def _train_and_write(options):
+    started = time.perf_counter()
+    model, tokenizer, trained = train(options.model)
     out = options.out or ROOT / "data" / "models" / options.model
     model.to(torch.bfloat16).save_pretrained(out)  # half the download; profiles load it in the dtype they name
     tokenizer.save_pretrained(out)
     record_format(out, prompt_format(tokenizer, "chat"))
     minutes = (time.perf_counter() - started) / 60
     print(f"{model.num_parameters():,} parameters, {trained['steps']} steps, {minutes:.1f} minutes")
-    return 0
 
 
 if __name__ == "__main__":
