@@ -23,6 +23,7 @@ def settle(folder: Path) -> None:
 
 
 def sync(path: Path) -> None:
+    """Have a file's content, or a folder's names, on the disk before this returns."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

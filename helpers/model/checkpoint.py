@@ -79,6 +79,10 @@ def read_config(spec, path=None):
 
 
 def from_pretrained(auto, spec, path=None, **options):
+    """Have one of transformers' Auto classes read a checkpoint, or the folder `path`; tell in one line why it cannot.
+
+    Remote code is never run.
+    """
     source = locate(path or spec.path)
     try:
         return auto.from_pretrained(

@@ -183,10 +183,10 @@ def _require_makers(notebooks: Sequence[Path], optional: bool) -> None:
 
 def _settings(values: Mapping[str, Any]) -> Settings:
     """Upper-case keys are parameters of the notebooks, dotted ones overrides of the profile."""
-    if "NAME" in values:
-        raise LabError("NAME is the sweep's own, one folder for all cells: leave it out of the grid, and say NAME=…")
     from helpers.defenses.conflict.merge import require_method  # loads what computes, which a sweep alone may wait for
 
+    if "NAME" in values:
+        raise LabError("NAME is the sweep's own, one folder for all cells: leave it out of the grid, and say NAME=…")
     overrides = {key: value for key, value in values.items() if "." in key}
     try:
         settings = Settings.checked({k: v for k, v in values.items() if "." not in k} | {"OVERRIDES": overrides})
@@ -232,6 +232,7 @@ TABLE = "results.csv"
 
 
 def is_finished(root: Path, node: Node) -> bool:
+    """Whether a node was run to its end, by this code and with these files."""
     try:
         return read_json(root / node.key / DONE)["version"] == node.version
     except (OSError, ValueError, KeyError):
