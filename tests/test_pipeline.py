@@ -29,9 +29,9 @@ ROWS = ["clean", "backdoored", "finetuned", "random", "suppressed", "purified", 
 PARAMETERS = 'PROFILE: str = "tiny"\nSEED: int = 0  # any\nNAME: str = ""\nOVERRIDES: dict = {}'
 OPEN = """from helpers.core.errors import LabError
 from helpers.core.settings import Settings
-from helpers.run.start import open_run
+from helpers.core.store import run_of
 settings = Settings.from_notebook(globals())
-run = open_run(settings)"""
+run = run_of(settings)"""
 MEASURED = """def measured(seed):
     labels = {"payload": 1, "answer": 7, "degenerate": 2, "silent": 0}
     return {"asr": 0.1, "asr_interval": [0.018, 0.404], "labels": labels, "n": 10, "utility": 0.975, "seed": seed,

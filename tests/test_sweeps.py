@@ -45,10 +45,10 @@ OPEN = """import os, signal
 from pathlib import Path
 from helpers.core.errors import LabError
 from helpers.core.settings import Settings
-from helpers.run.start import open_run
+from helpers.core.store import run_of
 from helpers.core.paths import runs_folder
 settings = Settings.from_notebook(globals())
-run, tau = open_run(settings), settings.profile.adapter.suppress.tau
+run, tau = run_of(settings), settings.profile.adapter.suppress.tau
 
 def log(line):
     with open(runs_folder().parent / "log", "a") as file:
@@ -390,9 +390,11 @@ def test_a_gpu_is_a_resource_that_a_worker_must_have(lab):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the worker only says that it has a GPU")
 def test_a_worker_that_declares_a_gpu_gets_the_work(lab):
+    looks = "from helpers.run.start import open_run\nopen_run(settings)"
+    write(lab, "01_inject", looks, INJECT)
     with cluster(lab, "--resources", "GPU=1") as address:
         table = sweep("gpu", ON_GPU, address, folder=lab / "notebooks")
-    assert "01_inject.ipynb, cell 3: the profile asks for a GPU" in table["error"].item()
+    assert "01_inject.ipynb, cell 4: the profile asks for a GPU" in table["error"].item()
 
 
 def test_a_scheduler_that_is_not_there(lab, monkeypatch):
