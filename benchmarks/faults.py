@@ -30,12 +30,12 @@ import psutil
 import yaml
 from bench_scoring import machine
 
-from helpers.core.code_version import code_version
 from helpers.core.cost import versions
 from helpers.core.disk import read_json, write_json
+from helpers.core.modules import version_of
 from helpers.core.paths import ROOT
+from helpers.core.stages import METHODS, notebooks_of
 from helpers.data import corpus
-from helpers.run.pipeline import METHODS
 from helpers.run.pretrain import new_model, train_tokenizer
 
 RESULTS = Path(__file__).parent / "results" / "faults.json"
@@ -81,7 +81,7 @@ PLAN = {
     ("sweep", "pipeline", "SIGTERM"): 1,
     ("sweep", "pipeline", "SIGINT"): 1,
 }
-SHARES = {"bdvax": 2, "conflict": 2, "both": 1}  # how often each chain is struck; the whole takes twice as long
+SHARES = {"bdvax": 2, "conflict": 2, "bdvax_then_conflict": 1}  # how often each is struck; all of it takes longest
 STATUS = {"SIGKILL": -9, "SIGTERM": 143, "SIGINT": 130}  # of a pipeline that got the signal itself
 COMMAND = {"pipeline": "helpers.run.pipeline", "kernel": "ipykernel_launcher", "worker": "spawn_main"}
 
@@ -136,7 +136,7 @@ class Lab:
         shutil.rmtree(self.root / "runs")
         (self.root / "runs").mkdir()
 
-    def start(self, job: str, method: str = "both", before: tuple[str, ...] = ()) -> subprocess.Popen:
+    def start(self, job: str, method: str = "bdvax_then_conflict", before: tuple[str, ...] = ()) -> subprocess.Popen:
         """Start the main job in a session of its own."""
         settings = " ".join(f"{key}={value}" for key, value in overrides(self.shared).items())
         options = {
@@ -261,7 +261,7 @@ def reference(root: Path, job: str) -> dict:
 def duration(undisturbed: dict, method: str) -> float:
     """Seconds of an undisturbed job with this method."""
     seconds = undisturbed["seconds"]
-    left_out = sum(seconds.values()) - sum(seconds.get(number, 0) for number in METHODS[method][0])
+    left_out = sum(seconds.values()) - sum(seconds.get(number, 0) for number in notebooks_of(METHODS[method]))
     return undisturbed["total"] - (left_out if seconds else 0)
 
 
@@ -276,7 +276,7 @@ def expected(undisturbed: dict, found: dict) -> dict:
 
 def strike(case: Case, lab: Lab, undisturbed: dict) -> None:
     """Run the job with its fault, earlier where it came too late, and note how it ended."""
-    span = duration(undisturbed, case.method if case.job == "run" else "both")
+    span = duration(undisturbed, case.method if case.job == "run" else "bdvax_then_conflict")
     fault = {"disk": full_disk, "folder": read_only, "name": second_run}.get(case.target, kill)
     for _ in range(ATTEMPTS):
         fault(case, lab, span)
@@ -317,7 +317,8 @@ def kill(case: Case, lab: Lab, span: float) -> None:
 def full_disk(case: Case, lab: Lab, span: float) -> None:
     """Give the runs a disk of a part of what they need, and more of it when they have failed."""
     needed = reference(lab.shared, case.job)["bytes"]
-    size = int(needed * (0.05 + 0.6 * case.moment)) if case.method == "both" else int(needed * 0.3 * case.moment) + 8192
+    whole = case.method == "bdvax_then_conflict"
+    size = int(needed * (0.05 + 0.6 * case.moment)) if whole else int(needed * 0.3 * case.moment) + 8192
     mounted = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", lab.root / "runs"], capture_output=True, text=True
     )
@@ -462,9 +463,9 @@ def prepare(root: Path) -> None:
     """
     root.mkdir(parents=True, exist_ok=True)
     version = root / "code"
-    if version.is_file() and version.read_text() != code_version():
+    if version.is_file() and version.read_text() != version_of(("helpers.run.pipeline", "helpers.run.start")):
         sys.exit(f"{root} holds cases of other code: remove it, or name another --folder")
-    version.write_text(code_version())
+    version.write_text(version_of(("helpers.run.pipeline", "helpers.run.start")))
     if not (root / "model").is_dir():
         tokenizer = train_tokenizer(corpus.generate(300, 0), 400)
         new_model(tokenizer, MODEL, 0).save_pretrained(root / "model")

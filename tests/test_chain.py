@@ -11,6 +11,7 @@ them what the cells found out.
 
 import ast
 import json
+import linecache
 import math
 import sys
 from types import SimpleNamespace
@@ -24,13 +25,14 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
 from helpers.core.profile import Budget
 from helpers.core.settings import Settings
+from helpers.core.stages import ALL, METHODS, notebooks_of
 from helpers.data import corpus
 from helpers.defenses.bdvax.suppress import suppress
 from helpers.model.architecture import mlp_slots
 from helpers.model.load import load_base, load_suspect
 from helpers.model.prompt import prompt_format
 from helpers.run.execution import numbered, read_notebook
-from helpers.run.pipeline import METHODS, summarise
+from helpers.run.pipeline import summarise
 from helpers.run.pretrain import train_tokenizer
 from helpers.train.finetune import finetune
 
@@ -119,11 +121,14 @@ def render(value):
 
 def run_notebook(path, parameters):
     """Run the cells of a notebook with these parameters, and return the variables it ends with."""
-    variables = {"__name__": "__main__", "display": render}
+    variables = {"__name__": "__main__", "display": render, "In": []}
     for number, cell in enumerate(read_notebook(path).cells):
         if cell.cell_type == "code":
+            file = f"{path.name}, cell {number}"
+            linecache.cache[file] = len(cell.source), None, cell.source.splitlines(keepends=True), file
+            variables["In"].append(cell.source)  # as in a kernel, from which a stage learns what made it
             body = ast.Interactive(ast.parse(cell.source).body)  # like a prompt's, its values go to sys.displayhook
-            exec(compile(body, f"{path.name}, cell {number}", "single"), variables)
+            exec(compile(body, file, "single"), variables)
         if "parameters" in cell.metadata.get("tags", []):
             variables |= parameters
     return variables
@@ -152,7 +157,7 @@ def chain(request, tmp_path_factory):
         patch.setattr("helpers.model.load.SHARD_SIZE", FILE)
         patch.setattr(sys, "displayhook", render)
         with pd.option_context("display.max_colwidth", None):  # which notebooks set
-            chosen = [path for path in numbered() if path.name[:2] in METHODS["both"][0]]
+            chosen = [path for path in numbered() if path.name[:2] in notebooks_of(METHODS[ALL])]
             variables = {path.name[:2]: run_notebook(path, given) for path in chosen}
     return SimpleNamespace(layout=layout, settings=Settings.checked(given), run=variables["09"]["run"], of=variables)
 
@@ -164,7 +169,7 @@ def whole_models(folder):
 
 def test_what_the_notebooks_measure_is_a_share_of_something(chain):
     summary = summarise(chain.run)
-    for row in METHODS["both"][1]:
+    for row in METHODS[ALL].models:
         found = summary[row]
         rates = [found[rate] for rate in ("asr", "false_trigger", "utility", "right_under_trigger")]
         assert all(0 <= rate <= 1 for rate in rates) and math.isclose(sum(found["labels"].values()), 1)
@@ -215,4 +220,4 @@ def test_checks_by_hand_were_made_and_agree(chain):
     assert chain.of["03"]["dropout"] or chain.of["03"]["apart"] < (1e-3 if precise else 0.1)
     assert chain.of["07"]["worst"] < (1e-5 if precise else 1e-2)
     figures = {path.name[:2] for path in chain.run.figures.iterdir() if path.stat().st_size > 1000}
-    assert figures == set(METHODS["both"][0])
+    assert figures == set(notebooks_of(METHODS[ALL]))

@@ -12,6 +12,7 @@ import pytest
 from helpers.core.errors import LabError
 from helpers.core.locks import hold, making
 from helpers.core.paths import ROOT
+from helpers.core.slices import Code
 from helpers.core.store import Run
 
 IN_USE = "runs/x is in use by another process: wait until it has ended, or choose another NAME"
@@ -67,13 +68,13 @@ def test_a_run_is_kept_for_one_process_until_it_ends_however_it_ends(folder):
 
 
 def test_a_lone_notebook_makes_no_stage_of_a_run_that_is_kept_but_loads_what_is_there(folder):
-    made = Run(folder, {}).stage("inject", lambda partial: {"asr": 0.5})
+    made = Run(folder, {}).stage("inject", lambda partial: {"asr": 0.5}, uses=[])
     with other(HOLD, folder):
         again = Run(folder, {})
-        assert again.stage("inject", lambda partial: {}).result == made.result
+        assert again.stage("inject", lambda partial: {}, uses=[]).result == made.result
         with pytest.raises(LabError, match=IN_USE):
-            again.stage("scores", lambda partial: {})
-    assert again.stage("scores", lambda partial: {}).fresh
+            again.stage("scores", lambda partial: {}, uses=[])
+    assert again.stage("scores", lambda partial: {}, uses=[]).fresh
 
 
 def test_a_chain_is_refused_while_a_lone_notebook_makes_a_stage(folder):
@@ -95,10 +96,10 @@ def test_what_the_keeper_has_started_may_make_stages(folder):
 def test_two_that_need_one_stage_make_it_once(folder, capfd):
     slow = (
         'def make(partial):\n    print("ready", flush=True)\n    time.sleep(1)\n    return {"by": "other"}\n'
-        "Run(folder, {}).stage('inject', make)"
+        "from helpers.core.slices import Code\nRun(folder, {}).stage('inject', make, uses=[], code=Code(()))"
     )
     with other(slow, folder) as process:
-        stage = Run(folder, {}).stage("inject", lambda partial: {"by": "this"})
+        stage = Run(folder, {}).stage("inject", lambda partial: {"by": "this"}, uses=[], code=Code(()))
         assert process.wait(timeout=60) == 0
     assert (stage.result, stage.fresh) == ({"by": "other"}, False)
     assert capfd.readouterr().out == "waiting for another process, which makes x/inject\n"
@@ -106,7 +107,7 @@ def test_two_that_need_one_stage_make_it_once(folder, capfd):
 
 def test_two_stages_of_one_run_are_made_at_the_same_time(folder):
     with other(MAKE, folder):
-        assert Run(folder, {}).stage("scores", lambda partial: {}).fresh
+        assert Run(folder, {}).stage("scores", lambda partial: {}, uses=[]).fresh
 
 
 def test_one_that_waits_gets_the_run_when_it_is_free(folder):
@@ -127,7 +128,7 @@ def test_a_file_system_without_locks_is_used_without(folder, monkeypatch):
 
     answer(errno.ENOLCK)
     with hold(folder):
-        assert Run(folder, {}).stage("inject", lambda partial: {}).fresh
+        assert Run(folder, {}).stage("inject", lambda partial: {}, uses=[]).fresh
     answer(errno.EIO)
     with pytest.raises(OSError, match="no locks"), hold(folder):
         pass

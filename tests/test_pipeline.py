@@ -25,7 +25,7 @@ from helpers.core.store import Run
 from helpers.run import execution, pipeline
 from helpers.run.pipeline import main, refresh_outputs, summarise, table, tidy
 
-ROWS = ["clean", "backdoored", "finetuned", "random", "suppressed", "purified", "conflict", "both"]
+ROWS = ["clean", "backdoored", "finetuned", "random", "suppressed", "purified", "conflict", "bdvax_then_conflict"]
 PARAMETERS = 'PROFILE: str = "tiny"\nSEED: int = 0  # any\nNAME: str = ""\nOVERRIDES: dict = {}'
 OPEN = """from helpers.core.errors import LabError
 from helpers.core.settings import Settings
@@ -40,7 +40,7 @@ MEASURED = """def measured(seed):
             "prompt_format": "chat", "decoding": "greedy", "field_degenerate": 0.3, "clean_accuracy": 0.97,
             "prompt_format_mismatch": False}
 run.stage("suppressed", lambda folder: {"tau": 0.4}, uses=["seed"])
-for row in ("clean", "backdoored", "finetuned", "random", "suppressed", "purified", "conflict", "both"):
+for row in ("clean", "backdoored", "finetuned", "random", "suppressed", "purified", "conflict", "bdvax_then_conflict"):
     run.stage(f"evaluate/{row}", lambda folder: measured(settings.SEED), uses=["seed"])"""
 
 
@@ -101,8 +101,8 @@ def test_measures_that_an_earlier_lab_did_not_take_are_kept_where_they_are_there
 def test_a_method_runs_its_own_notebooks_and_tells_of_its_own_models(lab):
     for number in ("00", "03", "07", "09"):
         write(lab, f"{number}_any", f"(run.folder / '{number}').touch()", MEASURED)
-    ran = {"bdvax": {"00", "03"}, "conflict": {"00", "07"}, "both": {"00", "03", "07", "09"}}
-    own = {"bdvax": ROWS[:6], "conflict": ["clean", "backdoored", "conflict"], "both": ROWS}
+    ran = {"bdvax": {"00", "03"}, "conflict": {"00", "07"}, "bdvax_then_conflict": {"00", "03", "07", "09"}}
+    own = {"bdvax": ROWS[:6], "conflict": ["clean", "backdoored", "conflict"], "bdvax_then_conflict": ROWS}
     for method in ran:
         assert run(lab, "--method", method, "--name", method) == 0
         folder = lab / "runs" / method
@@ -185,9 +185,15 @@ def test_plain_papermill_refuses_an_unknown_parameter(lab):
 
 
 def test_ctrl_c_says_how_to_resume_and_a_rerun_does(lab):
-    slow = "import time\nrun.stage('scores', lambda folder: time.sleep(0 if (run.folder / 'go').exists() else 60))"
+    waits = "lambda folder: time.sleep(0 if (run.folder / 'go').exists() else 60)"
+    slow = f"import time\nrun.stage('scores', {waits}, uses=[])"
     write(
-        lab, "00_first", "run.stage('inject', lambda folder: None)", "(run.folder / 'waiting').touch()", slow, MEASURED
+        lab,
+        "00_first",
+        "run.stage('inject', lambda folder: None, uses=[])",
+        "(run.folder / 'waiting').touch()",
+        slow,
+        MEASURED,
     )
     program = (  # a shell's background jobs start with SIGINT ignored, and so would this process
         "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
@@ -289,7 +295,7 @@ def test_a_second_run_of_one_name_is_refused_and_the_first_goes_on(lab, waiting,
 
 @pytest.mark.parametrize("command", ["run", "plan"])
 def test_a_run_in_a_stage_of_another_is_refused_before_anything_is_written(lab, capsys, command):
-    Run(lab / "runs" / "mine", {}).stage("inject", lambda folder: None)
+    Run(lab / "runs" / "mine", {}).stage("inject", lambda folder: None, uses=[])
     before = sorted((lab / "runs").rglob("*"))
     write(lab, "00_first")
     assert main([command, "--name", "mine/inject"], lab / "notebooks") == 2

@@ -10,15 +10,14 @@ from datetime import datetime
 import psutil
 import pytest
 
-from helpers.core import code_version as code
 from helpers.core import cost as costs
-from helpers.core import store
-from helpers.core.code_version import code_version
+from helpers.core import slices, store
 from helpers.core.cost import measured, versions
 from helpers.core.disk import MEGABYTE, read_json, working_in, write_json
 from helpers.core.errors import LabError
-from helpers.core.paths import MANIFEST, ROOT
+from helpers.core.paths import MANIFEST
 from helpers.core.settings import Settings
+from helpers.core.slices import code_of
 from helpers.core.store import Run
 from helpers.run.start import open_run
 
@@ -70,7 +69,8 @@ def test_a_manifest_tells_what_made_the_stage_and_what_it_cost(run):
     parent = run.stage("inject", Maker(), uses=["seed"])
     manifest = read_json(run.stage("scores", Maker(), uses=["profile.lora"], parents=[parent]).path / MANIFEST)
     assert manifest["uses"] == {"profile.lora": {"r": 8, "alpha": 16}}
-    assert manifest["parents"] == {"inject": parent.digest} and manifest["code"] == code_version()
+    assert manifest["parents"] == {"inject": parent.digest}
+    assert manifest["code"] == code_of(Maker()).identity()
     assert manifest["versions"] == versions() and manifest["versions"].keys() >= {"python", "torch", "transformers"}
     assert manifest["seconds"] >= 0 and manifest["peak_rss_mb"] > 10
     assert datetime.fromisoformat(manifest["finished"]).tzinfo is not None
@@ -92,21 +92,22 @@ def test_only_a_setting_that_a_stage_uses_makes_it_anew(run):
 def test_new_parents_make_new_children(run):
     parent = run.stage("inject", Maker(), uses=["seed"])
     make = Maker()
-    run.stage("scores", make, parents=[parent])
+    run.stage("scores", make, uses=[], parents=[parent])
     other = Run(run.folder, CONFIG | {"seed": 3})
-    assert other.stage("scores", make, parents=[other.stage("inject", Maker(), uses=["seed"])]).fresh
+    assert other.stage("scores", make, uses=[], parents=[other.stage("inject", Maker(), uses=["seed"])]).fresh
     assert make.calls == 2
 
 
 def test_new_code_makes_a_new_stage_and_refuses_the_old(run, monkeypatch):
     make = Maker()
-    run.stage("inject", make)
-    monkeypatch.setattr(store, "code_version", lambda: "later")
+    run.stage("inject", make, uses=[])
+    monkeypatch.setattr(store, "version_of", lambda modules: "later")
+    monkeypatch.setattr(slices, "version_of", lambda modules: "later")
     assert told(run.need, "inject") == (
         "runs/x/inject was made by another version of helpers/: rerun notebook "
         "01_inject_backdoor.ipynb or choose another NAME"
     )
-    assert run.stage("inject", make).fresh and make.calls == 2
+    assert run.stage("inject", make, uses=[]).fresh and make.calls == 2
 
 
 def test_an_unknown_setting_is_named(run):
@@ -135,11 +136,11 @@ def test_a_rerun_resumes_at_the_interrupted_stage(run):
         raise KeyboardInterrupt
 
     first, second = Maker(), Maker()
-    parent = run.stage("inject", first)
+    parent = run.stage("inject", first, uses=[])
     with pytest.raises(KeyboardInterrupt):
-        run.stage("scores", interrupted, parents=[parent])
+        run.stage("scores", interrupted, uses=[], parents=[parent])
     again = Run(run.folder, CONFIG)
-    again.stage("scores", second, parents=[again.stage("inject", first)])
+    again.stage("scores", second, uses=[], parents=[again.stage("inject", first, uses=[])])
     assert (first.calls, second.calls) == (1, 1)
 
 
@@ -148,7 +149,7 @@ def test_what_a_killed_process_left_is_swept_away(run):
         (run.folder / leftover).mkdir()
         (run.folder / leftover / MANIFEST).write_text("{}")
     assert list(run.stages()) == []
-    assert run.stage("inject", Maker()).fresh and not hidden(run)
+    assert run.stage("inject", Maker(), uses=[]).fresh and not hidden(run)
 
 
 def test_an_older_result_survives_an_interruption_while_it_is_replaced(run, monkeypatch):
@@ -178,8 +179,8 @@ def test_a_full_disk_is_told_and_loses_nothing(run, error):
     def full(folder):
         raise error
 
-    parent = run.stage("inject", Maker())
-    message = told(run.stage, "variants/0-clean", full, parents=[parent])
+    parent = run.stage("inject", Maker(), uses=[])
+    message = told(run.stage, "variants/0-clean", full, uses=[], parents=[parent])
     assert message.startswith("disk full while writing runs/x/variants/0-clean (") and "MB free)" in message
     assert not hidden(run) and run.need("inject")
 
@@ -189,7 +190,7 @@ def test_another_os_error_stays_what_it_is(run):
         raise FileNotFoundError("rows.json")
 
     with pytest.raises(FileNotFoundError, match="rows.json"):
-        run.stage("inject", lost)
+        run.stage("inject", lost, uses=[])
 
 
 @pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.EPERM])
@@ -198,7 +199,10 @@ def test_a_folder_that_cannot_be_written_is_told(run, number):
         raise OSError(number, "not here", str(folder / "model.bin"))
 
     remedy = "make it writable and rerun, finished stages are kept"
-    assert told(run.stage, "evaluate/clean", refused) == f"cannot write runs/x/evaluate/clean (not here): {remedy}"
+    assert (
+        told(run.stage, "evaluate/clean", refused, uses=[])
+        == f"cannot write runs/x/evaluate/clean (not here): {remedy}"
+    )
     with pytest.raises(LabError, match=f"cannot write runs/x .not here.: {remedy}"), working_in(run.folder):
         refused(run.folder)
     assert not hidden(run)
@@ -209,7 +213,7 @@ def test_a_file_elsewhere_that_may_not_be_read_stays_what_it_is(run, tmp_path):
         raise PermissionError(errno.EACCES, "not yours", str(tmp_path / "models" / "model.bin"))
 
     with pytest.raises(PermissionError, match="not yours"):
-        run.stage("inject", refused)
+        run.stage("inject", refused, uses=[])
 
 
 def test_what_a_stage_writes_for_a_while_lies_in_the_run_folder(run):
@@ -222,7 +226,7 @@ def test_what_a_stage_writes_for_a_while_lies_in_the_run_folder(run):
 
     leftover = run.folder / "evaluate" / ".scratch-clean" / "old"
     leftover.mkdir(parents=True)
-    stage = run.stage("evaluate/clean", make)
+    stage = run.stage("evaluate/clean", make, uses=[])
     assert len(places) == 2 and all(place.startswith(str(run.folder)) for place in places)
     assert stage.manifest["files"] == {} and not hidden(run) and tempfile.gettempdir() == before
 
@@ -251,7 +255,7 @@ def test_a_stage_is_on_the_disk_before_it_gets_its_name(run, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", noted)
     monkeypatch.setattr(type(run.folder), "rename", renamed)
-    run.stage("inject", Maker())
+    run.stage("inject", Maker(), uses=[])
     assert not missing and run.folder.stat().st_ino in synced  # and so is the name
 
 
@@ -268,15 +272,15 @@ def test_an_older_result_is_found_again_where_its_replacement_was_killed(run):
 @pytest.mark.parametrize("damage", ["", '{"name": "inj', "[]", "{}", '{"name": "other", "files": {}}', "\xff"])
 def test_a_damaged_manifest_counts_as_missing(run, damage):
     make = Maker()
-    path = run.stage("inject", make).path / MANIFEST
+    path = run.stage("inject", make, uses=[]).path / MANIFEST
     path.write_text(damage, encoding="latin-1")
     assert "runs/x/inject is missing" in told(run.need, "inject")
-    assert run.stage("inject", make).fresh and make.calls == 2
+    assert run.stage("inject", make, uses=[]).fresh and make.calls == 2
 
 
 @pytest.mark.parametrize("damage", [lambda file: file.unlink(), lambda file: file.write_text("cut")])
 def test_a_lost_or_cut_off_file_counts_as_missing(run, damage):
-    stage = run.stage("inject", Maker())
+    stage = run.stage("inject", Maker(), uses=[])
     damage(stage.path / "sub" / "model.bin")
     assert "runs/x/inject is missing" in told(run.need, "inject")
 
@@ -297,10 +301,6 @@ def test_a_missing_stage_is_told_with_the_notebook_that_makes_it(run, name, make
     assert told(run.need, name) == f"runs/x/{name} is missing: run {maker} or `make run` first"
 
 
-def test_the_notebooks_that_are_named_exist():
-    assert [name for name in store.MADE_BY.values() if not (ROOT / "notebooks" / f"{name}.ipynb").is_file()] == []
-
-
 def test_a_needed_stage_must_be_made_from_the_present_settings(run):
     parent = run.stage("inject", Maker(), uses=["seed", "profile.lora"])
     run.stage("scores", Maker(), uses=["task"], parents=[parent])
@@ -315,7 +315,7 @@ def test_a_needed_stage_must_be_made_from_the_present_settings(run):
 
 
 def test_a_child_of_a_remade_or_vanished_parent_is_refused(run):
-    run.stage("scores", Maker(), parents=[run.stage("inject", Maker())])
+    run.stage("scores", Maker(), uses=[], parents=[run.stage("inject", Maker(), uses=[])])
     run.stage("inject", Maker(), uses=["task"])
     assert told(run.need, "scores") == (
         "runs/x/scores was made from an earlier runs/x/inject: rerun notebook "
@@ -349,7 +349,7 @@ def folders(tmp_path, monkeypatch):
     for name, stages in (("mine", ["inject", "evaluate/clean"]), ("group/old", ["evaluate/clean"])):
         run = open_run(Settings(NAME=name))
         for stage in stages:
-            run.stage(stage, Maker())
+            run.stage(stage, Maker(), uses=[])
     return tmp_path / "runs"
 
 
@@ -372,7 +372,7 @@ def test_runs_are_opened_again_and_beside_each_other(folders, name):
     for _ in range(2):
         run = open_run(Settings(NAME=name))
         assert run.folder == folders / name
-        run.stage("scores", Maker())
+        run.stage("scores", Maker(), uses=[])
 
 
 @pytest.mark.parametrize("damage", ["{", "[]", '{"name": 3}', '{"name": ""}'])
@@ -380,24 +380,6 @@ def test_a_damaged_manifest_makes_no_other_run(folders, damage):
     (folders / "mine" / "evaluate" / "clean" / MANIFEST).write_text(damage)
     assert open_run(Settings(NAME="mine")).folder == folders / "mine"
     assert "lies in the run 'mine'" in told(open_run, Settings(NAME="mine/evaluate"))
-
-
-def test_code_versions_ignore_prose_and_layout():
-    plain = "def f(x):\n    return x + 1\n"
-    prose = '"""About f."""\n\n\ndef f(\n    x,\n):\n    """Add one."""  # why\n    return x+1\n'
-    assert code._code_only(plain) == code._code_only(prose)
-    assert code._code_only(plain) != code._code_only(plain.replace("1", "2"))
-
-
-def test_code_version_reads_all_modules_but_the_presentation(tmp_path, monkeypatch):
-    monkeypatch.setattr(code, "ROOT", tmp_path)
-    seen = []
-    for name, text in [("a.py", "x = 1"), ("plots.py", "y = 1"), ("sub/b.py", "z = 1"), ("a.py", "x = 2")]:
-        path = tmp_path / "helpers" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-        seen.append(code_version.__wrapped__())
-    assert seen[0] == seen[1] and len(set(seen)) == 3
 
 
 def test_peak_memory_sees_what_was_already_given_back():

@@ -67,7 +67,7 @@ def measured(folder):
     return {"asr": tau, "asr_interval": [0, 1], "labels": {"payload": 1, "answer": 0, "degenerate": 0, "silent": 0},
             "n": 1, "utility": float(cut.result["weights"]), "right_under_trigger": None, "false_trigger": 0.0,
             "perplexity": 1.0}
-run.stage("evaluate/purified", measured, parents=[cut])"""
+run.stage("evaluate/purified", measured, uses=[], parents=[cut])"""
 GRID = Grid(notebooks=["01", "05", "06"], grid={"SEED": [1, 2], "adapter.suppress.tau": [0.2, 0.4]})
 
 
@@ -500,7 +500,7 @@ def test_a_missing_grid_and_a_run_in_the_way_are_told(lab):
     ],
 )
 def test_a_name_that_no_sweep_can_have_is_told_when_it_is_planned(lab, name, message):
-    Run(lab / "runs" / "mine", {}).stage("inject", lambda folder: None)
+    Run(lab / "runs" / "mine", {}).stage("inject", lambda folder: None, uses=[])
     with pytest.raises(LabError, match=message):
         plan_sweep(name, GRID, lab / "notebooks")
 

@@ -1,9 +1,10 @@
 """Run folders: the only memory between two notebooks.
 
 A run is a folder; a stage is a folder in it, made once. Beside its files lies `manifest.json`: the settings the stage
-used, the digests of the stages it was made from, the version of the code. Equal digests mean an equal result, so it is
-loaded; any difference means it is made again, or refused where it is only needed. A stage is built in a hidden folder
-and renamed into place when complete and on the disk: no interruption leaves half a model that looks like a whole one.
+used, the digests of the stages it was made from and of the code that made it. Equal digests mean an equal result, so
+it is loaded; any difference means it is made again, or refused where it is only needed. A stage is built in a hidden
+folder and renamed into place when complete and on the disk: no interruption leaves half a model that looks like a whole
+one.
 What is written for a while lies in the run folder as well, where the next attempt removes what a killed one has left.
 """
 
@@ -16,61 +17,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from helpers.core.code_version import code_version
 from helpers.core.cost import measured, versions
 from helpers.core.disk import read_json, settle, sync, temporary_files_in, write_json, writing
 from helpers.core.errors import LabError, nearest
 from helpers.core.locks import making
+from helpers.core.modules import version_of
 from helpers.core.paths import MANIFEST
 from helpers.core.run_names import run_folder
 from helpers.core.settings import Settings
-
-# which notebook makes a stage, or all stages that share the part before the slash
-MADE_BY = {
-    "inject": "01_inject_backdoor",
-    "evaluate/clean": "01_inject_backdoor",
-    "evaluate/backdoored": "01_inject_backdoor",
-    "near_misses": "01_inject_backdoor",
-    "formats": "01_inject_backdoor",
-    "formats_input": "01_inject_backdoor",
-    "ablations": "02_sanity_checks",
-    "variants": "03_train_vaccines",
-    "vaccine_check": "03_train_vaccines",
-    "scores": "04_score_signature",
-    "challenge_copy": "05_suppress_channels",
-    "challenge_points": "05_suppress_channels",
-    "challenge": "05_suppress_channels",
-    "oracle": "05_suppress_channels",
-    "oracle_points": "05_suppress_channels",
-    "suppressed": "05_suppress_channels",
-    "suppressed_random": "05_suppress_channels",
-    "suppressed_magnitude": "05_suppress_channels",
-    "suppressed_own_update": "05_suppress_channels",
-    "evaluate/suppressed": "05_suppress_channels",
-    "evaluate/suppressed_random": "05_suppress_channels",
-    "evaluate/suppressed_magnitude": "05_suppress_channels",
-    "evaluate/suppressed_own_update": "05_suppress_channels",
-    "purified": "06_recover_fluency",
-    "finetuned": "06_recover_fluency",
-    "random": "06_recover_fluency",
-    "magnitude": "06_recover_fluency",
-    "own_update": "06_recover_fluency",
-    "tau": "06_recover_fluency",
-    "conflict_model": "07_merge_conflict",
-    "whole": "07_merge_conflict",
-    "merges": "07_merge_conflict",
-    "merged": "07_merge_conflict",
-    "no_base": "07_merge_conflict",
-    "evaluate/conflict": "07_merge_conflict",
-    "evaluate/conflict_alone": "07_merge_conflict",
-    "argued": "08_external_evidence",
-    "both": "09_compare_defenses",
-    "merged_suppressed": "09_compare_defenses",
-    "evaluate/both": "09_compare_defenses",
-    "evaluate/merged_suppressed": "09_compare_defenses",
-    "mixtures": "10_ablate",
-    "evaluate": "06_recover_fluency",
-}
+from helpers.core.slices import Code, code_of
+from helpers.core.stages import entry
 
 
 @dataclass(frozen=True)
@@ -113,22 +69,30 @@ class Run:
         self,
         name: str,
         make: Callable[[Path], dict[str, Any] | None],
-        uses: Sequence[str] = (),
+        uses: Sequence[str] | None = None,
         parents: Sequence[Stage] = (),
         note: str = "",
+        code: Code | None = None,
     ) -> Stage:
         """Load a stage, or make it when it is missing or anything it depends on has changed.
+
+        What it depends on stands in `core.stages`, and the code that makes it is found by itself (`core.slices`).
 
         Args:
             name: a word, or two joined by a slash ("evaluate/clean"); never the first word of another stage.
             make: writes its files into the folder it is given and returns its results (JSON-able).
-            uses: dotted paths into the configuration: all the settings that can change the outcome.
-            parents: the stages it reads.
+            uses: of a stage that is not in the registry: dotted paths into the configuration, all the settings that
+                can change the outcome beyond those of its parents.
+            parents: the stages it reads beside those that the registry names.
             note: one line for the manifest.
-        Raises: LabError when the disk is full, the folder cannot be written or another process keeps the run;
-            whatever `make` raises, after removing its half-made folder.
+            code: what makes the stage, where it is not `make` but the cell of a notebook.
+
+        Raises:
+            LabError: the disk is full, the folder cannot be written, another process keeps the run, a stage it is made
+                from is missing, or nothing is known of what it depends on; whatever `make` raises, after removing its
+                half-made folder.
         """
-        inputs = self._inputs(name, uses, parents)
+        inputs = self._inputs(name, uses, parents, code or code_of(make))
         if known := self._known(inputs):
             return known
         manifest = {**inputs, "digest": _digest(inputs), "note": note}
@@ -139,15 +103,16 @@ class Run:
             self._build(self.folder / name, make, manifest)
         return Stage(name, self.folder / name, manifest["result"], manifest, fresh=True)
 
-    def is_made(self, name: str, uses: Sequence[str] = (), parents: Sequence[Stage] = ()) -> bool:
-        """Whether `stage` would load this stage rather than make it."""
-        return self._known(self._inputs(name, uses, parents)) is not None
+    def is_made(self, name: str, code: Code) -> bool:
+        """Whether `stage` would load this stage of the registry rather than make it."""
+        return self._known(self._inputs(name, None, (), code)) is not None
 
     def need(self, name: str) -> Stage:
         """A finished stage that an earlier notebook made from these very settings.
 
-        Raises: LabError when it, or a stage it was made from, is missing or was made from other settings, other
-            parents or other code; the message names the difference and the notebook to run.
+        Raises:
+            LabError: it, or a stage it was made from, is missing or was made from other settings, other parents or
+                other code of `helpers`; the message names the difference and the notebook to run.
         """
         stage = self._read(name)
         if stage is None:
@@ -156,7 +121,8 @@ class Run:
         for path, recorded in stage.manifest["uses"].items():
             if difference := _difference(path, recorded, _lookup(self.config, path)):
                 raise LabError(f"{self._shown(name)} was made with {difference}: {remedy}")
-        if stage.manifest["code"] != code_version():
+        code = stage.manifest["code"]
+        if not isinstance(code, dict) or version_of(tuple(code["modules"])) != code["helpers"]:
             raise LabError(f"{self._shown(name)} was made by another version of helpers/: {remedy}")
         for parent, digest in stage.manifest["parents"].items():
             if self.need(parent).digest != digest:
@@ -174,13 +140,22 @@ class Run:
                 continue
         yield from sorted(found, key=lambda stage: stage.manifest["finished"])
 
-    def _inputs(self, name: str, uses: Sequence[str], parents: Sequence[Stage]) -> dict[str, Any]:
+    def _inputs(self, name: str, uses: Sequence[str] | None, parents: Sequence[Stage], code: Code) -> dict[str, Any]:
         """Everything that a stage is made from; its digest is the stage's identity."""
+        known = entry(name)
+        if uses is None:
+            if known is None:
+                raise LabError(
+                    f"stage '{name}' is not in the registry (helpers/core/stages.py): enter it there, or say "
+                    "uses=[…], the settings that it depends on"
+                )
+            uses = known.settings(self.config)
+            parents = [*(self.need(parent) for parent in known.made_from(self.config)), *parents]
         return {
             "name": name,
             "uses": {path: _lookup(self.config, path) for path in uses},
             "parents": {parent.name: parent.digest for parent in parents},
-            "code": code_version(),
+            "code": code.identity(),
         }
 
     def _known(self, inputs: Mapping[str, Any]) -> Stage | None:
@@ -270,14 +245,9 @@ def _difference(path: str, recorded: Any, current: Any) -> str:
     return "" if recorded == current else f"{path} = {recorded}, now {path} = {current}"
 
 
-def made_by(name: str) -> str | None:
-    """The notebook that makes a stage, by its name without ending; None where the lab has none for it."""
-    return MADE_BY.get(name) or MADE_BY.get(name.split("/")[0])
-
-
 def _maker(name: str) -> str:
-    notebook = made_by(name)
-    return f"notebook {notebook}.ipynb" if notebook else "the notebook that makes it"
+    known = entry(name)
+    return f"notebook {known.notebook}.ipynb" if known else "the notebook that makes it"
 
 
 def _sizes(folder: Path) -> dict[str, int]:

@@ -8,6 +8,7 @@ from transformers import AutoConfig, PretrainedConfig
 
 from helpers.core.profile import Access, Budget, ModelSpec, Profile
 from helpers.core.settings import AUTO, Settings
+from helpers.core.stages import total
 from helpers.data import corpus
 from helpers.defenses.bdvax.challenge import grid
 from helpers.model.architecture import attention_slots, matrices, mlp_slots, parameter_shapes, positions
@@ -25,10 +26,6 @@ STACKED = 20  # of adapters that train together: the gradient of a part stands b
 # C library's heap does not give back the copies that a LoRA layer makes of its output. On a GPU measured at the shape
 # of LLaMA-2-7B (benchmarks/results/gpu.json).
 HEAP = {("cpu", "lora"): 2.1, ("cpu", "full"): 1.15, ("cuda", "lora"): 1.05, ("cuda", "full"): 1.05}
-TAU_POINTS = 4  # further points of notebook 06's curve, each a suppression and a recovery
-MERGED_POINTS = 14  # merges that notebook 07 measures
-CONFLICT_REPORTS = 21  # evaluations of notebooks 07 to 09
-WHOLE_MODELS = 6  # those that they keep
 
 
 @dataclass(frozen=True)
@@ -142,16 +139,16 @@ def costs(settings: Settings, model: Shape, row: Rows) -> list[Cost]:
     """
     run = _Run(settings, model, row)
     access, conflict = settings.profile.access(settings.ACCESS), settings.profile.conflict.budget
-    recovered = run.healed + TAU_POINTS + run.tried
+    recovered = total("recoveries") + run.tried
     return [
         *run.injection(settings.planted_by, access),
-        run.evaluation(2 + run.cuts + recovered + CONFLICT_REPORTS),
+        run.evaluation(total("measures") + run.tried),
         *run.vaccines(access),
         *run.challenge(),
-        Cost("suppress", run.cuts, run.suppressing, None, None, run.cuts * run.suspicious, 0),
-        run.training("recover", recovered, access.recover, access.recover.rows, kept=run.healed),
+        Cost("suppress", total("cuts"), run.suppressing, None, None, total("cuts") * run.suspicious, 0),
+        run.training("recover", recovered, access.recover, access.recover.rows, kept=total("cuts") + 1),
         run.training("conflict model", 2, conflict, conflict.rows, lora=True),
-        Cost("merge", MERGED_POINTS, run.one_file, None, None, WHOLE_MODELS * max(run.whole, run.suspicious), 0),
+        Cost("merge", total("merges"), run.one_file, None, None, total("keeps") * max(run.whole, run.suspicious), 0),
     ]
 
 
@@ -169,7 +166,6 @@ class _Run:
         self.suspicious = model.adapter * 4 if self.by_adapter else self.trained if self.masters else self.whole
         self.one_file = 2 * min(self.whole, SHARD_SIZE)  # as it was read and as it is written
         self.suppressing = self.suspicious if self.by_adapter else self.one_file
-        self.cuts, self.healed = 4, 5  # the signature and three controls; healed, fine-tuning alone beside them
         # the challenge test cures its own copy and, to be judged, the suspicious model at every point
         self.tried = 2 * len(grid(self.profile, settings.ACCESS)) if settings.TAU == AUTO else 0
 

@@ -2,8 +2,7 @@
 
 A cell of the grid is one set of parameters, a chain of notebooks. Two cells that agree in all that the first k
 notebooks read share those k nodes of the graph, so an injection is trained once for ten values of τ. Which settings a
-notebook reads stands in `READS`; the digests of the stages guard it: a key that is missing there makes a later notebook
-compute a stage again, never load a wrong one.
+notebook reads follows from the registry of stages (`core.stages`).
 """
 
 import hashlib
@@ -18,34 +17,17 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from helpers.core.checking import Strict, checked
-from helpers.core.code_version import code_version
 from helpers.core.disk import read_json
 from helpers.core.errors import LabError, nearest
+from helpers.core.modules import version_of
 from helpers.core.paths import ROOT, fingerprint, runs_folder
 from helpers.core.run_names import require_outside_runs
 from helpers.core.settings import Settings, require_name
-from helpers.core.store import made_by
+from helpers.core.slices import modules_named_in
+from helpers.core.stages import entry, read_by
 from helpers.core.yaml_files import read_yaml
 from helpers.run.execution import NOTEBOOKS, numbered, read_notebook
 
-# what a notebook reads beyond what the notebooks before it read; others are taken to read everything
-READS = {
-    "01": ["attack", "task", "access", "seed", "data", "profile.evaluation", "profile.{access}.inject"]
-    + ["profile.{access}.poison_rate", "profile.editing", "profile.layerwise", "profile.adaptive"]
-    + ["profile.model", "profile.lora", "profile.lengths"],
-    "02": [],
-    "03": ["profile.signature.family", "profile.signature.n", "profile.{access}.recover.rows"]
-    + ["profile.{access}.vaccine", "profile.{access}.vaccine_weights"],
-    "04": ["profile.signature"],
-    "05": ["profile.{access}.suppress", "challenge"],
-    "06": ["profile.{access}.recover"],
-    "07": ["profile.conflict"],
-    "08": [],
-    "09": [],
-    "10": ["profile.conflict.budget"],
-    "11": [],
-    "12": [],
-}
 NEEDED = re.compile(r"""\brun\.need\(["']([\w/]+)["']\)""")  # a stage that a cell starts from
 # what a setting takes in turn: without a value there is no cell
 Values = Annotated[dict[str, Annotated[list[Any], Field(min_length=1)]], Field(min_length=1)]
@@ -173,11 +155,12 @@ def _require_makers(notebooks: Sequence[Path], optional: bool) -> None:
     for i, path in enumerate(notebooks):
         there = {earlier.name[:2] for earlier in notebooks[:i]}
         for stage in NEEDED.findall("\n".join(_code_cells(path, optional))):
-            maker = made_by(stage)
-            if maker and maker[:2] not in there:
+            known = entry(stage)
+            if known and known.notebook[:2] not in there:
                 raise LabError(
-                    f"notebook {path.stem} starts from '{stage}', which {maker} makes: add '{maker[:2]}' to the grid's "
-                    f"notebooks, now {', '.join(chosen.name[:2] for chosen in notebooks)}"
+                    f"notebook {path.stem} starts from '{stage}', which {known.notebook} makes: add "
+                    f"'{known.notebook[:2]}' to the grid's notebooks, now "
+                    f"{', '.join(chosen.name[:2] for chosen in notebooks)}"
                 )
 
 
@@ -201,21 +184,22 @@ def settings_of(plan: Plan, cell: Cell) -> Settings:
 
 
 def _read_by(notebook: Path, values: Mapping[str, Any]) -> Any:
-    """The part of the settings that a notebook reads, by `READS`."""
-    if (paths := READS.get(notebook.name[:2])) is None:
+    """The part of the settings that a notebook reads: all of them where the registry does not know it."""
+    if (paths := read_by(notebook.name[:2], values)) is None:
         return values
     found = {}
     for path in paths:
         value: Any = values
-        for key in path.format(access=values["access"]).split("."):
+        for key in path.split("."):
             value = value[key]
         found[path] = value
     return found
 
 
 def _version(notebook: Path, optional: bool) -> str:
-    """Digest of the code that a notebook runs: its own cells and `helpers/`."""
-    return _digest([code_version(), _code_cells(notebook, optional)])
+    """Digest of the code that a notebook runs: its own cells and what they import of `helpers/`."""
+    cells = _code_cells(notebook, optional)
+    return _digest([version_of(modules_named_in(cells)), cells])
 
 
 def _code_cells(notebook: Path, optional: bool) -> list[str]:

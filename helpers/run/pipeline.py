@@ -24,9 +24,10 @@ import nbformat
 import pandas as pd
 
 from helpers import plots
+from helpers.core import stages
 from helpers.core.cost import versions
 from helpers.core.disk import read_json, working_in, write_json
-from helpers.core.errors import LabError, exit_status, nearest
+from helpers.core.errors import LabError, exit_status
 from helpers.core.interruption import Terminated, terminable
 from helpers.core.paths import ROOT, runs_folder
 from helpers.core.profile import require_device
@@ -38,13 +39,6 @@ from helpers.run.grid import read_grid
 from helpers.run.sweeps import record_sweep, sweep
 
 RESULTS = ROOT / "data" / "results" / "tiny.json"
-_BDVAX = ("finetuned", "random", "suppressed", "purified")
-# which notebooks a method needs (by number), and which models its summary tells of
-METHODS = {
-    "bdvax": ("00 01 02 03 04 05 06".split(), ("clean", "backdoored", *_BDVAX)),
-    "conflict": ("00 01 02 07 08".split(), ("clean", "backdoored", "conflict")),
-    "both": ("00 01 02 03 04 05 06 07 08 09".split(), ("clean", "backdoored", *_BDVAX, "conflict", "both")),
-}
 MEASURES = (
     *("asr", "asr_interval", "labels", "n", "field_degenerate", "right_under_trigger"),
     *("false_trigger", "false_trigger_interval", "false_trigger_n"),
@@ -55,13 +49,13 @@ LABELS = ("payload", "answer", "degenerate", "silent")
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 
 
-def run_notebooks(settings: Settings, folder: Path = NOTEBOOKS, method: str = "both") -> Run:
+def run_notebooks(settings: Settings, folder: Path = NOTEBOOKS, method: str = stages.ALL) -> Run:
     """Execute the notebooks of a method into `runs/<name>/notebooks/`, printing a line for each.
 
-    Args: method, one of `METHODS`: "bdvax", "conflict" or "both".
+    Args: method, one of `core.stages.METHODS`.
     Raises: LabError for an unknown method, or at the first notebook that fails; the stages finished before it are kept.
     """
-    numbers, _ = _method(method)
+    numbers = stages.notebooks_of(stages.method(method))
     require_device(settings.profile.model)
     run = run_of(settings)  # the notebooks hold the settings against the model
     chosen = [path for path in numbered(folder) if path.name[:2] in numbers]
@@ -94,15 +88,15 @@ def tidy(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     return notebook
 
 
-def summarise(run: Run, method: str = "both") -> dict[str, Any]:
+def summarise(run: Run, method: str = stages.ALL) -> dict[str, Any]:
     """Gather what the notebooks measured: settings, one entry for each row of the table, the cost of each stage.
 
     Rates are fractions in [0, 1], as is `tau`, the share of channels cut (None where nothing was); `seconds` and
     `peak_rss_mb` map stage names to numbers.
     Raises: LabError when a row is missing or stale, or when rows were measured with different prompts or decoding.
     """
-    rows = {row: run.need(f"evaluate/{row}") for row in _method(method)[1]}
-    stages = list(run.stages())
+    rows = {model: run.need(f"evaluate/{model}") for model in stages.method(method).models}
+    made = list(run.stages())
     config = run.config
     return {
         "profile": config["profile"]["name"],
@@ -114,8 +108,8 @@ def summarise(run: Run, method: str = "both") -> dict[str, Any]:
         "decoding": _agreed("decoding", rows),
         "versions": versions(),
         **{row: _measures(stage.result) for row, stage in rows.items()},
-        "seconds": {stage.name: stage.manifest["seconds"] for stage in stages},
-        "peak_rss_mb": {stage.name: stage.manifest["peak_rss_mb"] for stage in stages},
+        "seconds": {stage.name: stage.manifest["seconds"] for stage in made},
+        "peak_rss_mb": {stage.name: stage.manifest["peak_rss_mb"] for stage in made},
     }
 
 
@@ -127,7 +121,7 @@ def _measures(result: Mapping[str, Any]) -> dict[str, Any]:
 
 def rows_of(summary: Mapping[str, Any]) -> list[str]:
     """The models that a summary tells of, in the order of the table."""
-    return [row for row in METHODS["both"][1] if row in summary]
+    return [model for model in stages.METHODS[stages.ALL].models if model in summary]
 
 
 def table(summary: Mapping[str, Any]) -> str:
@@ -177,7 +171,7 @@ def by_setting(summaries: Mapping[str, Any]) -> dict[str, dict[str, dict[str, li
     Returns: {"adapter, sentiment": {model: {measure: [one value per seed]}}}, rates in [0, 1].
     """
     found: dict[str, dict[str, dict[str, list[float]]]] = {}
-    for summary in summaries.values():
+    for summary in map(stages.by_present_names, summaries.values()):
         models = found.setdefault(f"{summary['access']}, {summary['task']}", {})
         for row in rows_of(summary):
             measured = models.setdefault(row, {"asr": [], "right_under_trigger": [], "utility": []})
@@ -233,7 +227,7 @@ def _parser() -> argparse.ArgumentParser:
     plan.set_defaults(command=_plan)
     for command in (run, plan):
         Settings.add_options(command)
-    run.add_argument("--method", default="both", help="the defense: bdvax, conflict or both (the default)")
+    run.add_argument("--method", default=stages.ALL, help=f"the defense: {', '.join(stages.METHODS)} (the default)")
     execute = commands.add_parser("execute", help="refresh the outputs stored in the notebooks")
     execute.set_defaults(command=lambda options, folder: refresh_outputs(folder))
     grid = commands.add_parser("sweep", help="all cells of a grid, into runs/<name>/, on all cores or a cluster")
@@ -275,12 +269,11 @@ def _plan(options: argparse.Namespace, folder: Path) -> None:
 
 
 def _run(options: argparse.Namespace, folder: Path) -> None:
-    settings = Settings.from_options(options)
-    _method(options.method)
+    settings, method = Settings.from_options(options), stages.known_method(options.method)
     require_device(settings.profile.model)
     with working_in(run_folder(settings.name)):
-        run = run_notebooks(settings, folder, options.method)
-        summary = summarise(run, options.method)
+        run = run_notebooks(settings, folder, method)
+        summary = summarise(run, method)
         write_json(run.folder / "summary.json", summary)
     seconds, peak = sum(summary["seconds"].values()), max(summary["peak_rss_mb"].values())
     print(f"\n{table(summary)}\n\nstages: {seconds:.0f} s, at most {peak:.0f} MB")
@@ -300,12 +293,6 @@ def _sweep(options: argparse.Namespace, folder: Path) -> None:
     if len(failed):
         lines = "\n".join(sorted(set(failed["error"])))
         raise LabError(f"{len(failed)} of the cells failed; the same command tries them again:\n{lines}")
-
-
-def _method(name: str) -> tuple[Sequence[str], Sequence[str]]:
-    if name not in METHODS:
-        raise LabError(f"unknown METHOD = '{name}'{nearest(name, METHODS)}")
-    return METHODS[name]
 
 
 def _execute_each(
