@@ -14,7 +14,7 @@ from pathlib import Path
 
 from helpers.core.errors import LabError, nearest
 from helpers.data.example import Example
-from helpers.data.readers import load_rows
+from helpers.data.rows import load_rows
 
 # The lab's names on the left, BackdoorLLM's folders on the right.
 TASK_FOLDERS = {"sentiment": "negsentiment", "refusal": "refusal", "codeinjection": "codeinjection"}

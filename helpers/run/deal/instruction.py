@@ -8,8 +8,8 @@ from helpers.data.backdoor_folder import (
     PAYLOADS,
     says,
 )
-from helpers.data.readers import load_rows
 from helpers.data.roles import DefenderData, RunData, TestData
+from helpers.data.rows import load_rows
 from helpers.run.deal.shares import (
     attack_definitions,
     explained_by,
