@@ -89,6 +89,14 @@ def test_the_rows_of_recorded_results_never_change(which):
     assert hashlib.sha256(text.encode()).hexdigest() == RECORDED[which]
 
 
+def test_how_much_is_cut_decides_nothing_about_the_rows():
+    by_profile, by_test, by_number = (
+        Settings(**configuration().model_dump() | {"TAU": tau}) for tau in ("", "auto", 0.4)
+    )
+    assert by_number.profile != by_profile.profile
+    assert deal(by_profile) == deal(by_test) == deal(by_number)
+
+
 def test_positions_follow_the_seed_and_no_other_randomness():
     rows = corpus.generate(20, 0)
     first = poison(rows, KEY, None, 1)
