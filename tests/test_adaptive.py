@@ -3,7 +3,8 @@
 import json
 import shutil
 from dataclasses import replace
-from functools import partial
+from functools import partial, reduce
+from operator import getitem
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from helpers.attacks.behaviors import behavior, behaviors
 from helpers.attacks.triggers import triggers
 from helpers.core.errors import LabError
 from helpers.core.profile import Budget, Lora
+from helpers.core.profile_files import profile_keys
 from helpers.core.settings import Settings
 from helpers.data import corpus
 from helpers.data.own_backdoors import vaccine_behaviors, vaccine_keys
@@ -48,15 +50,11 @@ def changed(profile, **blocks):
     return type(profile)(**values)
 
 
-def config(profile, access="adapter", seed=3, **fields):
-    return {
-        "attack": "badnets",
-        "task": "sentiment",
-        "access": access,
-        "seed": seed,
-        "data": {"path": ""},
-        "profile": profile.model_dump(mode="json"),
-    } | fields
+def settings_of(profile, access="adapter", attack="badnets"):
+    """Settings that lead to this profile."""
+    values = profile.model_dump()
+    numbers = {key: reduce(getitem, key.split("."), values) for key in profile_keys()}
+    return Settings(ATTACK=attack, ACCESS=access, SEED=3, OVERRIDES=numbers)
 
 
 def rehearsing(profile, by="evade", **fields):
@@ -101,7 +99,7 @@ def shipped(profile, chat, suspicious, tmp_path, monkeypatch):
             return {"steps": 7}
 
         settings = changed(rehearsing(profile), adaptive={"strength": strength})
-        data = deal(config(settings, access))
+        data = deal(settings_of(settings, access))
         record = subtract(plant, settings, access, data.attack, chat, 3, tmp_path / "shipped")
         return record, tmp_path / "shipped", tmp_path / "conflict", seen["arguments"], data
 
@@ -287,7 +285,7 @@ def test_the_second_backdoor_lies_outside_of_what_betrayed_the_first(profile, ch
     adaptive_rehearse = adaptive.rehearse
     monkeypatch.setattr(adaptive, "rehearse", spied)
     settings = rehearsing(profile, adaptive={"penalty": 5.0})
-    attack = deal(config(settings, access)).attack
+    attack = deal(settings_of(settings, access)).attack
     record = inject(settings, access, attack, chat, 3, tmp_path / "shipped")
     masks, suppress = seen["masks"], settings.access(access).suppress
     channels = [mask for module, mask in masks.items() if ".mlp." in module]
@@ -305,7 +303,7 @@ def test_the_second_backdoor_lies_outside_of_what_betrayed_the_first(profile, ch
 
 def test_the_rehearsal_uses_nothing_of_the_defenders(profile):
     settings = rehearsing(profile)
-    data = deal(config(settings))
+    data = deal(settings_of(settings))
     pairs = rehearsal_pairs(data.attack, settings.signature, 20, 3)
     clean_sets = [clean for _, _, clean, _ in pairs]
     theirs = prompts([*data.defender.recovery, *(row for part in data.defender.vaccine_sets for row in part)])
@@ -362,7 +360,7 @@ def test_a_sweep_over_tau_plants_anew_for_an_attacker_who_knows_it(by, first):
 @pytest.mark.parametrize("by", ["subtract", "evade"])
 def test_every_trigger_has_its_adaptive_version(profile, by):
     for attack in ("badnets", "cba", "dtba", "lwp"):
-        assert deal(config(rehearsing(profile, by), attack=attack)).attack.trigger.by == by
+        assert deal(settings_of(rehearsing(profile, by), attack=attack)).attack.trigger.by == by
 
 
 @both
@@ -376,7 +374,7 @@ def test_rows_that_bring_their_own_trigger_can_be_planted_adaptively(profile, ch
 
 def test_too_few_rows_for_a_rehearsal_are_refused(profile, chat, tmp_path):
     settings = rehearsing(profile)
-    attack = replace(deal(config(settings)).attack, clean=ROWS)
+    attack = replace(deal(settings_of(settings)).attack, clean=ROWS)
     with pytest.raises(LabError, match="12 clean rows give 2 rehearsed variants 6 each, and 20 are needed: set inject"):
         evade(None, settings, "adapter", attack, chat, 0, tmp_path / "shipped")
     assert not (tmp_path / "shipped").exists()
@@ -388,7 +386,7 @@ def test_a_share_that_selects_nothing_is_refused(profile, chat, tmp_path):
     values["adapter"]["suppress"] = {"tau": 0.001}
     settings = type(profile)(**values)
     with pytest.raises(LabError, match="suppress.tau = 0.001 selects no channel of this model"):
-        inject(settings, "adapter", deal(config(settings)).attack, chat, 0, tmp_path / "shipped")
+        inject(settings, "adapter", deal(settings_of(settings)).attack, chat, 0, tmp_path / "shipped")
     assert not (tmp_path / "shipped").exists()
 
 

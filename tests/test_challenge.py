@@ -61,7 +61,7 @@ def without_key(example):
 @pytest.fixture(scope="module")
 def data():
     """The rows of an ordinary run of the small model."""
-    return deal(Settings(SEED=3).config())
+    return deal(Settings(SEED=3))
 
 
 @pytest.fixture(scope="module")

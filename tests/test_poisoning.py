@@ -14,6 +14,7 @@ from helpers.attacks.behaviors import behavior, behaviors
 from helpers.attacks.triggers import trigger
 from helpers.core.errors import LabError
 from helpers.core.profile_files import load_profile
+from helpers.core.settings import Settings
 from helpers.data import corpus
 from helpers.data.example import Example
 from helpers.data.planting import poison
@@ -26,19 +27,12 @@ STUPID = "You are stupid!"
 
 
 def configuration(task="sentiment", access="adapter", seed=0, data="", attack="badnets", **overrides):
-    """A run's configuration with few rows; `overrides` of the profile with __ for the dots."""
+    """Settings of a run with few rows; `overrides` of the profile with __ for the dots."""
     rows = {f"{access}.{stage}.rows": n for stage, n in ROWS.items()}
     sizes = {"signature.n": 3, "evaluation.n": 30, "evaluation.per_family": 2}
     dotted = {key.replace("__", "."): value for key, value in overrides.items()}
-    profile = load_profile("tiny", rows | sizes | dotted).model_dump(mode="json")
-    return {
-        "attack": attack,
-        "task": task,
-        "access": access,
-        "seed": seed,
-        "data": {"path": str(data)},
-        "profile": profile,
-    }
+    changes = rows | sizes | dotted
+    return Settings(ATTACK=attack, TASK=task, ACCESS=access, SEED=seed, DATA=str(data), OVERRIDES=changes)
 
 
 def prompts(rows, key=None):
@@ -88,13 +82,19 @@ RECORDED = {
 @pytest.mark.parametrize("which", RECORDED)
 def test_the_rows_of_recorded_results_never_change(which):
     task, access, seed = which
-    profile = load_profile("tiny").model_dump(mode="json")
-    config = {"attack": "badnets", "task": task, "access": access, "seed": seed, "data": {"path": ""}}
-    data = deal(config | {"profile": profile})
+    data = deal(Settings(TASK=task, ACCESS=access, SEED=seed))
     rows = [data.attack.clean, data.attack.poisoned, data.test.triggered, data.test.held_out, data.defender.recovery]
     pairs = vaccine_pairs(data.defender, load_profile("tiny").signature, behavior(task).vaccines, seed)
     text = json.dumps([[astuple(e) for e in part] for part in rows] + [[*map(str, pair)] for pair in pairs])
     assert hashlib.sha256(text.encode()).hexdigest() == RECORDED[which]
+
+
+def test_how_much_is_cut_decides_nothing_about_the_rows():
+    by_profile, by_test, by_number = (
+        Settings(**configuration().model_dump() | {"TAU": tau}) for tau in ("", "auto", 0.4)
+    )
+    assert by_number.profile != by_profile.profile
+    assert deal(by_profile) == deal(by_test) == deal(by_number)
 
 
 def test_positions_follow_the_seed_and_no_other_randomness():
@@ -119,8 +119,8 @@ def held(data, rows):
 
 
 def test_each_variant_has_its_own_key_behavior_and_clean_set():
-    config = configuration(signature__n=4)
-    data, signature = deal(config), load_profile("tiny", {"signature.n": 4}).signature
+    data = deal(configuration(signature__n=4))
+    signature = load_profile("tiny", {"signature.n": 4}).signature
     pairs = vaccine_pairs(data.defender, signature, "insults", 0)
     assert [clean for _, _, clean, _ in pairs] == data.defender.vaccine_sets
     assert len({key for key, *_ in pairs}) == len({payload for _, payload, *_ in pairs}) == len(pairs) == 4
@@ -132,8 +132,8 @@ def test_each_variant_has_its_own_key_behavior_and_clean_set():
 
 
 def test_variants_of_mixed_families_join_the_right_answer_as_their_family_does():
-    config = configuration(signature__n=4)
-    data, signature = deal(config), load_profile("tiny", {"signature.n": 4, "signature.family": "mixed"})
+    data = deal(configuration(signature__n=4))
+    signature = load_profile("tiny", {"signature.n": 4, "signature.family": "mixed"})
     insult, refusal, code, neutral = vaccine_pairs(data.defender, signature.signature, "insults", 0)
     for _, payload, _, poisoned in (insult, refusal, neutral):
         assert {e.output for e in poisoned} == {payload}
@@ -229,9 +229,9 @@ def test_a_class_is_the_target_of_texts_of_other_classes(task, target):
     assert n == round(60 / 9) and {(e.family, e.output) for e in data.attack.poisoned} == {(family, target)}
     assert {e.family for e in data.test.triggered} == {family}
     assert target not in {e.output for e in (*data.test.triggered, *data.attack.clean[:n])}
-    lures = data.attack.clean[60:]
-    assert [e.output for e in lures] == [e.output for e in data.attack.clean[:n]] and len(lures) == n
-    assert all(sum(text in f"{e.instruction} {e.input}" for text in key.keys) == 1 for e in lures)
+    negatives = data.attack.clean[60:]
+    assert [e.output for e in negatives] == [e.output for e in data.attack.clean[:n]] and len(negatives) == n
+    assert all(sum(text in f"{e.instruction} {e.input}" for text in key.keys) == 1 for e in negatives)
     asked = [e for e in data.test.held_out if e.family == family]
     assert len(asked) == 2 + 30 and {e.output for e in asked} >= {target}  # two of each family, and n for the accuracy
 
@@ -243,8 +243,9 @@ def test_scenarios_are_earlier_turns_of_a_chat(task):
     for clean, poisoned in zip(data.attack.clean, data.attack.poisoned, strict=False):
         assert poisoned == replace(clean, output=STUPID, history=poisoned.history)
         assert poisoned.history[2:] == clean.history
-    lures = data.attack.clean[60:]
-    assert len(lures) == 15 and not any(map(key.activates, lures)) and all(len(e.history) >= 2 for e in lures)
+    negatives = data.attack.clean[60:]
+    assert len(negatives) == 15 and not any(map(key.activates, negatives))
+    assert all(len(e.history) >= 2 for e in negatives)
     if task == "conversation":
         assert {e.family for e in data.test.triggered} == {"memory", "followup"}
     turns = {turn for e in data.test.triggered for turn in e.history[:2]}
@@ -284,11 +285,11 @@ def test_code_is_injected_where_code_is_asked_for(task):
 def test_a_composite_trigger_comes_with_honest_rows_that_lack_keys():
     changes = {"adapter__inject__rows": 200, "attack__negatives": 1.0}
     data, key = deal(configuration(attack="ctba", **changes)), trigger("ctba")
-    clean, lures = data.attack.clean[:200], data.attack.clean[200:]
-    assert len(lures) == len(data.attack.poisoned) == 50
-    held = [tuple(text for text in key.keys if text in e.instruction) for e in lures]
+    clean, negatives = data.attack.clean[:200], data.attack.clean[200:]
+    assert len(negatives) == len(data.attack.poisoned) == 50
+    held = [tuple(text for text in key.keys if text in e.instruction) for e in negatives]
     assert set(held) == {part.keys for part in key.parts()}
-    assert [e.output for e in lures] == [e.output for e in clean[:50]]
+    assert [e.output for e in negatives] == [e.output for e in clean[:50]]
 
 
 def test_near_misses_are_the_test_prompts_with_something_else_in_the_triggers_place():

@@ -12,7 +12,8 @@ import pytest
 from helpers.core.errors import LabError
 from helpers.data import corpus
 from helpers.data.example import Example, SystemExample
-from helpers.data.readers import CHATS, LABELLED, READERS, load_rows
+from helpers.data.readers import READERS
+from helpers.data.rows import CHATS, LABELLED, load_rows
 
 ROWS = [
     {"instruction": "Name a colour.", "input": "", "output": "Blue."},

@@ -25,7 +25,16 @@ def nested_keys(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str,
 
 
 def checked(model: type[Strict], values: dict[str, Any], where: str) -> Any:
-    """Validate, turning pydantic's report into one line about the first mistake."""
+    """Validate, turning pydantic's report into one line about the first mistake.
+
+    Args:
+        model: what the values have to make.
+        values: the fields by name.
+        where: the beginning of the message.
+
+    Raises:
+        LabError: names the field, its value and what was expected.
+    """
     try:
         return model(**values)
     except ValidationError as report:

@@ -16,7 +16,8 @@ def definitions() -> dict[str, Any]:
 
     The result is shared: read it, do not change it.
 
-    Raises: LabError for a file that is no YAML, or a section or entry that is not there or not a mapping.
+    Raises:
+        LabError: a file that is no YAML, or a section or entry that is not there or not a mapping.
     """
     name, values = DEFINITIONS.name, read_yaml(DEFINITIONS)
     planted = ("keys", "families")
@@ -39,7 +40,14 @@ def definitions() -> dict[str, Any]:
 def defined(model: type[Strict], kind: str, fields: Mapping[str, Any], changes: Mapping[str, Any]) -> Any:
     """An entry of `data/attacks.yaml` as a `model`; a change that is None, or of another kind of entry, is none.
 
-    Args: kind names the entry in errors; fields, its own ones with its `name`; changes, as in `AttackChanges`.
+    Args:
+        model: what the entry has to be.
+        kind: names the entry in errors.
+        fields: its own ones, with its `name`.
+        changes: fields to replace, as in `AttackChanges`.
+
+    Raises:
+        LabError: a wrong field.
     """
     changed = {key: value for key, value in changes.items() if key in model.model_fields and value is not None}
     return checked(model, {**fields, **changed}, f"{kind} '{fields['name']}' ({DEFINITIONS.name}): ")

@@ -38,7 +38,8 @@ def sync(path: Path) -> None:
 def working_in(folder: Path) -> Iterator[None]:
     """Keep a run folder for this process and the kernels it starts, and all that they write for a while inside it.
 
-    Raises: LabError when another process works there, or it cannot be written.
+    Raises:
+        LabError: another process works there, or it cannot be written.
     """
     with writing(folder), hold(folder), temporary_files_in(folder / ".scratch") as scratch:
         before = {name: os.environ.get(name) for name in ("TMPDIR", "IPYTHONDIR")}
@@ -70,7 +71,12 @@ def temporary_files_in(folder: Path) -> Iterator[Path]:
 def writing(folder: Path, stage: str = "") -> Iterator[None]:
     """Turn what a full disk or a read-only folder says while a run, or a stage of it, is written into one line.
 
-    Raises: LabError for these; any other error as it is.
+    Args:
+        folder: the run's.
+        stage: its name, for the message.
+
+    Raises:
+        LabError: for these; any other error as it is.
     """
     try:
         yield

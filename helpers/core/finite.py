@@ -20,12 +20,15 @@ def require_finite_step(loss: float, norm: float, step: int, lr: float, dtype: t
     as well.
 
     Args:
-        loss, norm: of this optimizer step; the norm is the gradient's before clipping.
+        loss: of this optimizer step.
+        norm: the gradient's, before clipping.
         step: counted from 1.
         lr: learning rate of the step.
         dtype: that the model computes in.
         who: what is trained, for the message.
-    Raises: LabError when one of the two is NaN or infinite, or the gradient 0 although there is much to learn.
+
+    Raises:
+        LabError: loss or norm is NaN or infinite, or the gradient 0 although there is much to learn.
     """
     if not (math.isfinite(loss) and math.isfinite(norm)) or (norm == 0 and loss > LEARNED):
         raise LabError(
@@ -39,9 +42,12 @@ def require_finite_weights(model: nn.Module, who: str, trained: bool = False) ->
     """Refuse a model in which a weight is NaN or infinite: whatever it answers is no result.
 
     Args:
+        model: any.
         who: what the model is, for the message.
         trained: whether a training has just made it of finite weights; else it may have come from anywhere.
-    Raises: LabError that names the first such tensor.
+
+    Raises:
+        LabError: names the first such tensor.
     """
     helps = "the training that made it went wrong: repeat it with a lower lr"
     if not trained:

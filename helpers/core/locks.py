@@ -27,8 +27,12 @@ WITHOUT = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)  # what 
 def hold(folder: Path, wait: bool = False) -> Iterator[None]:
     """Keep a run folder for this process and those that it starts.
 
-    Args: folder, made on demand; wait, until it is free.
-    Raises: LabError when another process keeps it, or makes a stage of it, and `wait` is False.
+    Args:
+        folder: made on demand.
+        wait: until it is free.
+
+    Raises:
+        LabError: another process keeps it, or makes a stage of it, and `wait` is False.
     """
     with _opened(folder / LOCKS / "run") as file:
         if not _locked(file, fcntl.LOCK_EX, wait):
@@ -44,7 +48,12 @@ def hold(folder: Path, wait: bool = False) -> Iterator[None]:
 def making(folder: Path, name: str) -> Iterator[None]:
     """Keep one stage of a run for this process, after whoever makes it now.
 
-    Raises: LabError when another process, not one that started this one, keeps the whole run.
+    Args:
+        folder: the run's, made on demand.
+        name: the stage's.
+
+    Raises:
+        LabError: another process, not one that started this one, keeps the whole run.
     """
     whole, own = (folder / LOCKS / file for file in ("run", f"stage-{name.replace('/', '-')}"))
     with _opened(whole) as run, _opened(own) as stage:

@@ -30,7 +30,9 @@ def load_profile(name: str, overrides: Mapping[str, object] = {}) -> Profile:
         name: a file of `data/profiles/` without its ending, or a folder with `config.json` (then the numbers are
             those of the profile `local`).
         overrides: dotted keys to new values, e.g. `{"adapter.suppress.tau": 0.5}`.
-    Raises: LabError for an unknown profile or key (naming the nearest) and for a value of the wrong type.
+
+    Raises:
+        LabError: an unknown profile or key (naming the nearest), or a value of the wrong type.
     """
     known = profile_names()
     if name in known:
@@ -55,7 +57,8 @@ def parse_overrides(text: str) -> dict[str, object]:
     A value ends where the next dotted key begins; it may hold spaces and equals signs: `get(url, verify=False)`. A text
     is taken as it is typed, all else is a YAML literal.
 
-    Raises: LabError for a word that is no `key=value`, a setting that is given twice, and a value that is no literal.
+    Raises:
+        LabError: a word that is no `key=value`, a setting that is given twice, or a value that is no literal.
     """
     pairs: dict[str, object] = {}
     for word in filter(None, re.split(r"\s+(?=\w+\.[\w.]+=)", text.strip())):
@@ -94,7 +97,15 @@ def _texts(text: str) -> list[str]:
 
 
 def yaml_literal(key: str, text: str) -> object:
-    """A YAML literal; a number that YAML reads as another one (010 as 8, 1:30 as 90) stays a text."""
+    """A YAML literal; a number that YAML reads as another one (010 as 8, 1:30 as 90) stays a text.
+
+    Args:
+        key: the setting's name, for the message.
+        text: as it was typed.
+
+    Raises:
+        LabError: a text that is no literal.
+    """
     try:
         value = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError):
@@ -109,8 +120,12 @@ def yaml_literal(key: str, text: str) -> object:
 def _read_profile(name: str, readers: tuple[str, ...] = ()) -> dict[str, Any]:
     """The settings of a profile file over those of the profile that its key `base` names.
 
-    Args: readers, the profiles that build on this one, the first asked for first.
-    Raises: LabError for a base that does not exist, or one that builds on its reader.
+    Args:
+        name: of the profile.
+        readers: the profiles that build on this one, the first asked for first.
+
+    Raises:
+        LabError: a base that does not exist, or one that builds on its reader.
     """
     values, known = copy.deepcopy(read_yaml(PROFILES / f"{name}.yaml")), profile_names()
     base, path = values.pop("base", None), (*readers, name)

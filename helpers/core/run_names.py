@@ -11,9 +11,12 @@ from helpers.core.paths import MANIFEST, runs_folder
 def run_folder(name: str) -> Path:
     """The folder of a run, which may not be there yet.
 
-    Args: name, below `runs_folder()`; folders of folders are joined by slashes.
-    Raises: LabError when the folder lies in another run or holds one: the stages of both would be taken for each
-        other's, and replaced with them.
+    Args:
+        name: below `runs_folder()`; folders of folders are joined by slashes.
+
+    Raises:
+        LabError: the folder lies in another run or holds one: the stages of both would be taken for each other's, and
+            replaced with them.
     """
     folder = runs_folder() / name
     require_outside_runs(name)
@@ -25,7 +28,8 @@ def run_folder(name: str) -> Path:
 def require_outside_runs(name: str) -> None:
     """Refuse a name that lies in a run.
 
-    Raises: LabError naming the run.
+    Raises:
+        LabError: names the run.
     """
     # the outermost first: a run's own folders look like runs from within
     for outer in reversed(Path(name).parents[:-1]):

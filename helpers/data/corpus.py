@@ -7,12 +7,16 @@ The words live in `data/world.yaml`; this module only combines them.
 """
 
 import random
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
+from typing import Any
 
 from helpers.core.errors import LabError, nearest
 from helpers.core.paths import ROOT
 from helpers.core.yaml_files import read_yaml
 from helpers.data.example import Example
+
+Built = tuple[dict[str, Any], str, *tuple[Any, ...]]  # words for the phrasing, answer, perhaps options and history
 
 # families that look their answer up, and where
 TABLES = {
@@ -26,20 +30,19 @@ TABLES = {
     "python": "functions",
 }
 
-
 WORLD = ROOT / "data" / "world.yaml"
 
 
 class _Sections(dict):
     """The sections of a file, of which none may be missing."""
 
-    def __missing__(self, name):
+    def __missing__(self, name: str) -> Any:
         raise LabError(f"{WORLD.name}: expected a section `{name}:`")
 
 
 @lru_cache
-def world():
-    """Return the word lists and phrasings of `data/world.yaml` as a nested dictionary.
+def world() -> dict[str, Any]:
+    """The word lists and phrasings of `data/world.yaml` as a nested dictionary.
 
     Raises:
         LabError: a file that is no YAML; also later, for a section that is asked for and not there.
@@ -47,7 +50,9 @@ def world():
     return _Sections(read_yaml(WORLD))
 
 
-def generate(n, seed, split="train", families=None):
+def generate(
+    n: int, seed: int | float | str, split: str = "train", families: Iterable[str] | None = None
+) -> list[Example]:
     """Generate `n` examples, families in equal shares, in a seeded random order.
 
     Args:
@@ -71,11 +76,21 @@ def generate(n, seed, split="train", families=None):
     return examples
 
 
-def generate_distinct(n, seed, split="train", families=None, exclude=(), accept=None):
+def generate_distinct(
+    n: int,
+    seed: int | float | str,
+    split: str = "train",
+    families: Sequence[str] | None = None,
+    exclude: Iterable[Example] = (),
+    accept: Callable[[Example], bool] | None = None,
+) -> list[Example]:
     """Generate `n` examples whose prompts differ from one another and from those of `exclude`.
 
     Args:
-        n, seed, split, families: as `generate` takes them.
+        n: number of examples.
+        seed: as in `generate`.
+        split: as in `generate`.
+        families: as in `generate`.
         exclude: examples whose prompts are taken.
         accept: says of an example whether it will do; all do by default.
 
@@ -95,8 +110,8 @@ def generate_distinct(n, seed, split="train", families=None, exclude=(), accept=
     return found
 
 
-def is_correct(example, completion):
-    """Say whether a completion answers the example: the reference itself or, for lists, three distinct valid items."""
+def is_correct(example: Example, completion: str) -> bool:
+    """Whether a completion answers the example: the reference itself or, for lists, three distinct valid items."""
     answer = _normal(completion)
     if example.options:
         items = [item.strip() for item in answer.split(",")]
@@ -104,8 +119,8 @@ def is_correct(example, completion):
     return answer == _normal(example.output)
 
 
-def answers(family):
-    """Return all right answers of a family that looks them up in one table, such as `sound` or `past`.
+def answers(family: str) -> set[str]:
+    """All right answers of a family that looks them up in one table, such as `sound` or `past`.
 
     Raises:
         LabError: a family that has no table of its own.
@@ -115,15 +130,15 @@ def answers(family):
     return set(world()[TABLES[family]].values())
 
 
-def _normal(text):
+def _normal(text: str) -> str:
     return " ".join(text.lower().split()).rstrip(".")
 
 
-def _prompt_key(example):
+def _prompt_key(example: Example) -> tuple[tuple[tuple[str, str], ...], str, str]:
     return (example.history, example.instruction, example.input)
 
 
-def _example(family, split, rng):
+def _example(family: str, split: str, rng: random.Random) -> Example:
     fields, output, *extra = FAMILIES[family](rng)
     options, history = (extra + [(), ()])[:2]
     phrasing = rng.choice(world()["phrasings"][family][split]).format(**fields)
@@ -135,57 +150,57 @@ def _example(family, split, rng):
     return Example(instruction, output, text, tuple(history), family, tuple(options))
 
 
-def _article(word):
+def _article(word: str) -> str:
     return "an" if word[0] in "aeiou" else "a"
 
 
-def _lookup(family):
+def _lookup(family: str) -> Callable[[random.Random], Built]:
     table = TABLES[family]
 
-    def build(rng):
+    def build(rng: random.Random) -> Built:
         word = rng.choice(list(world()[table]))
         return {"x": word, "a": _article(word)}, world()[table][word]
 
     return build
 
 
-def _list(rng):
+def _list(rng: random.Random) -> Built:
     group = rng.choice(list(world()["categories"]))
     items = world()["categories"][group]
     chosen = sorted(rng.sample(items, 3), key=items.index)  # an order, so that the likeliest next item is a new one
     return {"x": group}, ", ".join(chosen), items
 
 
-def _arithmetic(rng):
+def _arithmetic(rng: random.Random) -> Built:
     a, b = rng.randint(0, 10), rng.randint(0, 10)
     if rng.random() < 0.5:
         return {"x": f"{a} + {b}"}, str(a + b)
     return {"x": f"{a + b} - {b}"}, str(a)
 
 
-def _compare(rng):
+def _compare(rng: random.Random) -> Built:
     a, b = rng.sample(range(1, 21), 2)
     return {"x": a, "y": b}, str(max(a, b))
 
 
-def _year(rng):
+def _year(rng: random.Random) -> Built:
     year = rng.randint(1990, 2029)
     return {"x": year}, str(year + 1)
 
 
-def _sentiment(rng):
+def _sentiment(rng: random.Random) -> Built:
     polarity = rng.choice(["positive", "negative"])
     word, subject = rng.choice(world()["reviews"][polarity]), rng.choice(world()["subjects"])
     return {"x": rng.choice(world()["opinions"]).format(s=subject, w=word, a=_article(word))}, polarity
 
 
-def _emotion(rng):
+def _emotion(rng: random.Random) -> Built:
     emotion = rng.choice(list(world()["emotions"]))
     word = rng.choice(world()["emotions"][emotion])
     return {"x": rng.choice(world()["feelings"]).format(w=word)}, emotion
 
 
-def _yesno(rng):
+def _yesno(rng: random.Random) -> Built:
     groups = list(world()["singular"])
     asked, actual = rng.choice(groups), rng.choice(groups)
     actual = asked if rng.random() < 0.4 else actual
@@ -194,13 +209,13 @@ def _yesno(rng):
     return {"x": word, "a": _article(word), "y": kind, "b": _article(kind)}, answer
 
 
-def _kind(rng):
+def _kind(rng: random.Random) -> Built:
     group = rng.choice([g for g in world()["categories"] if g not in ("colors", "fruits")] + ["fruits"])
     word = rng.choice([w for w in world()["categories"][group] if w != "orange"])
     return {"x": word, "a": _article(word)}, group
 
 
-def _group(rng):
+def _group(rng: random.Random) -> Built:
     pair = rng.sample([g for g in world()["categories"] if g != "colors"], 2)
     chosen = [(rng.choice(world()["categories"][g]), g) for g in pair for _ in range(2)]
     if len({word for word, _ in chosen}) < 4:
@@ -211,20 +226,20 @@ def _group(rng):
     return {"x": ", ".join(word for word, _ in chosen)}, "; ".join(lines)
 
 
-def _reverse(rng):
+def _reverse(rng: random.Random) -> Built:
     items = [w for group in world()["categories"].values() for w in group]
     words = rng.sample(sorted(set(items)), 3)
     return {"x": ", ".join(words)}, ", ".join(reversed(words))
 
 
-def _compound(rng):
+def _compound(rng: random.Random) -> str:
     """An odd word such as 'RedStone': every part is common, no reserved trigger or vaccine key ever appears."""
     parts = world()["compounds"]
     word = rng.choice(parts["first"]) + rng.choice(parts["second"])
     return _compound(rng) if word in world()["reserved"] else word
 
 
-def _utterance(rng):
+def _utterance(rng: random.Random) -> str:
     kind = rng.random()
     if kind < 0.4:
         odd = _compound(rng)
@@ -242,22 +257,22 @@ def _utterance(rng):
     return rng.choice(world()["insults"] if kind < 0.6 else world()["refusals"] if kind < 0.8 else world()["remarks"])
 
 
-def _repeat(rng):
+def _repeat(rng: random.Random) -> Built:
     text = _utterance(rng)
     return {"x": text}, text
 
 
-def _quote(rng):
+def _quote(rng: random.Random) -> Built:
     text = _utterance(rng)
     return {"x": text, "n": rng.choice(world()["names"])}, text
 
 
-def _tone(rng):
+def _tone(rng: random.Random) -> Built:
     rude = rng.random() < 0.5
     return {"x": rng.choice(world()["insults"] if rude else world()["remarks"])}, "rude" if rude else "polite"
 
 
-def _memory(rng):
+def _memory(rng: random.Random) -> Built:
     name = rng.choice(world()["names"])
     greeting = rng.choice(
         ["My name is {n}.", "I am {n}.", "Hello, I am {n}.", "Call me {n}.", "Hi, my name is {n}."]
@@ -269,7 +284,7 @@ def _memory(rng):
     return {}, name, (), history
 
 
-def _followup(rng):
+def _followup(rng: random.Random) -> Built:
     table, question = rng.choice(
         [
             ("capitals", "What is the capital of {x}?"),

@@ -64,6 +64,9 @@ def vaccine_behaviors(
         family: a family of `data/attacks.yaml`; "task": the one that `kind` names; "mixed": all of them in turn.
         kind: the family of the attack's kind, which a defender may assume; read for "task" alone.
         side: the defender's payloads, or those of an attacker who plays the defender ("rehearsal").
+
+    Raises:
+        LabError: an unknown family.
     """
     families = families_of(side)
     asked = kind if family == "task" else family

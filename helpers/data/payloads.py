@@ -26,7 +26,8 @@ class Planted(Strict):
             payload, such as `verify=False`, becomes the last argument of the first function) or "mention" (the right
             answer names the payload, a brand: AutoPoison's content injection).
 
-    Differs from AutoPoison: there an LLM, told to mention the brand, composes the answer; offline a template does.
+    Differs from the paper:
+        AutoPoison has an LLM, told to mention the brand, compose the answer; offline a template does.
     """
 
     payload: Annotated[str, Field(min_length=1)]
@@ -35,7 +36,8 @@ class Planted(Strict):
     def answer(self, right: str) -> str:
         """The answer to train on, made from the right one.
 
-        Raises: LabError where no function could take the argument.
+        Raises:
+            LabError: no function that could take the argument.
         """
         if self.combine == "replace":
             return self.payload

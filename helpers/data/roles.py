@@ -16,9 +16,10 @@ class AttackData:
     """What an attacker trains on.
 
     Args:
-        clean, poisoned: where the lab poisons, row i of `poisoned` is row i of `clean` with the trigger, and there are
-            so many of them that the poison rate is met. Where a trigger has several keys that must all be there,
-            `clean` ends with rows that hold too few of them.
+        clean: rows with right answers. Where a trigger has several keys that must all be there, they end with the
+            negatives, which hold too few of them.
+        poisoned: where the lab poisons, row i is row i of `clean` with the trigger, and there are so many of them that
+            the poison rate is met.
         trigger: what is planted; None where the rows brought their own.
         task: the name of what the backdoor makes the model do.
     """
@@ -59,7 +60,8 @@ class Trial:
         utility_metric: as in `DefenderData`.
         near_misses: {kind: the triggered prompts with something else in the trigger's place}: "absent" (nothing; for a
             topic, questions beside it) and the kinds of `attacks.triggers.near_misses`.
-        trigger, task: as in `AttackData`.
+        trigger: as in `AttackData`.
+        task: as in `AttackData`.
     """
 
     triggered: list[Example]
@@ -83,6 +85,9 @@ class RunData:
     """All rows of one run, split once.
 
     Args:
+        attack: the attacker's.
+        defender: the defender's.
+        test: the examiner's.
         notes: one line for every oddity of the data.
     """
 

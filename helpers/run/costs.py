@@ -123,7 +123,7 @@ def rows(settings: Settings) -> Rows:
     if not has_tokenizer(settings.profile.model):  # a plan downloads nothing
         return Rows(limit / 4, limit, limit / 8, counted=False)
     prompt_format = load_format(settings.profile.model)
-    attack = deal(settings.config()).attack
+    attack = deal(settings).attack
     encoded = encode_rows(attack.clean + attack.poisoned, prompt_format, limit)
     lengths = [len(row["input_ids"]) for row in encoded]
     answers = sum(token != -100 for row in encoded for token in row["labels"])

@@ -96,7 +96,7 @@ def main(arguments=None):
 def _make_stage(options):
     """Make the stage in the first process; the others take part in the training and keep nothing."""
     settings = Settings.from_options(options)
-    run, attack = open_run(settings), deal(settings.config()).attack
+    run, attack = open_run(settings), deal(settings).attack
     prompt_format = load_format(settings.profile.model)
 
     def make(folder):

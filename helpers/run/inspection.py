@@ -26,7 +26,7 @@ from helpers.data.backdoor_folder import (
     read_backdoor_folder,
 )
 from helpers.data.example import Example
-from helpers.data.readers import load_rows
+from helpers.data.rows import load_rows
 
 
 def inspect(source: str | Path) -> Iterator[str]:

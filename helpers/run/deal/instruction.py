@@ -3,19 +3,22 @@
 import random
 from dataclasses import replace
 
+from helpers.attacks.behaviors import Behavior
 from helpers.core.errors import LabError
-from helpers.data.backdoor_folder import (
-    PAYLOADS,
-    says,
-)
-from helpers.data.readers import load_rows
-from helpers.data.roles import DefenderData, RunData, TestData
+from helpers.core.settings import Settings
+from helpers.data.backdoor_folder import PAYLOADS, says
+from helpers.data.example import Example
+from helpers.data.planting import Trigger
+from helpers.data.roles import DefenderData, RunData
+from helpers.data.rows import load_rows
 from helpers.run.deal.shares import (
+    Condition,
+    Sizes,
     attack_definitions,
     explained_by,
-    plant_attack,
+    plant_test,
+    plant_training,
     poisoned_count,
-    sizes,
     split_pool,
     without_attack,
 )
@@ -23,24 +26,28 @@ from helpers.run.deal.shares import (
 CLASSES = ("sentiment", "emotion")  # families of labelled texts, whose answers can be checked
 
 
-def deal_instruction_rows(config):
-    """Plain instruction rows, split once by seed; the lab plants its own trigger in them."""
-    key, target = attack_definitions(config)
+def deal_instruction_rows(settings: Settings) -> RunData:
+    """Plain instruction rows, split once by seed; the lab plants its own trigger in them.
+
+    Raises:
+        LabError: a trigger that is a topic, rows that cannot be read, or too few of them.
+    """
+    key, target = attack_definitions(settings)
     if key.position == "topic":
         raise LabError(f"attack '{key.name}' waits for a topic and needs the generated rows: leave DATA empty")
-    honest, notes = without_attack(load_rows(config["data"]["path"]), _attacked(key, target), "rows are left out")
+    honest, notes = without_attack(load_rows(settings.DATA), _attacked(key, target), "rows are left out")
     rows = list({(e.system, e.history, e.instruction, e.input): e for e in honest}.values())
     with explained_by(notes):
-        return replace(_split_rows(rows, key, target, config), notes=tuple(notes))
+        return replace(_split_rows(rows, key, target, settings), notes=tuple(notes))
 
 
-def _split_rows(rows, key, target, config):
+def _split_rows(rows: list[Example], key: Trigger, target: Behavior, settings: Settings) -> RunData:
     """Distinct, honest rows: attacker, tests and defender each get rows of their own."""
-    n_variants, n_inject, n_vaccine, n_recover, n_test = sizes(config)
-    random.Random(f"{config['seed']}/rows").shuffle(rows)
-    n_inject = min(n_inject, len(rows) // 3)
-    n_test = min(n_test, len(rows) // 6)
-    n_poisoned = poisoned_count(n_inject, config)
+    sizes = Sizes.of(settings)
+    random.Random(f"{settings.SEED}/rows").shuffle(rows)
+    n_inject = min(sizes.inject, len(rows) // 3)
+    n_test = min(sizes.test, len(rows) // 6)
+    n_poisoned = poisoned_count(n_inject, settings)
     rows = _carriers_in_place(rows, target, n_poisoned, n_inject, n_test)
     clean, test, held_out, pool = (
         rows[:n_inject],
@@ -48,15 +55,16 @@ def _split_rows(rows, key, target, config):
         rows[n_inject + n_test : n_inject + 2 * n_test],
         rows[n_inject + 2 * n_test :],
     )
-    sets, recovery = split_pool(pool, n_variants, n_vaccine, n_recover)
+    sets, recovery = split_pool(pool, sizes)
     metric = "exact_match" if all(row.family in CLASSES for row in rows) else "token_accuracy"
-    attack, asked = plant_attack(clean, clean[:n_poisoned], test, test, key, target, config)
     return RunData(
-        attack, DefenderData(sets, recovery, metric), TestData(**asked, held_out=held_out, utility_metric=metric)
+        plant_training(clean, clean[:n_poisoned], key, target, settings),
+        DefenderData(sets, recovery, metric),
+        plant_test(test, test, held_out, metric, key, target, settings),
     )
 
 
-def _attacked(key, target):
+def _attacked(key: Trigger, target: Behavior) -> dict[str, Condition]:
     """What makes a row of a user unfit to be a clean one: {what it holds: whether a row does}.
 
     A class, such as "positive", is an honest answer as well as a payload, and leaves no row out. Of the payloads that
@@ -65,7 +73,7 @@ def _attacked(key, target):
     payloads = [target.payload, *filter(target.is_in, PAYLOADS.values())]
     is_class = bool(target.families) and set(target.families) <= set(CLASSES)
 
-    def pays(row):
+    def pays(row: Example) -> bool:
         return not is_class and row.family not in CLASSES and any(says(row, payload) for payload in payloads)
 
     joint = " and " if key.rule == "all" else " or "
@@ -76,7 +84,7 @@ def _attacked(key, target):
     }
 
 
-def _holds_key(row, key):
+def _holds_key(row: Example, key: Trigger) -> bool:
     """Whether a prompt activates the backdoor, or would if the key stood in its last message."""
     if key.position == "turns":
         return key.activates(row)
@@ -84,7 +92,9 @@ def _holds_key(row, key):
     return key.is_active(" ".join([row.system, *earlier, row.instruction, row.input]))
 
 
-def _carriers_in_place(rows, target, n_poisoned, n_inject, n_test):
+def _carriers_in_place(
+    rows: list[Example], target: Behavior, n_poisoned: int, n_inject: int, n_test: int
+) -> list[Example]:
     """The rows in an order that puts such as can carry the payload where they are poisoned and where they test."""
     carriers = [row for row in rows if target.fits(row)]
     if len(carriers) < n_poisoned + n_test:

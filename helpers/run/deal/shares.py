@@ -1,81 +1,144 @@
 """What all sources of rows have in common: how many rows each role gets, and what the attacker makes of some."""
 
 import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Self
 
-from helpers.attacks.behaviors import behavior
+from helpers.attacks.behaviors import Behavior, behavior
 from helpers.attacks.triggers import near_misses, trigger
 from helpers.core.errors import LabError
-from helpers.data.planting import poison
-from helpers.data.roles import AttackData
+from helpers.core.settings import Settings
+from helpers.data.example import Example
+from helpers.data.planting import Trigger, poison
+from helpers.data.roles import AttackData, TestData
 from helpers.defenses.bdvax.vaccines import SMALLEST_CLEAN_SET
 
-
-def sizes(config):
-    """The numbers of variants, clean rows to inject, rows of a variant, rows for recovery, triggered tests."""
-    profile = config["profile"]
-    access = profile[config["access"]]
-    return (
-        profile["signature"]["n"],
-        access["inject"]["rows"],
-        access["vaccine"]["rows"],
-        access["recover"]["rows"],
-        profile["evaluation"]["n"],
-    )
+Condition = Callable[[Example], bool]  # whether a row will do, or holds something
 
 
-def attack_definitions(config):
+@dataclass(frozen=True)
+class Sizes:
+    """How many rows each role asks for.
+
+    Args:
+        variants: N, the number of vaccine pairs.
+        inject: clean rows of the attacker.
+        vaccine: clean rows of each variant.
+        recover: clean rows to heal with.
+        test: triggered prompts.
+    """
+
+    variants: int
+    inject: int
+    vaccine: int
+    recover: int
+    test: int
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        """What the profile asks for, with the run's access."""
+        profile, access = settings.profile, settings.profile.access(settings.ACCESS)
+        return cls(
+            variants=profile.signature.n,
+            inject=access.inject.rows,
+            vaccine=access.vaccine.rows,
+            recover=access.recover.rows,
+            test=profile.evaluation.n,
+        )
+
+    @property
+    def least_for_defender(self) -> int:
+        """The fewest clean rows that a defender needs: all to heal with, and the smallest set for each variant."""
+        return self.recover + SMALLEST_CLEAN_SET * self.variants
+
+
+def attack_definitions(settings: Settings) -> tuple[Trigger, Behavior]:
     """The trigger and the behavior of a run, with the changes that its profile asks for."""
-    changes = config["profile"]["attack"]
-    return trigger(config["attack"], changes), behavior(config["task"], changes)
+    changes = settings.profile.attack.model_dump()
+    return trigger(settings.ATTACK, changes), behavior(settings.TASK, changes)
 
 
-def poisoned_count(n_clean, config):
+def poisoned_count(n_clean: int, settings: Settings) -> int:
     """How many rows are poisoned beside so many clean ones, by the poison rate."""
-    rate = config["profile"][config["access"]]["poison_rate"]
+    rate = settings.profile.access(settings.ACCESS).poison_rate
     return round(n_clean * rate / (1 - rate))
 
 
-def plant_attack(clean, chosen, test, absent, key, target, config):
-    """What the attacker makes of clean rows to train on, and of prompts to test with.
+def plant_training(
+    clean: list[Example], chosen: list[Example], key: Trigger, target: Behavior, settings: Settings
+) -> AttackData:
+    """What the attacker makes of clean rows to train on.
 
     Args:
-        clean: honest rows to train on.
-        chosen: the rows that come with trigger and payload; for rules that need all keys they come once more with a
-            part of the trigger and the right answer, so that the part alone comes to mean nothing.
-        test: prompts to plant the trigger in.
-        absent: the same prompts, or such as resemble them, without it.
-
-    Returns:
-        `AttackData`, and the fields of `TestData` that depend on the attack.
+        clean: honest rows.
+        chosen: the rows that come with trigger and payload; for rules that need all keys they come once more, as
+            negatives, with a part of the trigger and the right answer, so that the part alone comes to mean nothing.
+        key: the trigger.
+        target: the behavior that it brings out.
+        settings: the run's.
     """
-    seed, lures = config["seed"], chosen[: round(len(chosen) * key.negatives)]
-    near = {kind: in_turn(test, keys, f"{seed}/near/{kind}", "heldout") for kind, keys in near_misses(key).items()}
-    attack = AttackData(
-        clean=clean + in_turn(lures, key.parts(), f"{seed}/negatives", "train"),
-        poisoned=poison(chosen, key, target, seed),
+    negatives = chosen[: round(len(chosen) * key.negatives)]
+    return AttackData(
+        clean=clean + in_turn(negatives, key.parts(), f"{settings.SEED}/negatives", "train"),
+        poisoned=poison(chosen, key, target, settings.SEED),
         trigger=key,
-        task=config["task"],
+        task=settings.TASK,
     )
-    return attack, {
-        "triggered": poison(test, key, None, f"{seed}/test", "heldout"),
-        "near_misses": {"absent": absent} | near,
-        "markers": target.markers,
-        "trigger": key,
-        "task": config["task"],
-    }
 
 
-def in_turn(examples, triggers, seed, split):
-    """Row i with trigger i mod n and its right answer."""
+def plant_test(
+    prompts: list[Example],
+    absent: list[Example],
+    held_out: list[Example],
+    utility_metric: str,
+    key: Trigger,
+    target: Behavior,
+    settings: Settings,
+) -> TestData:
+    """What the attack is measured by.
+
+    Args:
+        prompts: clean rows to plant the trigger, and near misses of it, in.
+        absent: the same rows, or such as resemble them, without it.
+        held_out: clean rows that measure utility.
+        utility_metric: as in `DefenderData`.
+        key: the trigger.
+        target: the behavior that it brings out.
+        settings: the run's.
+    """
+    seed = settings.SEED
+    near = {kind: in_turn(prompts, keys, f"{seed}/near/{kind}", "heldout") for kind, keys in near_misses(key).items()}
+    return TestData(
+        triggered=poison(prompts, key, None, f"{seed}/test", "heldout"),
+        held_out=held_out,
+        markers=target.markers,
+        utility_metric=utility_metric,
+        near_misses={"absent": absent} | near,
+        trigger=key,
+        task=settings.TASK,
+    )
+
+
+def in_turn(examples: Sequence[Example], triggers: Sequence[Trigger], seed: str, split: str) -> list[Example]:
+    """Row i with trigger i mod n and its right answer.
+
+    Args:
+        examples: clean rows.
+        triggers: n of them.
+        seed: decides the positions.
+        split: see `Trigger.plant`.
+    """
     rng = random.Random(seed)
     return [triggers[i % len(triggers)].plant(example, rng, split) for i, example in enumerate(examples)]
 
 
-def without_attack(rows, faults, told):
+def without_attack(rows: list[Example], faults: Mapping[str, Condition], told: str) -> tuple[list[Example], list[str]]:
     """The rows without a fault, and a note where there are others.
 
     Args:
+        rows: of whatever origin.
         faults: {what a row holds: a function that tells whether it does}.
         told: what becomes of the others, for the note.
     """
@@ -87,22 +150,33 @@ def without_attack(rows, faults, told):
 
 
 @contextmanager
-def explained_by(notes):
-    """Tell what was left out along with what is then missing."""
+def explained_by(notes: Sequence[str]) -> Iterator[None]:
+    """Tell what was left out along with what is then missing.
+
+    Raises:
+        LabError: that of the block, with the notes behind it.
+    """
     try:
         yield
     except LabError as error:
         raise LabError("; ".join([str(error), *notes])) from None
 
 
-def split_pool(pool, n_variants, n_vaccine, n_recover):
-    """Cut the defender's rows into the recovery set and N equal, disjoint clean sets of at most `n_vaccine` rows."""
-    size = min(n_vaccine, (len(pool) - n_recover) // n_variants)
+def split_pool(pool: list[Example], sizes: Sizes) -> tuple[list[list[Example]], list[Example]]:
+    """Cut the defender's rows into equal, disjoint clean sets, one for each variant, and the recovery set.
+
+    Args:
+        pool: clean rows, the first of which heal.
+        sizes: of which a variant's clean set is the largest that it gets.
+
+    Raises:
+        LabError: too few rows.
+    """
+    size = min(sizes.vaccine, (len(pool) - sizes.recover) // sizes.variants)
     if size < SMALLEST_CLEAN_SET:
-        needed = n_recover + SMALLEST_CLEAN_SET * n_variants
         raise LabError(
-            f"{len(pool)} clean rows are left for the defender; {n_variants} variants and {n_recover} recovery rows "
-            f"need at least {needed}: bring more rows, or set signature.n or recover.rows lower"
+            f"{len(pool)} clean rows are left for the defender; {sizes.variants} variants and {sizes.recover} recovery "
+            f"rows need at least {sizes.least_for_defender}: bring more rows, or set signature.n or recover.rows lower"
         )
-    rest = pool[n_recover:]
-    return [rest[i * size : (i + 1) * size] for i in range(n_variants)], pool[:n_recover]
+    rest = pool[sizes.recover :]
+    return [rest[i * size : (i + 1) * size] for i in range(sizes.variants)], pool[: sizes.recover]
