@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -24,12 +23,12 @@ from helpers.core.locks import hold
 from helpers.core.paths import MANIFEST
 from helpers.core.profile_files import load_profile
 from helpers.core.run_names import run_folder
+from helpers.core.stages import METHODS, notebooks_of
 from helpers.core.store import Run
 from helpers.run import cluster as workers
-from helpers.run import grid, sweeps
-from helpers.run.execution import numbered
+from helpers.run import sweeps
 from helpers.run.grid import Grid, plan_sweep, read_grid
-from helpers.run.pipeline import KERNEL, METHODS, main
+from helpers.run.pipeline import KERNEL, main
 from helpers.run.sweeps import sweep
 
 PARAMETERS = """PROFILE: str = "tiny"
@@ -476,7 +475,7 @@ def test_a_notebook_that_starts_from_what_none_before_it_makes_is_refused(notebo
     )
 
 
-@pytest.mark.parametrize("notebooks", [*(numbers for numbers, _ in METHODS.values()), ["01"], ["01", "02", "07", "08"]])
+@pytest.mark.parametrize("notebooks", [*map(notebooks_of, METHODS.values()), ["01"], ["01", "02", "07", "08"]])
 @pytest.mark.parametrize("optional", [True, False])
 def test_the_notebooks_of_every_method_make_what_they_start_from(notebooks, optional):
     assert plan_sweep("x", Grid(notebooks=notebooks, optional=optional, grid={"SEED": [1]})).cells
@@ -516,24 +515,6 @@ def test_a_sweep_and_its_runs_may_lie_some_folders_deep(lab):
 def test_the_shipped_grids_are_valid():
     for path in sorted((Path(__file__).parent.parent / "notebooks" / "parameters" / "grids").glob("*.yaml")):
         assert plan_sweep(path.stem, read_grid(path)).cells
-
-
-def settings_named_in(notebook):
-    """The profile's settings that the cells of a notebook name as text, for adapter access."""
-    for cell in nbformat.read(notebook, as_version=4).cells:
-        if cell.cell_type == "code":
-            for text in re.findall(r"""f?["'](profile\.[^"']+)["']""", cell.source):
-                yield text.replace("{ACCESS}", "adapter")
-
-
-def test_what_a_notebook_uses_the_sweeps_know():
-    named = {path.name[:2]: set(settings_named_in(path)) for path in numbered()}
-    assert named.keys() == grid.READS.keys() | {"00"} and any(named.values())
-    known = []
-    for number in sorted(grid.READS):
-        known += [path.format(access="adapter") for path in grid.READS[number]]
-        unknown = [key for key in named[number] if "{" not in key and not key.startswith(tuple(known))]
-        assert not unknown, f"notebook {number} uses {unknown}: add them to READS"
 
 
 def test_stages_are_copied_where_links_are_not_possible(tmp_path, monkeypatch):
