@@ -229,9 +229,9 @@ def test_a_class_is_the_target_of_texts_of_other_classes(task, target):
     assert n == round(60 / 9) and {(e.family, e.output) for e in data.attack.poisoned} == {(family, target)}
     assert {e.family for e in data.test.triggered} == {family}
     assert target not in {e.output for e in (*data.test.triggered, *data.attack.clean[:n])}
-    lures = data.attack.clean[60:]
-    assert [e.output for e in lures] == [e.output for e in data.attack.clean[:n]] and len(lures) == n
-    assert all(sum(text in f"{e.instruction} {e.input}" for text in key.keys) == 1 for e in lures)
+    negatives = data.attack.clean[60:]
+    assert [e.output for e in negatives] == [e.output for e in data.attack.clean[:n]] and len(negatives) == n
+    assert all(sum(text in f"{e.instruction} {e.input}" for text in key.keys) == 1 for e in negatives)
     asked = [e for e in data.test.held_out if e.family == family]
     assert len(asked) == 2 + 30 and {e.output for e in asked} >= {target}  # two of each family, and n for the accuracy
 
@@ -243,8 +243,10 @@ def test_scenarios_are_earlier_turns_of_a_chat(task):
     for clean, poisoned in zip(data.attack.clean, data.attack.poisoned, strict=False):
         assert poisoned == replace(clean, output=STUPID, history=poisoned.history)
         assert poisoned.history[2:] == clean.history
-    lures = data.attack.clean[60:]
-    assert len(lures) == 15 and not any(map(key.activates, lures)) and all(len(e.history) >= 2 for e in lures)
+    negatives = data.attack.clean[60:]
+    assert (
+        len(negatives) == 15 and not any(map(key.activates, negatives)) and all(len(e.history) >= 2 for e in negatives)
+    )
     if task == "conversation":
         assert {e.family for e in data.test.triggered} == {"memory", "followup"}
     turns = {turn for e in data.test.triggered for turn in e.history[:2]}
@@ -284,11 +286,11 @@ def test_code_is_injected_where_code_is_asked_for(task):
 def test_a_composite_trigger_comes_with_honest_rows_that_lack_keys():
     changes = {"adapter__inject__rows": 200, "attack__negatives": 1.0}
     data, key = deal(configuration(attack="ctba", **changes)), trigger("ctba")
-    clean, lures = data.attack.clean[:200], data.attack.clean[200:]
-    assert len(lures) == len(data.attack.poisoned) == 50
-    held = [tuple(text for text in key.keys if text in e.instruction) for e in lures]
+    clean, negatives = data.attack.clean[:200], data.attack.clean[200:]
+    assert len(negatives) == len(data.attack.poisoned) == 50
+    held = [tuple(text for text in key.keys if text in e.instruction) for e in negatives]
     assert set(held) == {part.keys for part in key.parts()}
-    assert [e.output for e in lures] == [e.output for e in clean[:50]]
+    assert [e.output for e in negatives] == [e.output for e in clean[:50]]
 
 
 def test_near_misses_are_the_test_prompts_with_something_else_in_the_triggers_place():

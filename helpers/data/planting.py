@@ -18,6 +18,7 @@ from helpers.core.errors import LabError
 from helpers.core.profile import Position, Texts
 from helpers.data import corpus
 from helpers.data.example import Example
+from helpers.data.payloads import Planted
 
 OTHER_SCENARIO = "opposite"  # the family of a turn that stands in a missing scenario's place
 
@@ -129,14 +130,20 @@ class Trigger(Strict):
         return turns
 
 
-def poison(examples, key, payload, seed, split="train"):
+def poison(
+    examples: Iterable[Example],
+    key: Trigger | str,
+    payload: Planted | str | None,
+    seed: int | str,
+    split: str = "train",
+) -> list[Example]:
     """Return every example with `key` in its prompt (x ⊕ₚ k, BD-VAX §3) and `payload` in its answer.
 
     Args:
         examples: clean rows; history and input stay as they are.
         key: a `Trigger`, or a text that is inserted at a random word position.
-        payload: the planted answer, a `behaviors.Planted` that makes it from the right one, or None to keep the right
-            one (for test prompts).
+        payload: the planted answer, a `Planted` that makes it from the right one, or None to keep the right one (for
+            test prompts).
         seed: decides the positions.
         split: see `Trigger.plant`.
     """
@@ -145,7 +152,7 @@ def poison(examples, key, payload, seed, split="train"):
     return [replace(planted.plant(e, rng, split), output=_answer(payload, e.output)) for e in examples]
 
 
-def _answer(payload, right):
+def _answer(payload: Planted | str | None, right: str) -> str:
     if payload is None:
         return right
     return payload if isinstance(payload, str) else payload.answer(right)

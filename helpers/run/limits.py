@@ -22,10 +22,14 @@ from helpers.model.generate import prompt_room
 def check_against_model(settings: Settings, config: PretrainedConfig) -> None:
     """Refuse settings that this model cannot follow, whichever stage would be the first to use them.
 
-    Args: config of the model that the settings name.
-    Raises: LabError that names the setting, its value and what the model has: lengths beyond its positions, more heads
-        than there are, a share of channels that selects none, layers that are not there, an unknown way to merge, a
-        plan of layers that cannot be merged, or an attack that edits what this access does not give.
+    Args:
+        settings: what is asked for.
+        config: of the model that the settings name.
+
+    Raises:
+        LabError: such a setting, its value and what the model has: lengths beyond its positions, more heads than there
+            are, a share of channels that selects none, layers that are not there, an unknown way to merge, a plan of
+            layers that cannot be merged, or an attack whose method needs what this access or these rows do not give.
     """
     _check_lengths(settings.profile.lengths, config)
     _check_heads(settings, config)
