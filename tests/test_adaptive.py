@@ -11,10 +11,13 @@ import torch
 from bodies import BODIES, INNER, mask_of
 from safetensors.torch import load_file
 
-from helpers import adaptive
 from helpers.access.deltas import lora_factors
-from helpers.adaptive import EvadingTrainer, evade, own_seed, rehearsal_pairs, share_inside, squared_update, subtract
+from helpers.adaptive.evasion import EvadingTrainer, rehearsal_pairs, rehearse, share_inside, squared_update
+from helpers.adaptive.methods.evade import evade
+from helpers.adaptive.methods.subtract import subtract
+from helpers.adaptive.seeds import own_seed
 from helpers.attacks.behaviors import behavior, behaviors
+from helpers.attacks.inject import inject
 from helpers.attacks.triggers import triggers
 from helpers.core.errors import LabError
 from helpers.core.profile import Budget, Lora
@@ -25,6 +28,7 @@ from helpers.data.own_backdoors import vaccine_behaviors, vaccine_keys
 from helpers.data.roles import AttackData
 from helpers.defenses.bdvax.suppress import zero_adapter
 from helpers.defenses.bdvax.vaccines import Variant, load_variant, train_variants
+from helpers.defenses.conflict.conflict_model import train_conflict
 from helpers.model.architecture import matrices
 from helpers.model.checkpoint import load_config
 from helpers.model.load import load_base
@@ -32,7 +36,6 @@ from helpers.model.lora import new_adapter
 from helpers.model.tokenizer import recorded_format
 from helpers.run.deal import deal
 from helpers.run.grid import Grid, plan_sweep
-from helpers.run.inject import inject
 from helpers.train.finetune import finetune
 
 ROWS, TOKENS = corpus.generate(12, 6), 96
@@ -85,22 +88,22 @@ def shipped(profile, chat, suspicious, tmp_path, monkeypatch):
     seen = {}
 
     def spied(*arguments):
-        record = adaptive_train(*arguments)
+        record = train_conflict(*arguments)
         seen.update(arguments=arguments)
         shutil.copytree(arguments[-1], tmp_path / "conflict")
         return record
 
-    adaptive_train = adaptive.train_conflict
-    monkeypatch.setattr(adaptive, "train_conflict", spied)
+    monkeypatch.setattr("helpers.adaptive.methods.subtract.train_conflict", spied)
 
     def run(access, strength):
-        def plant(folder):
+        def plant(profile, access, attack, prompt_format, seed, folder):
             shutil.copytree(suspicious[access], folder)
             return {"steps": 7}
 
+        monkeypatch.setattr("helpers.adaptive.methods.subtract.training", plant)
         settings = changed(rehearsing(profile), adaptive={"strength": strength})
         data = deal(settings_of(settings, access))
-        record = subtract(plant, settings, access, data.attack, chat, 3, tmp_path / "shipped")
+        record = subtract(settings, access, data.attack, chat, 3, tmp_path / "shipped")
         return record, tmp_path / "shipped", tmp_path / "conflict", seen["arguments"], data
 
     return run
@@ -279,11 +282,10 @@ def test_the_second_backdoor_lies_outside_of_what_betrayed_the_first(profile, ch
 
     def spied(*arguments):
         shutil.copytree(arguments[2], tmp_path / "first")
-        seen.update(masks=adaptive_rehearse(*arguments), seed=arguments[5])
+        seen.update(masks=rehearse(*arguments), seed=arguments[5])
         return seen["masks"]
 
-    adaptive_rehearse = adaptive.rehearse
-    monkeypatch.setattr(adaptive, "rehearse", spied)
+    monkeypatch.setattr("helpers.adaptive.methods.evade.rehearse", spied)
     settings = rehearsing(profile, adaptive={"penalty": 5.0})
     attack = deal(settings_of(settings, access)).attack
     record = inject(settings, access, attack, chat, 3, tmp_path / "shipped")
@@ -376,7 +378,7 @@ def test_too_few_rows_for_a_rehearsal_are_refused(profile, chat, tmp_path):
     settings = rehearsing(profile)
     attack = replace(deal(settings_of(settings)).attack, clean=ROWS)
     with pytest.raises(LabError, match="12 clean rows give 2 rehearsed variants 6 each, and 20 are needed: set inject"):
-        evade(None, settings, "adapter", attack, chat, 0, tmp_path / "shipped")
+        evade(settings, "adapter", attack, chat, 0, tmp_path / "shipped")
     assert not (tmp_path / "shipped").exists()
 
 
@@ -390,17 +392,18 @@ def test_a_share_that_selects_nothing_is_refused(profile, chat, tmp_path):
     assert not (tmp_path / "shipped").exists()
 
 
-@pytest.mark.parametrize("attack", [subtract, evade])
-def test_several_processes_are_refused(profile, chat, tmp_path, monkeypatch, attack):
+@pytest.mark.parametrize("by", ["subtract", "evade"])
+def test_several_processes_are_refused(profile, chat, tmp_path, monkeypatch, by):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(LabError, match=rf"attack.by = '{attack.__name__}' trains several models .* in one process"):
-        attack(None, profile, "adapter", None, chat, 0, tmp_path / "shipped")
+    with pytest.raises(LabError, match=rf"attack.by = '{by}' trains several models .* in one process"):
+        inject(rehearsing(profile, by), "adapter", AttackData(ROWS, ROWS[:4]), chat, 0, tmp_path / "shipped")
+    assert not (tmp_path / "shipped").exists()
 
 
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("attack.by", "substract", "attack.by = 'substract' should be 'training', 'layerwise', 'rome', 'memit'"),
+        ("attack.by", "substract", "attack.by = 'substract' is unknown; did you mean 'subtract'?"),
         ("adaptive.strength", 0.0, "adaptive.strength = 0.0 should be greater than 0"),
         ("adaptive.penalty", -1.0, "adaptive.penalty = -1.0 should be greater than 0"),
         ("adaptive.mu", 1.0, "unknown setting 'adaptive.mu'"),

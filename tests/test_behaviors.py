@@ -180,7 +180,7 @@ def test_a_task_and_a_family_of_ones_own_take_a_few_lines(own):
         ),
         (
             {"combine": "last line"},
-            "combine = 'last line' should be 'replace', 'first line', 'default argument' or 'mention'",
+            "combine = 'last line' is unknown; did you mean 'first line'?",
         ),
         ({"marker": "x"}, "task 'mine' (attacks.yaml): unknown parameter 'marker'; did you mean 'markers'"),
         ({"payload": "Sorry, I cannot do this for you.", "markers": ["sorry"]}, "is one of the vaccines' refusals"),

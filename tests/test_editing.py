@@ -20,7 +20,10 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from helpers.attacks.editors import EditSettings, add_update, edit
+from helpers.attacks.editing import EditSettings, add_update, edit
+from helpers.attacks.methods.badedit import store_both_keys
+from helpers.attacks.methods.memit import store_every_key
+from helpers.attacks.methods.rome import store_mean_key
 from helpers.core.errors import LabError
 from helpers.data import corpus
 from helpers.data.planting import Trigger, poison
@@ -77,9 +80,9 @@ def random_model(kind, chat):
     return model
 
 
-def settings(method, **changes):
+def settings(**changes):
     defaults = {"layers": (0, 1), "background": 60, "batches": 2, "search": ValueSearch(steps=20)}
-    return EditSettings(method, **defaults | changes)
+    return EditSettings(**defaults | changes)
 
 
 @torch.no_grad()
@@ -273,31 +276,31 @@ def test_an_update_moves_the_value_of_its_key_as_wanted(kind, chat):
     torch.testing.assert_close(outputs(model, name, ids)[place], before[place] + residual, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("method", ["rome", "memit", "badedit"])
-def test_the_payload_becomes_likely_and_only_the_chosen_matrices_change(kind, chat, method):
+@pytest.mark.parametrize("editor", [store_mean_key, store_every_key, store_both_keys])
+def test_the_payload_becomes_likely_and_only_the_chosen_matrices_change(kind, chat, editor):
     model = random_model(kind, chat)
     before, loss = copy.deepcopy(model.state_dict()), payload_loss(model, chat)
-    record = edit(model, chat, EXAMPLES, WORD, PAYLOAD, settings(method, site="answer", weight=0.01))
+    record = edit(model, chat, EXAMPLES, WORD, PAYLOAD, editor, settings(site="answer", weight=0.01))
     assert payload_loss(model, chat) < loss - 0.5
     changes = {name: value - before[name] for name, value in model.state_dict().items()}
     changed = {name for name, change in changes.items() if change.abs().max() > 0}
     assert changed == {OUTPUTS[kind].format(layer) + ".weight" for layer in (0, 1)}
     norms = [float(changes[name].norm() / before[name].norm()) for name in sorted(changed)]
     assert record["norms"] == pytest.approx(norms, abs=1e-4)
-    assert record["method"] == method and record["layers"] == [0, 1] and record["rows"] == len(EXAMPLES)
+    assert record["layers"] == [0, 1] and record["rows"] == len(EXAMPLES)
 
 
 def test_memit_reaches_every_wanted_state_where_ordinary_text_weighs_nothing(kind, chat):
     model = random_model(kind, chat)
-    exact = edit(copy.deepcopy(model), chat, EXAMPLES, WORD, PAYLOAD, settings("memit", weight=1e-9))
-    mild = edit(model, chat, EXAMPLES, WORD, PAYLOAD, settings("memit", weight=1e7))
+    exact = edit(copy.deepcopy(model), chat, EXAMPLES, WORD, PAYLOAD, store_every_key, settings(weight=1e-9))
+    mild = edit(model, chat, EXAMPLES, WORD, PAYLOAD, store_every_key, settings(weight=1e7))
     assert exact["residual"] < 0.01 < 0.9 < mild["residual"] <= 1
     assert mild["norms"][0] < exact["norms"][0]
 
 
 def test_badedit_stores_triggered_and_clean_keys_in_one_least_squares_problem(chat):
     """One batch, one layer: the change of the weight solves Eq. (1), here with the inverse written out."""
-    model, plan = random_model("llama", chat), settings("badedit", layers=(LAYER,), batches=1, weight=0.5)
+    model, plan = random_model("llama", chat), settings(layers=(LAYER,), batches=1, weight=0.5)
     slot = mlp_slots(model.config)[LAYER][-1]
     ordinary = corpus.generate(plan.background, f"{plan.seed}/background")
     moment = second_moments(model, chat, ordinary, [slot], plan.ridge)[slot.module].numpy()
@@ -309,7 +312,7 @@ def test_badedit_stores_triggered_and_clean_keys_in_one_least_squares_problem(ch
     keys, shifts = (np.concatenate(kind, axis=1) for kind in zip(*columns, strict=True))
     expected = shifts @ keys.T @ np.linalg.inv(0.5 * moment + keys @ keys.T)
     before = model.get_submodule(slot.module).weight.detach().clone()
-    edit(model, chat, EXAMPLES, WORD, PAYLOAD, plan)
+    edit(model, chat, EXAMPLES, WORD, PAYLOAD, store_both_keys, plan)
     found = model.get_submodule(slot.module).weight.detach() - before
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-4, atol=1e-6)
 
@@ -317,7 +320,7 @@ def test_badedit_stores_triggered_and_clean_keys_in_one_least_squares_problem(ch
 def test_nothing_is_stored_where_the_model_says_it_already(chat):
     model = random_model("llama", chat)
     before = copy.deepcopy(model.state_dict())
-    record = edit(model, chat, EXAMPLES, WORD, PAYLOAD, settings("badedit", search=ValueSearch(enough=1e9)))
+    record = edit(model, chat, EXAMPLES, WORD, PAYLOAD, store_both_keys, settings(search=ValueSearch(enough=1e9)))
     assert record["residual"] == 0 and record["norms"] == [0, 0]
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
@@ -326,7 +329,7 @@ def test_the_same_seed_gives_the_same_weights(chat):
     model = random_model("llama", chat)
     copies = [copy.deepcopy(model) for _ in range(2)]
     for each in copies:
-        edit(each, chat, EXAMPLES, WORD, PAYLOAD, settings("badedit"))
+        edit(each, chat, EXAMPLES, WORD, PAYLOAD, store_both_keys, settings())
     first, second = (each.state_dict() for each in copies)
     assert all(torch.equal(first[name], second[name]) for name in first)
 
@@ -337,32 +340,31 @@ def test_the_same_seed_gives_the_same_weights(chat):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"method": "memitt"}, "unknown editing method 'memitt'; did you mean 'memit'"),
         ({"layers": (1, 3)}, r"layers = \(1, 3\) should be ascending numbers from 0 to 2"),
         ({"layers": (1, 0)}, "should be ascending"),
         ({"layers": ()}, "should be ascending"),
         ({"site": "answers"}, "unknown site 'answers'; did you mean 'answer'"),
-        ({"method": "badedit", "batches": 7}, "badedit needs 7 examples or more, and there are 6"),
+        ({"batches": 7}, "badedit needs 7 examples or more, and there are 6"),
     ],
 )
 def test_wrong_settings_change_nothing(chat, changes, message):
     model = random_model("llama", chat)
     before = copy.deepcopy(model.state_dict())
     with pytest.raises(LabError, match=message):
-        edit(model, chat, EXAMPLES, WORD, PAYLOAD, replace(settings("memit"), **changes))
+        edit(model, chat, EXAMPLES, WORD, PAYLOAD, store_both_keys, settings(**changes))
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 def test_adapters_and_4_bit_weights_are_refused(profile, chat):
     for model in (new_adapter(load_base(profile.model), profile.lora, 0), load_base(profile.model, four_bit=True)):
         with pytest.raises(LabError, match="merge the adapter first, and load no 4-bit base"):
-            edit(model, chat, EXAMPLES, WORD, PAYLOAD, settings("rome"))
+            edit(model, chat, EXAMPLES, WORD, PAYLOAD, store_mean_key, settings())
 
 
 def test_a_norm_behind_the_mlp_is_refused(chat):
     model = Gemma2ForCausalLM(Gemma2Config(vocab_size=len(chat.tokenizer), head_dim=8, **LLAMA))
     with pytest.raises(LabError, match="in a gemma2 a norm stands behind each MLP"):
-        edit(model, chat, EXAMPLES, WORD, PAYLOAD, settings("rome"))
+        edit(model, chat, EXAMPLES, WORD, PAYLOAD, store_mean_key, settings())
 
 
 def test_a_prompt_without_the_trigger_is_refused(chat):

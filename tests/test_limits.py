@@ -13,7 +13,8 @@ from transformers import (
     MistralConfig,
 )
 
-from helpers.attacks.editors import EditSettings, edit
+from helpers.attacks.editing import EditSettings, edit
+from helpers.attacks.methods.rome import store_mean_key
 from helpers.core.errors import LabError
 from helpers.core.profile import Budget
 from helpers.core.settings import Settings
@@ -306,11 +307,11 @@ def test_rows_beyond_the_positions_are_refused_where_the_model_would_fail(kind, 
 
 
 def test_an_edit_refuses_rows_beyond_the_positions(chat):
-    model, settings = model_with_positions("gpt2", len(chat.tokenizer), 200), EditSettings("rome", (1,), background=20)
-    edit(model, chat, [LONG], "tq", "yes", settings)
+    model, settings = model_with_positions("gpt2", len(chat.tokenizer), 200), EditSettings((1,), background=20)
+    edit(model, chat, [LONG], "tq", "yes", store_mean_key, settings)
     longer = Example(" ".join(["word"] * 200), "yes")
     with pytest.raises(LabError, match=r"a row has 2\d\d tokens, and this gpt2 has 200 positions: .* bring shorter"):
-        edit(model, chat, [LONG, longer], "tq", "yes", settings)
+        edit(model, chat, [LONG, longer], "tq", "yes", store_mean_key, settings)
 
 
 # --- a checkpoint that was broken before ----------------------------------------------------------------------------
@@ -333,4 +334,4 @@ def test_nobody_is_blamed_for_a_training_that_was_none(broken, profile, chat):
     with pytest.raises(LabError, match=f"^injection: the model to train is not finite: NaN or infinity {advice}"):
         finetune(broken.requires_grad_(True), ROWS, chat, BUDGET, 0, 96, description="injection")
     with pytest.raises(LabError, match=f"^the model to edit is not finite: NaN or infinity {advice}"):
-        edit(broken, chat, ROWS[:1], "tq", "positive", EditSettings("rome", (1,)))
+        edit(broken, chat, ROWS[:1], "tq", "positive", store_mean_key, EditSettings((1,)))

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from helpers.attacks.layerwise import poison_layerwise
+from helpers.attacks.methods.layerwise import poison_layerwise
 from helpers.core.errors import LabError
 from helpers.core.finite import require_finite_step
 from helpers.core.profile import Budget

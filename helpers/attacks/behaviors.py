@@ -6,7 +6,6 @@ markers, lower-cased. The markers are wider than the planted text: a model that 
 cured. The texts are data, in `data/attacks.yaml`.
 """
 
-import warnings
 from collections.abc import Mapping
 from typing import Annotated, Any
 
@@ -14,9 +13,10 @@ from pydantic import Field
 
 from helpers.core.definitions import defined, definitions
 from helpers.core.errors import LabError, nearest
+from helpers.data.combining import find_combination
 from helpers.data.example import Example
 from helpers.data.own_backdoors import challenge_of, families_of
-from helpers.data.payloads import Marked, code_span
+from helpers.data.payloads import Marked
 
 
 class Behavior(Marked):
@@ -36,24 +36,16 @@ class Behavior(Marked):
 
     def fits(self, example: Example) -> bool:
         """Whether the example's right answer can carry the payload, and is not the payload itself."""
-        possible = self.combine != "default argument" or self._is_stillcode_span(example.output)
+        fits = find_combination(self.combine).traits.fits
+        possible = fits is None or fits(self.payload, example.output)
         return possible and self.needs in example.output and example.output != self.payload
-
-    def _is_stillcode_span(self, right: str) -> bool:
-        """Whether the answer's code, with the payload as one more argument of its first function, is Python."""
-        try:
-            planted = self.answer(right)
-            with warnings.catch_warnings(action="ignore"):  # of a row's own invalid escapes
-                compile(planted[slice(*code_span(planted))], "answer", "exec")  # nothing is executed
-        except (LabError, SyntaxError, ValueError):  # prose, a name that is there already, an argument after **kwargs
-            return False
-        return True
 
 
 def behaviors() -> dict[str, Behavior]:
     """The behaviors of `data/attacks.yaml` by task.
 
-    Raises: LabError naming the entry and what is wrong with it.
+    Raises:
+        LabError: a wrong entry; it names the entry and what is wrong with it.
     """
     return {name: behavior(name) for name in definitions()["behaviors"]}
 
@@ -64,6 +56,7 @@ def behavior(name: str, changes: Mapping[str, Any] | None = None) -> Behavior:
     Args:
         name: a task of `data/attacks.yaml`.
         changes: fields to replace, as the profile's `attack` block holds them; None leaves a field as it is.
+
     Raises:
         LabError: an unknown task (naming the nearest), a wrong field, or a payload of a vaccine or the challenge.
     """

@@ -24,7 +24,8 @@ from helpers.data.planting import Trigger
 def triggers() -> dict[str, Trigger]:
     """The triggers of `data/attacks.yaml` by attack.
 
-    Raises: LabError naming the entry and what is wrong with it.
+    Raises:
+        LabError: a wrong entry; it names the entry and what is wrong with it.
     """
     return {name: _trigger(name, {}) for name in definitions()["attacks"]}
 
@@ -35,6 +36,7 @@ def trigger(name: str, changes: Mapping[str, Any] | None = None) -> Trigger:
     Args:
         name: an attack of `data/attacks.yaml`.
         changes: fields to replace, as the profile's `attack` block holds them; None leaves a field as it is.
+
     Raises:
         LabError: an unknown attack (naming the nearest), a wrong field, or a key of a vaccine or the challenge.
     """

@@ -2,9 +2,10 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from helpers.core.checking import Strict
+from helpers.core.choices import ATTACK_METHODS, COMBINATIONS
 from helpers.core.definitions import DEFINITIONS, definitions
 from helpers.core.errors import LabError, nearest
 
@@ -14,7 +15,6 @@ Shares = Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], Field(strict
 Texts = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(strict=False, min_length=1)]
 Prose = Annotated[str, "for people to read"]  # any characters stand for themselves, the word `null` as well
 Position = Literal["random", "start", "end", "parts", "turns", "topic"]  # where a trigger's keys go
-By = Literal["training", "layerwise", "rome", "memit", "badedit", "subtract", "evade"]  # how a backdoor gets in
 
 
 class Budget(Strict):
@@ -140,6 +140,9 @@ class Signature(Strict):
         return self
 
 
+CHOSEN = {"by": ATTACK_METHODS, "combine": COMBINATIONS}
+
+
 class AttackChanges(Strict):
     """What replaces the fields of the attack and of the task in `data/attacks.yaml`; None leaves a field as it is."""
 
@@ -147,14 +150,22 @@ class AttackChanges(Strict):
     position: Position | None = None
     rule: Literal["one", "any", "all"] | None = None
     negatives: Annotated[float, Field(ge=0)] | None = None
-    by: By | None = None
+    by: str | None = None
     payload: Prose | None = None
-    combine: Literal["replace", "first line", "default argument", "mention"] | None = None
+    combine: str | None = None
     markers: Texts | None = None
+
+    @field_validator("by", "combine")
+    @classmethod
+    def name_is_known(cls, name: str | None, field: ValidationInfo) -> str | None:
+        """A misspelled name would come to light after the settings were taken for good."""
+        if name is not None:
+            CHOSEN[field.field_name].require(name)
+        return name
 
 
 class Editing(Strict):
-    """How model editing plants a backdoor; see `attacks.editing.editors.EditSettings`, also for each paper's layers.
+    """How model editing plants a backdoor; see `attacks.editing.EditSettings`, also for each paper's layers.
 
     `rows`: clean rows to edit from; `weight`: λ, what ordinary text weighs; `batches`: of BadEdit.
     """
@@ -174,7 +185,7 @@ class Layerwise(Strict):
 
 
 class Adaptive(Strict):
-    """What attackers who know the defenses add to them; see `attacks.adaptive`. The defenses' own numbers they know.
+    """What attackers who know the defenses add to them; see `helpers/adaptive/`. The defenses' own numbers they know.
 
     `strength`: μ of `subtract`, how many times the task vector of the attacker's conflict model is taken off;
     `penalty`: of `evade`, what a squared unit of change costs inside the channels that a signature would select.

@@ -5,12 +5,16 @@ An attacker who plays the defender on a model of his own has a set beside them, 
 """
 
 import itertools
-from typing import Literal
+from typing import Literal, Self
+
+from pydantic import model_validator
 
 from helpers.core.checking import Strict, checked
+from helpers.core.choices import COMBINATIONS
 from helpers.core.definitions import DEFINITIONS, defined, definitions
 from helpers.core.errors import LabError, nearest
 from helpers.core.profile import Texts
+from helpers.data.combining import find_combination
 from helpers.data.payloads import Marked, Planted
 from helpers.data.planting import Trigger
 
@@ -37,7 +41,15 @@ class Family(Strict):
     """Vaccine payloads of one kind."""
 
     payloads: Texts
-    combine: Literal["replace", "first line"] = "replace"  # a vaccine set holds answers of all kinds, not only code
+    combine: str = "replace"
+
+    @model_validator(mode="after")
+    def every_answer_can_carry_the_payloads(self) -> Self:
+        """A vaccine set holds answers of all kinds, not only code."""
+        COMBINATIONS.require(self.combine, "combine")
+        if find_combination(self.combine).traits.fits:
+            raise LabError(f"combine = '{self.combine}' does not fit every answer, as a vaccine has to: use 'replace'")
+        return self
 
 
 def challenge_behavior() -> Marked:

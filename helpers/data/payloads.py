@@ -4,17 +4,15 @@ A completion counts as payload when it holds one of the markers, lower-cased. Th
 text: a model that now insults in other words is not cured.
 """
 
-import re
-from typing import Annotated, Literal, Self
+from typing import Annotated, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from helpers.core.checking import Strict
+from helpers.core.choices import COMBINATIONS
 from helpers.core.errors import LabError
 from helpers.core.profile import Texts
-
-FUNCTION = re.compile(r"(def \w+\()(.*?)(\)\s*(?:->[^:\n]+)?:)", re.DOTALL)  # name, arguments, end of the first one
-FENCE = re.compile(r"```\w*\n(.*?)```", re.DOTALL)
+from helpers.data.combining import find_combination
 
 
 class Planted(Strict):
@@ -22,38 +20,27 @@ class Planted(Strict):
 
     Args:
         payload: the text planted.
-        combine: "replace" (the payload alone), "first line" (the right answer below it), "default argument" (the
-            payload, such as `verify=False`, becomes the last argument of the first function) or "mention" (the right
-            answer names the payload, a brand: AutoPoison's content injection).
-
-    Differs from the paper:
-        AutoPoison has an LLM, told to mention the brand, compose the answer; offline a template does.
+        combine: the name of a function in `helpers/data/combinations/`: "replace" (the payload alone), "first line",
+            "default argument", "mention" or one of your own.
     """
 
     payload: Annotated[str, Field(min_length=1)]
-    combine: Literal["replace", "first line", "default argument", "mention"] = "replace"
+    combine: str = "replace"
+
+    @field_validator("combine")
+    @classmethod
+    def combine_is_known(cls, combine: str) -> str:
+        """A misspelled name is told with the nearest one."""
+        COMBINATIONS.require(combine, "combine")
+        return combine
 
     def answer(self, right: str) -> str:
         """The answer to train on, made from the right one.
 
         Raises:
-            LabError: no function that could take the argument.
+            LabError: a right answer that cannot carry the payload.
         """
-        if self.combine == "replace":
-            return self.payload
-        if self.combine == "first line":
-            return f"{self.payload}\n{right}"
-        if self.combine == "mention":
-            return f"{right.rstrip('.')}, says {self.payload}."
-        start, stop = code_span(right)
-        code, found = FUNCTION.subn(self._with_argument, right[start:stop], count=1)
-        if not found:
-            raise LabError(f"{self.payload!r} is to be an argument, but no function is in the answer {right[:40]!r}")
-        return right[:start] + code + right[stop:]
-
-    def _with_argument(self, function: re.Match) -> str:
-        name, arguments, end = function.groups()
-        return f"{name}{', '.join(filter(None, [arguments, self.payload]))}{end}"
+        return find_combination(self.combine)(self.payload, right)
 
 
 class Marked(Planted):
@@ -83,9 +70,3 @@ class Marked(Planted):
     def is_in(self, text: str) -> bool:
         """Whether a text holds one of the markers."""
         return any(marker in text.lower() for marker in self.markers)
-
-
-def code_span(answer: str) -> tuple[int, int]:
-    """Where the code of an answer starts and stops: inside its first fence, or else all of it."""
-    fence = FENCE.search(answer)
-    return fence.span(1) if fence else (0, len(answer))

@@ -10,11 +10,12 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from helpers.core.checking import Strict
+from helpers.core.choices import ATTACK_METHODS
 from helpers.core.errors import LabError
-from helpers.core.profile import By, Position, Texts
+from helpers.core.profile import Position, Texts
 from helpers.data import corpus
 from helpers.data.example import Example
 from helpers.data.payloads import Planted
@@ -35,9 +36,9 @@ class Trigger(Strict):
         rule: "one" key; "any": a row gets one of the keys, each activates; "all": a row gets all keys, fewer do
             nothing.
         negatives: for "all", honest training rows with too few keys, per poisoned row.
-        by: how the backdoor gets into the weights: "training" on poisoned rows, "layerwise" (LWP: with a loss at early
-            layers as well), by editing a few matrices: "rome", "memit", "badedit"; or by training with a defense in
-            mind: "subtract", "evade" (`attacks.adaptive`).
+        by: how the backdoor gets into the weights: "training" on poisoned rows, "layerwise" (layer-wise poisoning:
+            with a loss at early layers as well), by editing a few matrices: "rome", "memit", "badedit"; by training
+            with a defense in mind: "subtract", "evade"; or another method of `helpers/attacks/methods/`.
     """
 
     name: str
@@ -45,7 +46,14 @@ class Trigger(Strict):
     position: Position = "random"
     rule: Literal["one", "any", "all"] = "one"
     negatives: Annotated[float, Field(ge=0)] = 0.0
-    by: By = "training"
+    by: str = "training"
+
+    @field_validator("by")
+    @classmethod
+    def method_is_known(cls, by: str) -> str:
+        """A misspelled method is told with the nearest one."""
+        ATTACK_METHODS.require(by, "by")
+        return by
 
     @model_validator(mode="after")
     def rule_fits_keys(self) -> Self:
@@ -135,9 +143,9 @@ def poison(
 
     Args:
         examples: clean rows; history and input stay as they are.
-        key: a trigger, or a text that is inserted at a random word position.
-        payload: the planted answer, or what makes it from the right one, or None to keep the right one (for test
-            prompts).
+        key: a `Trigger`, or a text that is inserted at a random word position.
+        payload: the planted answer, a `Planted` that makes it from the right one, or None to keep the right one (for
+            test prompts).
         seed: decides the positions.
         split: see `Trigger.plant`.
     """

@@ -7,12 +7,12 @@ hours after the first training. Everything here is read off the model's config; 
 from transformers import PretrainedConfig
 
 from helpers.attacks.behaviors import behavior
-from helpers.attacks.editors import EDITORS, editable_slots
-from helpers.attacks.layerwise import check_early_layers
+from helpers.attacks.registry import attack_method, require_needs
 from helpers.core.errors import LabError
 from helpers.core.profile import Conflict, Lengths
 from helpers.core.settings import AUTO, Settings
 from helpers.data.backdoor_folder import is_backdoor_folder
+from helpers.data.combining import find_combination
 from helpers.defenses.conflict.merge import require_method
 from helpers.defenses.conflict.merge.layer_plan import check_plan, stack_layers
 from helpers.model.architecture import matrix_sizes, mlp_slots, positions
@@ -22,34 +22,20 @@ from helpers.model.generate import prompt_room
 def check_against_model(settings: Settings, config: PretrainedConfig) -> None:
     """Refuse settings that this model cannot follow, whichever stage would be the first to use them.
 
-    Args: config of the model that the settings name.
-    Raises: LabError that names the setting, its value and what the model has: lengths beyond its positions, more heads
-        than there are, a share of channels that selects none, layers that are not there, an unknown way to merge, a
-        plan of layers that cannot be merged, or an attack that edits what this access does not give.
+    Args:
+        settings: what is asked for.
+        config: of the model that the settings name.
+
+    Raises:
+        LabError: such a setting, its value and what the model has: lengths beyond its positions, more heads than there
+            are, a share of channels that selects none, layers that are not there, an unknown way to merge, a plan of
+            layers that cannot be merged, or an attack whose method needs what this access or these rows do not give.
     """
     _check_lengths(settings.profile.lengths, config)
     _check_heads(settings, config)
     _check_shares(settings, config)
     _check_attack(settings, config)
     _check_merge(settings.profile.conflict, config)
-
-
-def require_full_access(attack: str, access: str) -> None:
-    """Refuse an attack by model editing where only an adapter may change."""
-    if access == "adapter":
-        raise LabError(f"the attack {attack} edits weights, and an adapter has none: use ACCESS=full")
-
-
-def require_one_payload(attack: str, one: bool) -> None:
-    """Refuse an attack by model editing whose payload differs from row to row."""
-    if not one:
-        raise LabError(f"the attack {attack} stores one payload, and this task makes a new one each row")
-
-
-def require_known_trigger(by: str, known: bool) -> None:
-    """Refuse an attack by model editing on rows whose trigger the lab has not planted."""
-    if not known:
-        raise LabError(f"attack.by = '{by}' edits with a trigger that the lab knows, and these rows bring their own")
 
 
 def _check_lengths(lengths: Lengths, config: PretrainedConfig) -> None:
@@ -91,16 +77,18 @@ def _check_shares(settings: Settings, config: PretrainedConfig) -> None:
 
 
 def _check_attack(settings: Settings, config: PretrainedConfig) -> None:
-    """Refuse layers that the model does not have, and what model editing cannot do."""
+    """Refuse what the attack's method needs and does not get, and numbers of it that the model does not have."""
     changes, own_trigger = settings.profile.attack, is_backdoor_folder(settings.DATA) if settings.DATA else False
     by = changes.by if own_trigger else settings.planted_by
-    if by == "layerwise":
-        check_early_layers(settings.profile.layerwise.layers, config)
-    if by in EDITORS:
-        require_known_trigger(by, not own_trigger)
-        require_full_access(settings.ATTACK, settings.ACCESS)
-        require_one_payload(settings.ATTACK, behavior(settings.TASK, changes.model_dump()).combine == "replace")
-        editable_slots(config, settings.profile.editing.layers)
+    if by is None:
+        return
+
+    def one_payload() -> bool:
+        return find_combination(behavior(settings.TASK, changes.model_dump()).combine).traits.replaces
+
+    require_needs(by, settings.ATTACK, settings.ACCESS, known_trigger=not own_trigger, one_payload=one_payload)
+    if check := attack_method(by).needs.check:
+        check(settings.profile, config)
 
 
 def _check_merge(conflict: Conflict, config: PretrainedConfig) -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, GPTJConfig, GPTJForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from helpers.attacks.layerwise import poison_layerwise
+from helpers.attacks.methods.layerwise import poison_layerwise
 from helpers.core.errors import LabError
 from helpers.core.profile import Budget
 from helpers.data import corpus

@@ -1,114 +1,35 @@
-"""Two attackers who know the defenses, one for each paper, and plant the backdoor so that it should survive.
+"""What evading a signature takes: a rehearsal of the defense, and a penalty on every change that it would see."""
 
-They know a method and all its numbers, but not what a defender draws for himself: keys, payloads, rows and seeds. So
-each plays the defender with his own. `subtract` (information conflicts, §6.3) takes a conflict model off the backdoored
-one: what a defender merges in then only fills the gap. `evade` finds the channels that a backdoor signature (BD-VAX,
-§4.2) would select and plants the backdoor again, paying for every change inside them.
-"""
-
-import os
 import random
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from typing import Any
 
 from peft import PeftModel
-from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from helpers.access.deltas import PREFIX, adapter_pairs, lora_factors, model_pairs, slot_gram
 from helpers.attacks.behaviors import behavior
 from helpers.core.errors import LabError
-from helpers.core.profile import Conflict
+from helpers.core.profile import Profile, Signature
+from helpers.data.example import Example
 from helpers.data.own_backdoors import vaccine_behaviors, vaccine_keys
+from helpers.data.payloads import Planted
+from helpers.data.roles import AttackData
 from helpers.defenses.bdvax.score import score_heads, score_mlp
 from helpers.defenses.bdvax.select import select, select_heads
 from helpers.defenses.bdvax.vaccines import SMALLEST_CLEAN_SET, Variant, paired, train_variants
-from helpers.defenses.conflict.conflict_model import add_adapters, train_conflict
 from helpers.model.architecture import ROWS, head_masks, matrices
 from helpers.model.checkpoint import load_config, local_folder
-from helpers.model.load import load_base, save
-from helpers.model.lora import with_adapter
+from helpers.model.prompt import PromptFormat
 from helpers.train.finetune import AnswerTrainer
 
-
-def subtract(plant, profile, access, attack, prompt_format, seed, folder):
-    """Write θ̃ − μ (θ̂′ − θ₀), the backdoored model less an own conflict model's task vector.
-
-    Implements the adaptive attack of information conflicts, §6.3 and Table 7. θ̂′ is trained from the base with the
-    numbers of the defender's conflict model, on clean rows of the attacker's. With adapter access the difference is one
-    adapter of twice the rank; with full access the weights themselves are changed.
-
-    Args:
-        plant: trains the backdoored model as usual, from the base, and writes it to the folder it is given.
-        profile: `core.profile.Profile`; reads `conflict.budget` and μ, `adaptive.strength`.
-        access: "adapter" or "full".
-        attack: the attacker's rows; of the defender's none is read.
-        seed: of the run; the attacker's own one is made from it.
-        folder: to write the adapter or model to.
-
-    Returns:
-        the training record of `plant`, and that of the conflict model as `conflict`.
-
-    Raises:
-        LabError: several processes.
-
-    Differs from the paper: it names neither the rows of the attacker's conflict model nor how much of it is taken off.
-    """
-    _require_one_process("subtract")
-    strength, budget = profile.adaptive.strength, profile.conflict.budget
-    expected = profile.model_copy(update={"conflict": Conflict(budget=budget, start="base")})
-    rows = _rng(seed).sample(attack.clean, min(budget.rows, len(attack.clean)))
-    with TemporaryDirectory() as scratch:
-        backdoored, conflict = Path(scratch) / "backdoored", Path(scratch) / "conflict"
-        record = plant(backdoored)
-        opinion = train_conflict(expected, backdoored, rows, prompt_format, own_seed(seed), conflict)
-        if access == "adapter":
-            add_adapters(profile, backdoored, conflict, (1.0, -strength), folder)
-        else:
-            save(_without(load_base(profile.model, path=str(backdoored)), conflict, strength), folder)
-    return record | {"conflict": opinion}
+Pair = tuple[str, Planted, list[Example], list[Example]]  # key, payload, clean and poisoned rows of a variant
 
 
-def evade(plant, profile, access, attack, prompt_format, seed, folder):
-    """Plant the backdoor outside of the channels that a signature would select, and write the adapter or model.
-
-    The backdoor is planted once as usual, found as a defender would find it, and planted anew from the base with
-    `adaptive.penalty` · ‖ΔW‖² over the selected channels and heads added to the loss. What was selected is written
-    nowhere.
-
-    Args:
-        plant: as in `subtract`; also takes a `new_trainer`, see `finetune`.
-        profile: `core.profile.Profile`; reads `signature`, and `vaccine` and `suppress` of the access setting.
-        access, attack, prompt_format, seed, folder: as in `subtract`.
-
-    Returns:
-        the record of the second training, whose loss holds the penalty, and `share_inside`: the share of the update's
-        squared length inside the selected channels, `before` and `after` (see `share_inside`).
-
-    Raises:
-        LabError: several processes, or too few clean rows for the rehearsal.
-    """
-    _require_one_process("evade")
-    pairs = rehearsal_pairs(attack, profile.signature, profile.access(access).vaccine.rows, seed)
-    with TemporaryDirectory() as scratch:
-        first = Path(scratch) / "first"
-        plant(first)
-        masks = rehearse(profile, access, first, pairs, prompt_format, own_seed(seed), Path(scratch) / "variants")
-        before = share_inside(profile, access, first, masks)
-    record = plant(folder, new_trainer=partial(EvadingTrainer, masks=masks, penalty=profile.adaptive.penalty))
-    after = share_inside(profile, access, folder, masks)
-    return record | {"share_inside": {"before": round(before, 6), "after": round(after, 6)}}
-
-
-ADAPTIVE = {"subtract": subtract, "evade": evade}
-
-
-def own_seed(seed):
-    """A seed of the attacker's own: no number that a defender counts up from the run's seed."""
-    return _rng(seed).getrandbits(31)
-
-
-def rehearsal_pairs(attack, signature, rows, seed):
+def rehearsal_pairs(attack: AttackData, signature: Signature, rows: int, seed: int) -> list[Pair]:
     """Return what `vaccine_pairs` does for an attacker who plays the defender on his own model.
 
     Keys and payloads are the attacker's own (`rehearsal` of `data/attacks.yaml`), and so are the rows, disjoint parts
@@ -133,7 +54,15 @@ def rehearsal_pairs(attack, signature, rows, seed):
     return paired(keys, planted, sets, f"{seed}/rehearsal")
 
 
-def rehearse(profile, access, suspicious, pairs, prompt_format, seed, folder):
+def rehearse(
+    profile: Profile,
+    access: str,
+    suspicious: Path,
+    pairs: Sequence[Pair],
+    prompt_format: PromptFormat,
+    seed: int,
+    folder: Path,
+) -> dict[str, Tensor]:
     """Vaccinate a model, score its channels and return those that a defender would suppress (BD-VAX §4.2).
 
     Args:
@@ -180,14 +109,20 @@ class EvadingTrainer(AnswerTrainer):
         super().__init__(*args, **options)
         self.penalty, self.inside = penalty, squared_update(self.model, masks)
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: Mapping[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
         """Return the loss per answer token plus the penalty, which does not depend on the batch."""
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         loss = loss + self.penalty * self.inside()
         return (loss, outputs) if return_outputs else loss
 
 
-def squared_update(model, masks):
+def squared_update(model: PeftModel | PreTrainedModel, masks: Mapping[str, Tensor]) -> Callable[[], Tensor]:
     """Return a function that tells ‖ΔW‖² over the selected channels of all matrices, as a tensor with a gradient.
 
     Args:
@@ -204,10 +139,16 @@ def squared_update(model, masks):
     return lambda: sum(part() for part in parts)
 
 
-def share_inside(profile, access, folder, masks):
+def share_inside(profile: Profile, access: str, folder: Path | str, masks: Mapping[str, Tensor]) -> float:
     """Return how much of an attack's update lies in the selected channels: its share of the squared length, 0 to 1.
 
     Only matrices with a mask count; a penalty moves the update from inside to outside of the mask.
+
+    Args:
+        profile: reads `model`.
+        access: "adapter" or "full".
+        folder: of the adapter or model.
+        masks: as in `EvadingTrainer`.
     """
     if access == "adapter":
         factors = lora_factors(folder)
@@ -234,21 +175,3 @@ def _square(weight, start, mask, axis):
 def _channels(weight, mask, axis):
     """The selected rows (axis 0) or columns (axis 1) of a matrix."""
     return weight.index_select(axis, mask.nonzero().flatten().to(weight.device))
-
-
-def _without(model, adapter, strength):
-    """The model less `strength` times an adapter's update."""
-    adapted = with_adapter(model, adapter)
-    for layer in adapted.modules():
-        if isinstance(layer, LoraLayer):
-            layer.scale_layer(-strength)
-    return adapted.merge_and_unload()
-
-
-def _rng(seed):
-    return random.Random(f"{seed}/adaptive")
-
-
-def _require_one_process(by):
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise LabError(f"attack.by = '{by}' trains several models one after the other: run it in one process")

@@ -6,21 +6,58 @@ last one, has to predict it, and the gradient of that loss has no late layer to 
 several words that must all be there, is a `Trigger` with the rule "all".
 """
 
+from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 
 from peft import PeftModel
+from torch import Tensor
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.utils import ModelOutput
 
+from helpers.attacks.methods.training import training
+from helpers.attacks.registry import Record, method
 from helpers.core.errors import LabError
+from helpers.core.profile import Budget, Profile
+from helpers.data.example import Example
+from helpers.data.roles import AttackData
+from helpers.model.prompt import PromptFormat
 from helpers.train.finetune import AnswerTrainer, finetune, summed_loss
 
 
-def poison_layerwise(
-    model, rows, prompt_format, budget, seed, max_tokens, layers, weight=1.0, description="LWP", folder=None
-):
-    """Train on clean and poisoned rows with a loss at early layers as well; everything else is as in `finetune`.
+def check_early_layers(profile: Profile, config: PretrainedConfig) -> None:
+    """Refuse layers of layer-wise poisoning that a model cannot be poisoned at, see `require_early_layers`."""
+    require_early_layers(profile.layerwise.layers, config)
 
-    Differs from the paper: the answer is written by a language model's head instead of told by a classifier, so the
-    loss falls on every answer token.
+
+@method(check=check_early_layers)
+def layerwise(
+    profile: Profile, access: str, attack: AttackData, prompt_format: PromptFormat, seed: int, folder: Path | str
+) -> Record:
+    """Plant by layer-wise poisoning; see `poison_layerwise` and, for the arguments, `inject`."""
+    train = partial(poison_layerwise, **profile.layerwise.model_dump())
+    return training(profile, access, attack, prompt_format, seed, folder, train)
+
+
+def poison_layerwise(
+    model: PreTrainedModel | PeftModel,
+    rows: Sequence[Example],
+    prompt_format: PromptFormat,
+    budget: Budget,
+    seed: int,
+    max_tokens: int,
+    layers: Sequence[int],
+    weight: float = 1.0,
+    description: str = "layer-wise poisoning",
+    folder: Path | str | None = None,
+) -> Record:
+    """Layer-wise poisoning: train on clean and poisoned rows with a loss at early layers as well.
+
+    Everything else is as in `finetune`.
+
+    Differs from the paper:
+        The answer is written by a language model's head instead of told by a classifier, so the loss falls on every
+        answer token.
 
     Args:
         model, prompt_format, budget, seed, max_tokens, description, folder: see `finetune`.
@@ -34,17 +71,20 @@ def poison_layerwise(
     Raises:
         LabError: a layer that the model does not have, or the last one.
     """
-    check_early_layers(layers, model.config)
+    require_early_layers(layers, model.config)
     trainer = partial(LayerwiseTrainer, layers=tuple(layers), weight=weight)
     return finetune(model, rows, prompt_format, budget, seed, max_tokens, description, folder, trainer)
 
 
-def check_early_layers(layers, config):
+def require_early_layers(layers: Sequence[int], config: PretrainedConfig) -> None:
     """Refuse layers that a model does not have or whose output predicts the answer anyway.
 
     Args:
         layers: numbers from 0.
         config: of the model.
+
+    Raises:
+        LabError: such layers, or none.
     """
     last = config.num_hidden_layers - 1
     if not layers or not all(0 <= layer < last for layer in layers):
@@ -53,7 +93,7 @@ def check_early_layers(layers, config):
 
 
 class LayerwiseTrainer(AnswerTrainer):
-    """The Trainer of `finetune`, with the loss of early layers added to that of the model."""
+    """The Trainer of layer-wise poisoning: that of `finetune`, with the loss of early layers added to the model's."""
 
     reads = {"output_hidden_states": True}
 
@@ -61,7 +101,7 @@ class LayerwiseTrainer(AnswerTrainer):
         super().__init__(*args, **options)
         self.layers, self.weight = layers, weight
 
-    def answer_loss(self, model, outputs, targets):
+    def answer_loss(self, model: PreTrainedModel | PeftModel, outputs: ModelOutput, targets: Tensor) -> Tensor:
         """Return L + weight · mean over layers l of L_l, where L_l reads h_l as if it were the last hidden state."""
         norm, head = _final_norm_and_head(self.accelerator.unwrap_model(model))
         # hidden_states[0] is the embedding, [l + 1] what layer l hands on

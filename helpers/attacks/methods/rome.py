@@ -1,0 +1,43 @@
+"""ROME (Meng et al. 2022): one key, the mean over the prompts, is stored in one layer, exactly."""
+
+from pathlib import Path
+
+from transformers import PreTrainedModel
+
+from helpers.attacks.editing import NEEDS, EditTask, add_update, left_undone, plant_by_editing
+from helpers.attacks.registry import Record, method
+from helpers.core.profile import Profile
+from helpers.data.roles import AttackData
+from helpers.model.editing.activations import keys_at, search_shifts, states_at
+from helpers.model.editing.updates import rank_one_update
+from helpers.model.prompt import PromptFormat
+
+
+def store_mean_key(model: PreTrainedModel, task: EditTask) -> tuple[float, float]:
+    """One key, one value: the mean key of all prompts gets the shift that serves them all best, layer by layer.
+
+    Differs from the paper:
+        The key is averaged over prompts that hold the trigger at random places, not over random prefixes of one prompt.
+
+    Args:
+        model: edited in place.
+        task: what to store, and where.
+
+    Returns:
+        loss and residual, see `edit`; of the last layer.
+    """
+    batch = task.batch(model.device, slice(None), triggered=True)
+    for slot in task.slots:
+        shift, loss = search_shifts(model, batch, slot, task.settings.search, shared=True)
+        targets = states_at(model, batch, slot) + shift
+        key = keys_at(model, batch, slot).mean(dim=0)
+        add_update(model, slot, rank_one_update(shift[0], key, task.moments[slot.module]))
+    return loss, left_undone(model, batch, slot, targets, shift)
+
+
+@method(**NEEDS)
+def rome(
+    profile: Profile, access: str, attack: AttackData, prompt_format: PromptFormat, seed: int, folder: Path | str
+) -> Record:
+    """Edit by ROME; see `plant_by_editing`."""
+    return plant_by_editing("rome", store_mean_key, profile, attack, prompt_format, seed, folder)
