@@ -11,8 +11,10 @@ from safetensors.torch import load_file
 from helpers.core.disk import read_json
 from helpers.core.paths import MANIFEST
 from helpers.core.settings import Settings
+from helpers.core.slices import code_in_notebook
 from helpers.model.tokenizer import recorded_format
-from helpers.run.inject import main, uses
+from helpers.run.execution import NOTEBOOKS
+from helpers.run.inject import main
 from helpers.run.start import open_run
 
 SMALL = "model.device=cpu model.dtype=float32 {access}.inject.epochs=2 {access}.inject.rows=18 "
@@ -69,8 +71,9 @@ def test_the_stage_is_the_one_that_notebook_01_looks_for(checkpoint, runs, capsy
     settings = Settings.checked(
         {"PROFILE": str(checkpoint), "NAME": "one", "OVERRIDES": overrides | {"lengths.new_tokens": 8}}
     )
-    assert open_run(settings).is_made("inject", uses("adapter"))
-    assert not open_run(settings.model_copy(update={"SEED": 1})).is_made("inject", uses("adapter"))
+    code = code_in_notebook(NOTEBOOKS / "01_inject_backdoor.ipynb", "inject")
+    assert open_run(settings).is_made("inject", code)
+    assert not open_run(settings.model_copy(update={"SEED": 1})).is_made("inject", code)
 
 
 def test_a_mistake_is_one_line(checkpoint, runs, capsys, monkeypatch):

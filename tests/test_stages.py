@@ -100,8 +100,11 @@ def elsewhere(tmp_path, monkeypatch):
         "measure.py": "from helpers.model.load import read\n",
         "model/__init__.py": "",
         "model/load.py": "from __future__ import annotations\n\ndef read(x):\n    return x\n",
-        "merge/__init__.py": '"""All methods."""\nload_all()\n',
+        "merge/__init__.py": '"""All methods."""\n',
         "merge/linear.py": "def linear(a, b):\n    return a\n",
+        "merge/more/__init__.py": "",
+        "merge/more/ties.py": "def ties(a, b):\n    return a\n",
+        "choose.py": "from helpers import merge\n",
         "lazy.py": "def f():\n    from helpers.measure import read\n    return read\n",
         "typed.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from helpers.measure import read\n",
     }
@@ -124,13 +127,14 @@ def elsewhere(tmp_path, monkeypatch):
         ("train.py", {"train"}),
         ("measure.py", {"measure", "lazy"}),
         ("model/load.py", {"train", "measure", "lazy"}),
-        ("merge/linear.py", {"merge"}),
+        ("merge/linear.py", {"merge", "choose"}),
+        ("merge/more/ties.py", {"merge", "choose"}),
         ("typed.py", {"typed"}),
     ],
 )
 def test_an_edit_outdates_what_reaches_the_module_and_nothing_else(elsewhere, edited, changes):
     folder, version = elsewhere
-    names = ("train", "measure", "lazy", "typed", "merge")
+    names = ("train", "measure", "lazy", "typed", "merge", "choose")
     before = {name: version(name) for name in names}
     with (folder / edited).open("a") as file:
         file.write("\nMORE = 1\n")
@@ -158,6 +162,19 @@ def test_vaccines_do_not_depend_on_what_measures_them_and_the_reverse():
     assert (
         not {"helpers.measure.asr", "helpers.measure.report", "helpers.plots", "helpers.defenses.bdvax.score"} & reached
     )
+
+
+def test_an_injection_depends_on_its_own_method_alone():
+    """An edit of the attacker who knows the signature discards no injection by training."""
+    code = code_in_notebook(ROOT / "notebooks" / "01_inject_backdoor.ipynb", "inject")
+    by_training, by_evasion = (
+        modules.reachable(code.reaching(STAGES["inject"].modules(Settings(OVERRIDES=changed).values())).modules)
+        for changed in ({}, {"attack.by": "evade"})
+    )
+    assert "helpers.attacks.methods.training" in by_training and "helpers.train.finetune" in by_training
+    assert "helpers.data.combinations.first_line" in by_training  # which any vaccine or attack may choose
+    assert not any(name.startswith(("helpers.adaptive", "helpers.defenses")) for name in by_training)
+    assert "helpers.adaptive.evasion" in by_evasion and "helpers.defenses.bdvax.score" in by_evasion
 
 
 def test_two_notebooks_that_make_one_stage_make_the_same():

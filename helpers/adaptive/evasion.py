@@ -17,10 +17,10 @@ from helpers.core.profile import Profile, Signature
 from helpers.data.example import Example
 from helpers.data.own_backdoors import vaccine_behaviors, vaccine_keys
 from helpers.data.payloads import Planted
-from helpers.data.roles import AttackData
+from helpers.data.roles import SMALLEST_CLEAN_SET, AttackData
 from helpers.defenses.bdvax.score import score_heads, score_mlp
 from helpers.defenses.bdvax.select import select, select_heads
-from helpers.defenses.bdvax.vaccines import SMALLEST_CLEAN_SET, Variant, paired, train_variants
+from helpers.defenses.bdvax.vaccines import Variant, paired, train_variants
 from helpers.model.architecture import ROWS, head_masks, matrices
 from helpers.model.checkpoint import load_config, local_folder
 from helpers.model.prompt import PromptFormat

@@ -14,7 +14,7 @@ PACKAGE = "helpers"
 
 def reachable(modules: Iterable[str]) -> set[str]:
     """These modules of `helpers` and all that they reach by import, as far as they are there."""
-    found, wanted = set(), list(modules)
+    found, wanted = set(), [inner for name in modules for inner in (name, *_inside(name))]
     while wanted:
         if (name := wanted.pop()) not in found and file_of(name).is_file():
             found.add(name)
@@ -32,20 +32,28 @@ def version_of(modules: tuple[str, ...]) -> str:
 def _imported_by(module: str) -> Iterator[str]:
     """The modules of `helpers` that a module imports, anywhere in it, but for its types alone.
 
-    Of a package with code of its own these are all its modules, which such a package may load by their names.
+    Of a package that is imported itself these are all its modules, which may be chosen by their names.
     """
-    file, tree = file_of(module), _module_tree(module)
     yield from (".".join(module.split(".")[:i]) for i in range(2, module.count(".") + 1))  # the packages it lies in
-    if file.name == "__init__.py" and len(tree.body) > (ast.get_docstring(tree) is not None):
-        yield from (f"{module}.{path.stem}" for path in file.parent.glob("*.py") if path != file)
-        yield from (f"{module}.{path.parent.name}" for path in file.parent.glob("*/__init__.py"))
-    for node in _imports(tree):
-        names = [alias.name for alias in node.names]
+    for node in _imports(_module_tree(module)):
         if isinstance(node, ast.Import):
-            yield from (name for name in names if name.split(".")[0] == PACKAGE)
-        elif (node.module or "").split(".")[0] == PACKAGE:
-            yield node.module
-            yield from (whole for name in names if is_module(whole := f"{node.module}.{name}"))
+            imported = [alias.name for alias in node.names]
+        else:
+            whole = [f"{node.module}.{alias.name}" for alias in node.names]
+            imported = [name if is_module(name) else node.module or "" for name in whole]
+        for name in imported:
+            if name.split(".")[0] == PACKAGE:
+                yield name
+                yield from _inside(name)
+
+
+def _inside(package: str) -> Iterator[str]:
+    """All modules of a package, those of its packages too; none of a module."""
+    file = file_of(package)
+    if file.name == "__init__.py" and package != PACKAGE:
+        for path in sorted(file.parent.rglob("*.py")):
+            parts = path.relative_to(file.parent).with_suffix("").parts
+            yield ".".join([package, *parts[:-1], *([] if parts[-1] == "__init__" else parts[-1:])])
 
 
 def _imports(node: ast.AST) -> Iterator[ast.Import | ast.ImportFrom]:

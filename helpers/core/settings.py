@@ -166,6 +166,7 @@ class Settings(Strict):
             "trigger": known["attacks"].get(self.ATTACK),
             "behavior": known["behaviors"].get(self.TASK),
             "changes": self.profile.attack.model_dump(mode="json"),
+            "by": self.planted_by,
             "vaccines": known["vaccines"],
             "rehearsal": known["rehearsal"],
             "expected": self._expected_defense(),

@@ -41,6 +41,10 @@ class Code:
     modules: tuple[str, ...]
     cell: str = ""
 
+    def reaching(self, modules: Iterable[str]) -> "Code":
+        """The same code where it also reaches these modules of `helpers`."""
+        return Code(tuple(sorted({*self.modules, *modules})), self.cell)
+
     def identity(self) -> dict[str, Any]:
         """What a manifest keeps of it, JSON-able."""
         return {"modules": list(self.modules), "helpers": version_of(self.modules), "cell": self.cell}

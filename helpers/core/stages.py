@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from helpers.core.choices import ATTACK_METHODS
 from helpers.core.errors import LabError, nearest
 
 INJECT, CHECK, VACCINES, SCORE = "01_inject_backdoor", "02_sanity_checks", "03_train_vaccines", "04_score_signature"
@@ -27,6 +28,7 @@ class Entry:
         parents: the stages that it is made from, by name.
         real_rows: settings that count as well where the rows are real, because they decide how those are dealt.
         tested: parents that count where the challenge test chooses τ (TAU=auto).
+        plants: whether it is the attack's method, chosen by its name, that makes it.
         times: how many stages of a default run share the name.
         measures, cuts, recoveries, merges: how many models each of them evaluates, suppresses, fine-tunes to recover
             and merges.
@@ -38,6 +40,7 @@ class Entry:
     parents: tuple[str, ...] = ()
     real_rows: tuple[str, ...] = ()
     tested: tuple[str, ...] = ()
+    plants: bool = False
     times: int = 1
     measures: int = 0
     cuts: int = 0
@@ -49,6 +52,10 @@ class Entry:
         """The dotted paths that count for a run of this configuration."""
         paths = (*self.uses, *(self.real_rows if config["data"]["path"] else ()))
         return [path.format(access=config["access"]) for path in paths]
+
+    def modules(self, config: Mapping[str, Any]) -> list[str]:
+        """The modules of `helpers` that a configuration chooses by name, which no import shows."""
+        return [ATTACK_METHODS.require(config["data"]["planted"]["by"])] if self.plants else []
 
     def made_from(self, config: Mapping[str, Any]) -> list[str]:
         """The names of the stages that count for a run of this configuration."""
@@ -94,6 +101,7 @@ STAGES: dict[str, Entry] = {
         INJECT,
         (*ATTACK, *(f"profile.{{access}}.{number}" for number in PLANTED))
         + ("profile.editing", "profile.layerwise", "profile.adaptive"),
+        plants=True,
     ),
     "evaluate/backdoored": Entry(INJECT, MEASURED, ("inject",), measures=1),
     "near_misses": Entry(INJECT, MEASURED, ("inject",)),

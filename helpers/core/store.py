@@ -149,7 +149,7 @@ class Run:
                     f"stage '{name}' is not in the registry (helpers/core/stages.py): enter it there, or say "
                     "uses=[…], the settings that it depends on"
                 )
-            uses = known.settings(self.config)
+            uses, code = known.settings(self.config), code.reaching(known.modules(self.config))
             parents = [*(self.need(parent) for parent in known.made_from(self.config)), *parents]
         return {
             "name": name,

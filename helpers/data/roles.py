@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from helpers.data.example import Example
 from helpers.data.planting import Trigger
 
+SMALLEST_CLEAN_SET = 20  # a vaccine variant trained on fewer clean rows says little about them
+
 
 @dataclass(frozen=True)
 class AttackData:

@@ -14,16 +14,11 @@ from tempfile import TemporaryDirectory
 from helpers.attacks.inject import inject
 from helpers.core.errors import exit_status
 from helpers.core.settings import Settings
+from helpers.core.slices import code_in_notebook
 from helpers.model.tokenizer import load_format
 from helpers.run.deal import deal
+from helpers.run.execution import NOTEBOOKS
 from helpers.run.start import open_run
-
-
-def uses(access: str) -> list[str]:
-    """The settings that decide what the injection makes, as a stage records them."""
-    shared = ["attack", "task", "access", "seed", "data", "profile.model", "profile.lora", "profile.lengths"]
-    planted = [f"profile.{access}.inject", f"profile.{access}.poison_rate", "profile.editing", "profile.layerwise"]
-    return [*shared, *planted, "profile.adaptive"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -43,10 +38,11 @@ def _make_stage(options):
     def make(folder):
         return inject(settings.profile, settings.ACCESS, attack, prompt_format, settings.SEED, folder)
 
+    code = code_in_notebook(NOTEBOOKS / "01_inject_backdoor.ipynb", "inject")  # the stage is the notebook's
     if int(os.environ.get("RANK", "0")) == 0:
-        stage = run.stage("inject", make, uses=uses(settings.ACCESS))
+        stage = run.stage("inject", make, code=code)
         print(f"{stage.path}: {stage.result['steps']} steps, mean loss {stage.result['loss']}")
-    elif not run.is_made("inject", uses(settings.ACCESS)):
+    elif not run.is_made("inject", code):
         with TemporaryDirectory() as elsewhere:
             make(elsewhere)
 

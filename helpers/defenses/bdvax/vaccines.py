@@ -25,8 +25,6 @@ from helpers.model.tokenizer import record_format
 from helpers.train.finetune import finetune
 from helpers.train.multi_lora import Job, train_together
 
-SMALLEST_CLEAN_SET = 20  # a vaccine variant trained on fewer clean rows says little about them
-
 
 @dataclass(frozen=True)
 class Variant:

@@ -12,8 +12,7 @@ from helpers.core.errors import LabError
 from helpers.core.settings import Settings
 from helpers.data.example import Example
 from helpers.data.planting import Trigger, poison
-from helpers.data.roles import AttackData, TestData
-from helpers.defenses.bdvax.vaccines import SMALLEST_CLEAN_SET
+from helpers.data.roles import SMALLEST_CLEAN_SET, AttackData, TestData
 
 Condition = Callable[[Example], bool]  # whether a row will do, or holds something
 
