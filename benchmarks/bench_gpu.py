@@ -21,13 +21,13 @@ from torch import nn
 from torch.nn.utils import clip_grad_norm_
 from transformers import AutoConfig, AutoModelForCausalLM, get_scheduler
 
+from helpers.access.full import reinitialise
 from helpers.core.cost import versions
 from helpers.core.finite import require_finite_weights
 from helpers.core.profile import Budget, Lora
 from helpers.core.profile_files import load_profile
 from helpers.defenses.bdvax.score import score_adapters
 from helpers.defenses.bdvax.select import select
-from helpers.defenses.bdvax.suppress import reinitialise
 from helpers.defenses.conflict.merge import linear
 from helpers.model.architecture import channel_axes
 from helpers.model.attention import true_attention_gradients

@@ -6,16 +6,19 @@ one: what a defender merges in then only fills the gap. `evade` finds the channe
 §4.2) would select and plants the backdoor again, paying for every change inside them.
 """
 
+from __future__ import annotations
+
 import os
 import random
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 from peft import PeftModel
-from peft.tuners.lora import LoraLayer
 
-from helpers.access.deltas import PREFIX, adapter_pairs, lora_factors, model_pairs, slot_gram
+from helpers.access import Access, access_to
 from helpers.attacks.behaviors import behavior
 from helpers.core.errors import LabError
 from helpers.core.profile import Conflict
@@ -23,12 +26,18 @@ from helpers.data.own_backdoors import vaccine_behaviors, vaccine_keys
 from helpers.defenses.bdvax.score import score_heads, score_mlp
 from helpers.defenses.bdvax.select import select, select_heads
 from helpers.defenses.bdvax.vaccines import SMALLEST_CLEAN_SET, Variant, paired, train_variants
-from helpers.defenses.conflict.conflict_model import add_adapters, train_conflict
+from helpers.defenses.conflict.conflict_model import train_conflict
+from helpers.model.adapters import PREFIX
 from helpers.model.architecture import ROWS, head_masks, matrices
-from helpers.model.checkpoint import load_config, local_folder
-from helpers.model.load import load_base, save
-from helpers.model.lora import with_adapter
+from helpers.model.checkpoint import load_config
 from helpers.train.finetune import AnswerTrainer
+
+if TYPE_CHECKING:
+    from torch import BoolTensor
+
+    from helpers.access.masks import Masks
+    from helpers.defenses.bdvax.vaccines import Pair
+    from helpers.model.prompt import PromptFormat
 
 
 def subtract(plant, profile, access, attack, prompt_format, seed, folder):
@@ -62,10 +71,7 @@ def subtract(plant, profile, access, attack, prompt_format, seed, folder):
         backdoored, conflict = Path(scratch) / "backdoored", Path(scratch) / "conflict"
         record = plant(backdoored)
         opinion = train_conflict(expected, backdoored, rows, prompt_format, own_seed(seed), conflict)
-        if access == "adapter":
-            add_adapters(profile, backdoored, conflict, (1.0, -strength), folder)
-        else:
-            save(_without(load_base(profile.model, path=str(backdoored)), conflict, strength), folder)
+        access_to(profile, access).add_update(backdoored, conflict, -strength, folder)
     return record | {"conflict": opinion}
 
 
@@ -89,14 +95,15 @@ def evade(plant, profile, access, attack, prompt_format, seed, folder):
         LabError: several processes, or too few clean rows for the rehearsal.
     """
     _require_one_process("evade")
-    pairs = rehearsal_pairs(attack, profile.signature, profile.access(access).vaccine.rows, seed)
+    edited = access_to(profile, access)
+    pairs = rehearsal_pairs(attack, profile.signature, edited.settings.vaccine.rows, seed)
     with TemporaryDirectory() as scratch:
         first = Path(scratch) / "first"
         plant(first)
-        masks = rehearse(profile, access, first, pairs, prompt_format, own_seed(seed), Path(scratch) / "variants")
-        before = share_inside(profile, access, first, masks)
+        masks = rehearse(edited, first, pairs, prompt_format, own_seed(seed), Path(scratch) / "variants")
+        before = share_inside(edited, first, masks)
     record = plant(folder, new_trainer=partial(EvadingTrainer, masks=masks, penalty=profile.adaptive.penalty))
-    after = share_inside(profile, access, folder, masks)
+    after = share_inside(edited, folder, masks)
     return record | {"share_inside": {"before": round(before, 6), "after": round(after, 6)}}
 
 
@@ -133,13 +140,21 @@ def rehearsal_pairs(attack, signature, rows, seed):
     return paired(keys, planted, sets, f"{seed}/rehearsal")
 
 
-def rehearse(profile, access, suspicious, pairs, prompt_format, seed, folder):
+def rehearse(
+    access: Access,
+    suspicious: Path | str,
+    pairs: Sequence[Pair],
+    prompt_format: PromptFormat,
+    seed: int,
+    folder: Path,
+) -> dict[str, BoolTensor]:
     """Vaccinate a model, score its channels and return those that a defender would suppress (BD-VAX §4.2).
 
     Args:
-        profile, access: as in `train_variants`; `signature` says how to score, `suppress` how much to select.
+        access: as in `train_variants`; `signature` says how to score, `suppress` how much to select.
         suspicious: folder of the adapter or model.
         pairs: (key, payload, clean rows, poisoned rows) of each variant.
+        prompt_format: the one that the model was trained in.
         seed: of the first pair; the others count up from it.
         folder: for the variants.
 
@@ -153,11 +168,10 @@ def rehearse(profile, access, suspicious, pairs, prompt_format, seed, folder):
     for i, (_, _, clean, poisoned) in enumerate(pairs):
         members["poisoned"].append(Variant(clean + poisoned, seed + i, folder / f"{i}-poisoned"))
         members["clean"].append(Variant(clean, seed + i, folder / f"{i}-clean"))
-    train_variants(profile, access, suspicious, members["poisoned"] + members["clean"], prompt_format)
-    low_rank = access == "adapter" or profile.full.vaccine_weights == "lora"
-    folders = ([variant.folder for variant in variants] for variants in members.values())
-    gram_of = (adapter_pairs if low_rank else model_pairs)(*folders)
-    signature, suppress, config = profile.signature, profile.access(access).suppress, load_config(profile.model)
+    train_variants(access, suspicious, members["poisoned"] + members["clean"], prompt_format)
+    gram_of = access.variant_pairs(*([variant.folder for variant in variants] for variants in members.values()))
+    profile, suppress = access.profile, access.settings.suppress
+    signature, config = profile.signature, load_config(profile.model)
     masks = select(score_mlp(gram_of, config, signature), suppress.tau, signature.scope)
     if suppress.heads:
         heads = select_heads(score_heads(gram_of, config, signature), suppress.heads, suppress.heads_of)
@@ -204,18 +218,18 @@ def squared_update(model, masks):
     return lambda: sum(part() for part in parts)
 
 
-def share_inside(profile, access, folder, masks):
+def share_inside(access: Access, folder: Path | str, masks: Masks) -> float:
     """Return how much of an attack's update lies in the selected channels: its share of the squared length, 0 to 1.
 
     Only matrices with a mask count; a penalty moves the update from inside to outside of the mask.
+
+    Args:
+        access: what the attack has edited.
+        folder: of the attacked adapter or model.
+        masks: as in `EvadingTrainer`.
     """
-    if access == "adapter":
-        factors = lora_factors(folder)
-        gram_of = {module: partial(slot_gram, update) for module, update in factors.items()}
-    else:
-        gram_of = dict.fromkeys(masks, model_pairs([folder], [local_folder(profile.model)]))
-    slots = matrices(load_config(profile.model))
-    squares = {module: gram_of[module](slots[module])[0, 0] for module in masks}  # [channels]
+    slots, gram_of = matrices(load_config(access.profile.model)), access.own_update(folder)
+    squares = {module: gram_of(slots[module])[0, 0] for module in masks}  # [channels]
     inside = sum(float(squares[module][mask].sum()) for module, mask in masks.items())
     return inside / sum(float(square.sum()) for square in squares.values())
 
@@ -234,15 +248,6 @@ def _square(weight, start, mask, axis):
 def _channels(weight, mask, axis):
     """The selected rows (axis 0) or columns (axis 1) of a matrix."""
     return weight.index_select(axis, mask.nonzero().flatten().to(weight.device))
-
-
-def _without(model, adapter, strength):
-    """The model less `strength` times an adapter's update."""
-    adapted = with_adapter(model, adapter)
-    for layer in adapted.modules():
-        if isinstance(layer, LoraLayer):
-            layer.scale_layer(-strength)
-    return adapted.merge_and_unload()
 
 
 def _rng(seed):

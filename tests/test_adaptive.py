@@ -11,6 +11,8 @@ from bodies import BODIES, INNER, mask_of
 from safetensors.torch import load_file
 
 from helpers import adaptive
+from helpers.access import AdapterAccess, access_to
+from helpers.access.adapter import zero_adapter
 from helpers.access.deltas import lora_factors
 from helpers.adaptive import EvadingTrainer, evade, own_seed, rehearsal_pairs, share_inside, squared_update, subtract
 from helpers.attacks.behaviors import behavior, behaviors
@@ -21,8 +23,7 @@ from helpers.core.settings import Settings
 from helpers.data import corpus
 from helpers.data.own_backdoors import vaccine_behaviors, vaccine_keys
 from helpers.data.roles import AttackData
-from helpers.defenses.bdvax.suppress import zero_adapter
-from helpers.defenses.bdvax.vaccines import Variant, load_variant, train_variants
+from helpers.defenses.bdvax.vaccines import Variant, train_variants
 from helpers.model.architecture import matrices
 from helpers.model.checkpoint import load_config
 from helpers.model.load import load_base
@@ -147,11 +148,11 @@ def test_an_adapter_of_twice_the_rank_goes_through_the_whole_defense(profile, ch
     module = "model.layers.1.mlp.down_proj"
     assert lora_factors(folder)[module].A.shape[0] == 2 * profile.lora.r
     variants = [Variant(rows, 0, tmp_path / str(i)) for i, rows in enumerate((ROWS[:8], ROWS[4:]))]
-    train_variants(profile, "adapter", folder, variants, chat)
+    train_variants(AdapterAccess(profile), folder, variants, chat)
     for variant in variants:
         trained, start = product(variant.folder, module), product(folder, module)
         assert 0 < (trained - start).norm() < start.norm()
-        assert load_variant(profile, "adapter", folder, variant.folder).num_parameters()
+        assert AdapterAccess(profile).load_variant(folder, variant.folder).num_parameters()
     zero_adapter(folder, tmp_path / "cut", {module: mask_of(128, range(64))}, load_config(profile.model))
     columns = product(tmp_path / "cut", module)
     assert not columns[:, :64].any() and torch.equal(columns[:, 64:], product(folder, module)[:, 64:])
@@ -242,7 +243,8 @@ def test_a_penalised_training_stays_out_of_the_channels_and_learns_beside_them(p
         losses[penalty] = finetune(model, ROWS, chat, budget, 0, TOKENS, folder=folder, new_trainer=trainer)["loss"]
         lengths[penalty] = split_lengths(profile, folder, access, masks)
         inside, outside = lengths[penalty]
-        assert share_inside(profile, access, folder, masks) == pytest.approx(inside / (inside + outside), rel=1e-4)
+        share = share_inside(access_to(profile, access), folder, masks)
+        assert share == pytest.approx(inside / (inside + outside), rel=1e-4)
     (inside, outside), (inside_paid, outside_paid) = lengths.values()
     assert inside_paid < 0.1 * inside and outside_paid > 0.5 * outside
 
@@ -280,8 +282,8 @@ def test_the_second_backdoor_lies_outside_of_what_betrayed_the_first(profile, ch
     seen = {}
 
     def spied(*arguments):
-        shutil.copytree(arguments[2], tmp_path / "first")
-        seen.update(masks=adaptive_rehearse(*arguments), seed=arguments[5])
+        shutil.copytree(arguments[1], tmp_path / "first")
+        seen.update(masks=adaptive_rehearse(*arguments), seed=arguments[4])
         return seen["masks"]
 
     adaptive_rehearse = adaptive.rehearse

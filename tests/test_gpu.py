@@ -8,6 +8,7 @@ import torch
 from conftest import save_suspicious
 from torch.nn.functional import scaled_dot_product_attention
 
+from helpers.access import access_to
 from helpers.core.finite import require_finite_weights
 from helpers.core.profile import Profile
 from helpers.data import corpus
@@ -75,7 +76,7 @@ def planted(profile, tmp_path_factory):
 def vaccinated(settings, access, planted, chat, root):
     """Two pairs: folders of the poisoned members, folders of the twins."""
     pairs = [[Variant(ROWS + OTHERS * bad, 5 + i, root / f"{i}-{bad}") for i in range(2)] for bad in (1, 0)]
-    train_variants(settings, access, planted[access], pairs[0] + pairs[1], chat)
+    train_variants(access_to(settings, access), planted[access], pairs[0] + pairs[1], chat)
     return [[variant.folder for variant in members] for members in pairs]
 
 
