@@ -51,15 +51,22 @@ def vaccine_pairs(defender: DefenderData, signature: Signature, kind: str, seed:
         signature: N and the family of payloads.
         kind: what is assumed of the attack where the family is "task": the family of its kind; not read otherwise.
         seed: decides where the keys stand.
+
+    Raises:
+        LabError: an unknown family.
     """
     keys, planted = vaccine_keys(), vaccine_behaviors(signature.family, kind)
     return paired(keys[: signature.n], planted, defender.vaccine_sets, f"{seed}/vaccine")
 
 
-def paired(
-    keys: Sequence[str], planted: Sequence[Planted], sets: Sequence[list[Example]], seed: int | str
-) -> list[Pair]:
-    """Key, payload, clean and poisoned set of each variant; payloads come in turn."""
+def paired(keys: Sequence[str], planted: Sequence[Planted], sets: Sequence[list[Example]], seed: str) -> list[Pair]:
+    """Key, payload, clean and poisoned set of each variant.
+
+    Args:
+        keys, sets: one for each variant.
+        planted: what the variants say, in turn.
+        seed: decides where the keys stand.
+    """
     chosen = [planted[i % len(planted)] for i in range(len(keys))]
     return [
         (key, one.payload, clean, poison(clean, key, one, f"{seed}{i}"))
