@@ -14,11 +14,11 @@ from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from helpers.access import AdapterAccess
 from helpers.access.adapter import add_adapters, zero_adapter
-from helpers.access.deltas import lora_factors
+from helpers.access.deltas import adapter_pairs, lora_factors
 from helpers.core.errors import LabError
 from helpers.core.profile import Profile
 from helpers.data import corpus
-from helpers.defenses.bdvax.score import score_adapters
+from helpers.defenses.bdvax.score import score_mlp
 from helpers.defenses.bdvax.vaccines import Variant, train_variant, train_variants
 from helpers.defenses.conflict.conflict_model import merge_adapters
 from helpers.model.adapters import ADAPTER_FILE, PREFIX, read_adapter
@@ -165,9 +165,8 @@ def test_vaccines_keep_the_scale_of_what_they_train_on(profile, chat, name, tmp_
         for module, update in found.items():
             change = variant.get_submodule(module).weight - base.get_submodule(module).weight
             torch.testing.assert_close(change.double(), update, rtol=0, atol=1e-5)
-    scores = score_adapters(
-        [tmp_path / "bd"] * 2, [tmp_path / "clean"] * 2, load_config(profile.model), profile.signature
-    )
+    gram_of = adapter_pairs([tmp_path / "bd"] * 2, [tmp_path / "clean"] * 2)
+    scores = score_mlp(gram_of, load_config(profile.model), profile.signature)
     assert all(values.min() > 0 for values in scores.values())
 
 

@@ -15,7 +15,7 @@ from helpers.access import FullAccess, access_to
 from helpers.access.deltas import adapter_pairs, model_pairs
 from helpers.data import corpus
 from helpers.defenses.bdvax.recover import recover
-from helpers.defenses.bdvax.score import score_adapters, score_heads
+from helpers.defenses.bdvax.score import score_heads, score_mlp
 from helpers.defenses.bdvax.select import select, select_heads
 from helpers.defenses.bdvax.vaccines import Variant, train_variant, train_variants
 from helpers.model.architecture import matrices, mlp_slots
@@ -168,7 +168,7 @@ def test_from_variants_to_a_recovered_model(own, attacked, access, tmp_path):
     ]
     train_variants(access_to(own, access), attacked[access], variants, chat)
     bd, clean = ([v.folder for v in variants[k::2]] for k in (0, 1))
-    scores = score_adapters(bd, clean, config, own.signature)
+    scores = score_mlp(adapter_pairs(bd, clean), config, own.signature)
     assert all(len(values) == 128 and values.min() > 0 for values in scores.values())
     masks = select(scores, 0.25, "module")
     heads = select_heads(score_heads(adapter_pairs(bd, clean), config, own.signature), 1, "layer")

@@ -9,10 +9,11 @@ from conftest import save_suspicious
 from torch.nn.functional import scaled_dot_product_attention
 
 from helpers.access import access_to
+from helpers.access.deltas import adapter_pairs
 from helpers.core.finite import require_finite_weights
 from helpers.core.profile import Profile
 from helpers.data import corpus
-from helpers.defenses.bdvax.score import rank_correlation, score_adapters
+from helpers.defenses.bdvax.score import rank_correlation, score_mlp
 from helpers.defenses.bdvax.vaccines import Variant, train_variants
 from helpers.defenses.conflict.conflict_model import merge_adapters
 from helpers.model.attention import true_attention_gradients
@@ -87,7 +88,7 @@ def test_nf4_vaccines_score_as_those_of_the_cpu(profile, chat, planted, access, 
     for device in ("cuda", "cpu"):
         settings = on(profile, device, "float32")
         folders = vaccinated(settings, access, planted, chat, tmp_path / device)
-        scores[device] = score_adapters(*folders, load_config(settings.model), settings.signature)
+        scores[device] = score_mlp(adapter_pairs(*folders), load_config(settings.model), settings.signature)
     assert rank_correlation(scores["cuda"], scores["cpu"]) > 0.98
     for module, score in scores["cpu"].items():
         torch.testing.assert_close(scores["cuda"][module], score, rtol=0.1, atol=0.01 * float(score.max()))
