@@ -21,13 +21,14 @@ from torch import nn
 from torch.nn.utils import clip_grad_norm_
 from transformers import AutoConfig, AutoModelForCausalLM, get_scheduler
 
+from helpers.access.deltas import adapter_pairs
+from helpers.access.full import reinitialise
 from helpers.core.cost import versions
 from helpers.core.finite import require_finite_weights
 from helpers.core.profile import Budget, Lora
 from helpers.core.profile_files import load_profile
-from helpers.defenses.bdvax.score import score_adapters
+from helpers.defenses.bdvax.score import score_mlp
 from helpers.defenses.bdvax.select import select
-from helpers.defenses.bdvax.suppress import reinitialise
 from helpers.defenses.conflict.merge import linear
 from helpers.model.architecture import channel_axes
 from helpers.model.attention import true_attention_gradients
@@ -152,8 +153,12 @@ class Bench:
         del base
         pairs = [sorted(folder.glob("adapter-*"))[half::2] for half in (1, 0)]
         signature = load_profile("llama-2-7b-chat").signature.model_copy(update={"n": len(pairs[0])})
-        scores = score_adapters(*pairs, self.config, signature)
-        yield "scores", self._timed(score_adapters, *pairs, self.config, signature)
+
+        def score():
+            return score_mlp(adapter_pairs(*pairs), self.config, signature)
+
+        scores = score()
+        yield "scores", self._timed(score)
         masks = select(scores, 0.03, "module")
         yield (
             "suppress 3 %",

@@ -12,14 +12,15 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
-from helpers.access.deltas import lora_factors
+from helpers.access import AdapterAccess
+from helpers.access.adapter import add_adapters, zero_adapter
+from helpers.access.deltas import adapter_pairs, lora_factors
 from helpers.core.errors import LabError
 from helpers.core.profile import Profile
 from helpers.data import corpus
-from helpers.defenses.bdvax.score import score_adapters
-from helpers.defenses.bdvax.suppress import zero_adapter
-from helpers.defenses.bdvax.vaccines import Variant, load_variant, start_variant, train_variant, train_variants
-from helpers.defenses.conflict.conflict_model import add_adapters, merge_adapters
+from helpers.defenses.bdvax.score import score_mlp
+from helpers.defenses.bdvax.vaccines import Variant, train_variant, train_variants
+from helpers.defenses.conflict.conflict_model import merge_adapters
 from helpers.model.adapters import ADAPTER_FILE, PREFIX, read_adapter
 from helpers.model.architecture import matrices
 from helpers.model.checkpoint import load_config
@@ -149,10 +150,10 @@ def test_vaccines_keep_the_scale_of_what_they_train_on(profile, chat, name, tmp_
     settings = PLAIN[name]
     planted = save_adapter(profile, tmp_path / "planted", **settings)
     jobs = [Variant(ROWS[:4], 5, tmp_path / "clean"), Variant(ROWS, 5, tmp_path / "bd")]
-    train_variants(profile, "adapter", planted, jobs, chat)
+    train_variants(AdapterAccess(profile), planted, jobs, chat)
     for job in jobs:
         alone = tmp_path / f"{job.folder.name} alone"
-        train_variant(profile, "adapter", planted, job.rows, chat, job.seed, alone)
+        train_variant(AdapterAccess(profile), planted, job.rows, chat, job.seed, alone)
         found, expected = (updates_by_hand(folder, settings) for folder in (job.folder, alone))
         before = updates_by_hand(planted, settings)
         moved = max((expected[module] - before[module]).abs().max() for module in before)
@@ -160,13 +161,12 @@ def test_vaccines_keep_the_scale_of_what_they_train_on(profile, chat, name, tmp_
         assert max((found[module] - expected[module]).abs().max() for module in before) < 0.01 * moved
         factors = lora_factors(job.folder)
         assert all(factors[module].scale == pytest.approx(scale_by_hand(module, settings)) for module in before)
-        variant, base = load_variant(profile, "adapter", planted, job.folder), load_base(profile.model)
+        variant, base = AdapterAccess(profile).load_variant(planted, job.folder), load_base(profile.model)
         for module, update in found.items():
             change = variant.get_submodule(module).weight - base.get_submodule(module).weight
             torch.testing.assert_close(change.double(), update, rtol=0, atol=1e-5)
-    scores = score_adapters(
-        [tmp_path / "bd"] * 2, [tmp_path / "clean"] * 2, load_config(profile.model), profile.signature
-    )
+    gram_of = adapter_pairs([tmp_path / "bd"] * 2, [tmp_path / "clean"] * 2)
+    scores = score_mlp(gram_of, load_config(profile.model), profile.signature)
     assert all(values.min() > 0 for values in scores.values())
 
 
@@ -216,14 +216,14 @@ def test_adapters_of_some_matrices_load_and_merge_and_are_no_ground_for_vaccines
         add_adapters(profile, first, second, (0.5, 0.5), tmp_path / str(i))
         assert_changed_by(profile, tmp_path / str(i), {m: (ours.get(m, 0) + theirs[m]) / 2 for m in theirs})
     with pytest.raises(LabError, match="has no LoRA on model.layers.0.mlp.*so nothing scores its channels"):
-        start_variant(profile, "adapter", folder, 0)
+        AdapterAccess(profile).start_variant(folder, 0)
 
 
 def test_vaccines_ask_for_the_attention_where_heads_are_cut(profile, tmp_path):
     folder = save_adapter(profile, tmp_path / "adapter", target_modules=["gate_proj", "up_proj", "down_proj"])
-    start_variant(cutting_heads(profile, 0), "adapter", folder, 0)
+    AdapterAccess(cutting_heads(profile, 0)).start_variant(folder, 0)
     with pytest.raises(LabError, match="has no LoRA on model.layers.0.self_attn.q_proj"):
-        start_variant(cutting_heads(profile, 1), "adapter", folder, 0)
+        AdapterAccess(cutting_heads(profile, 1)).start_variant(folder, 0)
 
 
 def cutting_heads(profile, heads):
@@ -297,7 +297,7 @@ def assert_refused_by_all(profile, folder, tmp_path, message):
         "suppress": lambda: zero_adapter(folder, tmp_path / "out", masks, config),
         "merge": lambda: merge_adapters(profile, folder, good, 0.5, tmp_path / "out"),
         "be merged": lambda: merge_adapters(profile, good, folder, 0.5, tmp_path / "out"),
-        "vaccinate": lambda: start_variant(profile, "adapter", folder, 0),
+        "vaccinate": lambda: AdapterAccess(profile).start_variant(folder, 0),
     }
     for name, call in calls.items():
         with pytest.raises(LabError) as caught:

@@ -11,6 +11,8 @@ import torch
 from bodies import BODIES, INNER, mask_of
 from safetensors.torch import load_file
 
+from helpers.access import AdapterAccess, access_to
+from helpers.access.adapter import zero_adapter
 from helpers.access.deltas import lora_factors
 from helpers.adaptive.evasion import EvadingTrainer, rehearsal_pairs, rehearse, share_inside, squared_update
 from helpers.adaptive.methods.evade import evade
@@ -26,8 +28,7 @@ from helpers.core.settings import Settings
 from helpers.data import corpus
 from helpers.data.own_backdoors import vaccine_behaviors, vaccine_keys
 from helpers.data.roles import AttackData
-from helpers.defenses.bdvax.suppress import zero_adapter
-from helpers.defenses.bdvax.vaccines import Variant, load_variant, train_variants
+from helpers.defenses.bdvax.vaccines import Variant, train_variants
 from helpers.defenses.conflict.conflict_model import train_conflict
 from helpers.model.architecture import matrices
 from helpers.model.checkpoint import load_config
@@ -103,7 +104,7 @@ def shipped(profile, chat, suspicious, tmp_path, monkeypatch):
         monkeypatch.setattr("helpers.adaptive.methods.subtract.training", plant)
         settings = changed(rehearsing(profile), adaptive={"strength": strength})
         data = deal(settings_of(settings, access))
-        record = subtract(settings, access, data.attack, chat, 3, tmp_path / "shipped")
+        record = subtract(access_to(settings, access), data.attack, chat, 3, tmp_path / "shipped")
         return record, tmp_path / "shipped", tmp_path / "conflict", seen["arguments"], data
 
     return run
@@ -148,11 +149,11 @@ def test_an_adapter_of_twice_the_rank_goes_through_the_whole_defense(profile, ch
     module = "model.layers.1.mlp.down_proj"
     assert lora_factors(folder)[module].A.shape[0] == 2 * profile.lora.r
     variants = [Variant(rows, 0, tmp_path / str(i)) for i, rows in enumerate((ROWS[:8], ROWS[4:]))]
-    train_variants(profile, "adapter", folder, variants, chat)
+    train_variants(AdapterAccess(profile), folder, variants, chat)
     for variant in variants:
         trained, start = product(variant.folder, module), product(folder, module)
         assert 0 < (trained - start).norm() < start.norm()
-        assert load_variant(profile, "adapter", folder, variant.folder).num_parameters()
+        assert AdapterAccess(profile).load_variant(folder, variant.folder).num_parameters()
     zero_adapter(folder, tmp_path / "cut", {module: mask_of(128, range(64))}, load_config(profile.model))
     columns = product(tmp_path / "cut", module)
     assert not columns[:, :64].any() and torch.equal(columns[:, 64:], product(folder, module)[:, 64:])
@@ -243,7 +244,8 @@ def test_a_penalised_training_stays_out_of_the_channels_and_learns_beside_them(p
         losses[penalty] = finetune(model, ROWS, chat, budget, 0, TOKENS, folder=folder, new_trainer=trainer)["loss"]
         lengths[penalty] = split_lengths(profile, folder, access, masks)
         inside, outside = lengths[penalty]
-        assert share_inside(profile, access, folder, masks) == pytest.approx(inside / (inside + outside), rel=1e-4)
+        share = share_inside(access_to(profile, access), folder, masks)
+        assert share == pytest.approx(inside / (inside + outside), rel=1e-4)
     (inside, outside), (inside_paid, outside_paid) = lengths.values()
     assert inside_paid < 0.1 * inside and outside_paid > 0.5 * outside
 
@@ -281,14 +283,14 @@ def test_the_second_backdoor_lies_outside_of_what_betrayed_the_first(profile, ch
     seen = {}
 
     def spied(*arguments):
-        shutil.copytree(arguments[2], tmp_path / "first")
-        seen.update(masks=rehearse(*arguments), seed=arguments[5])
+        shutil.copytree(arguments[1], tmp_path / "first")
+        seen.update(masks=rehearse(*arguments), seed=arguments[4])
         return seen["masks"]
 
     monkeypatch.setattr("helpers.adaptive.methods.evade.rehearse", spied)
     settings = rehearsing(profile, adaptive={"penalty": 5.0})
     attack = deal(settings_of(settings, access)).attack
-    record = inject(settings, access, attack, chat, 3, tmp_path / "shipped")
+    record = inject(access_to(settings, access), attack, chat, 3, tmp_path / "shipped")
     masks, suppress = seen["masks"], settings.access(access).suppress
     channels = [mask for module, mask in masks.items() if ".mlp." in module]
     assert len(channels) == 2 * 3 and all(int(mask.sum()) == round(suppress.tau * 128) for mask in channels)
@@ -368,17 +370,17 @@ def test_every_trigger_has_its_adaptive_version(profile, by):
 @both
 def test_rows_that_bring_their_own_trigger_can_be_planted_adaptively(profile, chat, access, tmp_path):
     attack = AttackData(ROWS, ROWS[:4], task="sentiment")
-    record = inject(rehearsing(profile, "subtract"), access, attack, chat, 0, tmp_path / "shipped")
+    record = inject(access_to(rehearsing(profile, "subtract"), access), attack, chat, 0, tmp_path / "shipped")
     assert record["conflict"]["rows"] == 8 and record["rows"] == 16
     with pytest.raises(LabError, match="attack.by = 'rome' edits with a trigger that the lab knows"):
-        inject(rehearsing(profile, "rome"), access, attack, chat, 0, tmp_path / "edited")
+        inject(access_to(rehearsing(profile, "rome"), access), attack, chat, 0, tmp_path / "edited")
 
 
 def test_too_few_rows_for_a_rehearsal_are_refused(profile, chat, tmp_path):
     settings = rehearsing(profile)
     attack = replace(deal(settings_of(settings)).attack, clean=ROWS)
     with pytest.raises(LabError, match="12 clean rows give 2 rehearsed variants 6 each, and 20 are needed: set inject"):
-        evade(settings, "adapter", attack, chat, 0, tmp_path / "shipped")
+        evade(access_to(settings, "adapter"), attack, chat, 0, tmp_path / "shipped")
     assert not (tmp_path / "shipped").exists()
 
 
@@ -388,7 +390,7 @@ def test_a_share_that_selects_nothing_is_refused(profile, chat, tmp_path):
     values["adapter"]["suppress"] = {"tau": 0.001}
     settings = type(profile)(**values)
     with pytest.raises(LabError, match="suppress.tau = 0.001 selects no channel of this model"):
-        inject(settings, "adapter", deal(settings_of(settings)).attack, chat, 0, tmp_path / "shipped")
+        inject(access_to(settings, "adapter"), deal(settings_of(settings)).attack, chat, 0, tmp_path / "shipped")
     assert not (tmp_path / "shipped").exists()
 
 
@@ -396,7 +398,7 @@ def test_a_share_that_selects_nothing_is_refused(profile, chat, tmp_path):
 def test_several_processes_are_refused(profile, chat, tmp_path, monkeypatch, by):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(LabError, match=rf"attack.by = '{by}' trains several models .* in one process"):
-        inject(rehearsing(profile, by), "adapter", AttackData(ROWS, ROWS[:4]), chat, 0, tmp_path / "shipped")
+        inject(access_to(rehearsing(profile, by), "adapter"), AttackData(ROWS, ROWS[:4]), chat, 0, tmp_path / "shipped")
     assert not (tmp_path / "shipped").exists()
 
 

@@ -11,13 +11,13 @@ from conftest import save_suspicious, small_profile
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPTJConfig, Qwen3Config
 
+from helpers.access import FullAccess, access_to
 from helpers.access.deltas import adapter_pairs, model_pairs
 from helpers.data import corpus
 from helpers.defenses.bdvax.recover import recover
-from helpers.defenses.bdvax.score import score_adapters, score_heads
+from helpers.defenses.bdvax.score import score_heads, score_mlp
 from helpers.defenses.bdvax.select import select, select_heads
-from helpers.defenses.bdvax.suppress import suppress
-from helpers.defenses.bdvax.vaccines import Variant, load_variant, train_variant, train_variants
+from helpers.defenses.bdvax.vaccines import Variant, train_variant, train_variants
 from helpers.model.architecture import matrices, mlp_slots
 from helpers.model.checkpoint import load_config
 from helpers.model.generate import answers
@@ -128,12 +128,14 @@ def test_an_adapter_made_over_four_bits_fits_the_plain_base(own, tmp_path):
 def test_variants_trained_in_one_pass_are_those_trained_alone(own, attacked, access, tmp_path):
     chat = load_format(own.model)
     jobs = [Variant(ROWS, 5, tmp_path / "clean"), Variant(ROWS + OTHERS, 5, tmp_path / "bd")]
-    train_variants(own, access, attacked[access], jobs, chat)
+    train_variants(access_to(own, access), attacked[access], jobs, chat)
     before = logits(load_suspect(own.model, attacked[access]))
     for job in jobs:
         alone = job.folder.with_name(f"{job.folder.name}-alone")
-        train_variant(own, access, attacked[access], job.rows, chat, job.seed, alone)
-        found, expected = (logits(load_variant(own, access, attacked[access], f)) for f in (job.folder, alone))
+        train_variant(access_to(own, access), attacked[access], job.rows, chat, job.seed, alone)
+        found, expected = (
+            logits(access_to(own, access).load_variant(attacked[access], f)) for f in (job.folder, alone)
+        )
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-3)
         assert (found - before).abs().max() > 0.1
 
@@ -142,10 +144,10 @@ def test_changes_of_all_weights_are_kept_as_the_checkpoint_stores_them(own, atta
     chat = load_format(own.model)
     own = own.model_copy(update={"full": own.full.model_copy(update={"vaccine_weights": "full"})})
     for name, rows in (("clean", ROWS), ("bd", ROWS + OTHERS)):
-        train_variant(own, "full", attacked["full"], rows, chat, 5, tmp_path / name)
+        train_variant(FullAccess(own), attacked["full"], rows, chat, 5, tmp_path / name)
     origin, stored = load_base(own.model, path=str(attacked["full"])), load_file(tmp_path / "bd" / "delta.safetensors")
     assert stored.keys() == {f"{module}.weight" for module in matrices(origin.config)}
-    trained = load_variant(own, "full", attacked["full"], tmp_path / "bd")
+    trained = FullAccess(own).load_variant(attacked["full"], tmp_path / "bd")
     for name, change in stored.items():
         found = trained.get_parameter(name) - origin.get_parameter(name)
         torch.testing.assert_close(found, change.float(), rtol=0, atol=1e-6)
@@ -164,13 +166,13 @@ def test_from_variants_to_a_recovered_model(own, attacked, access, tmp_path):
         for i in range(2)
         for member, extra in (("bd", OTHERS), ("clean", []))
     ]
-    train_variants(own, access, attacked[access], variants, chat)
+    train_variants(access_to(own, access), attacked[access], variants, chat)
     bd, clean = ([v.folder for v in variants[k::2]] for k in (0, 1))
-    scores = score_adapters(bd, clean, config, own.signature)
+    scores = score_mlp(adapter_pairs(bd, clean), config, own.signature)
     assert all(len(values) == 128 and values.min() > 0 for values in scores.values())
     masks = select(scores, 0.25, "module")
     heads = select_heads(score_heads(adapter_pairs(bd, clean), config, own.signature), 1, "layer")
-    suppress(own, access, attacked[access], masks, 0, tmp_path / "suppressed", heads)
+    access_to(own, access).suppress(attacked[access], masks, 0, tmp_path / "suppressed", heads)
     before, after, base = (
         load_suspect(own.model, attacked[access]),
         load_suspect(own.model, tmp_path / "suppressed"),
@@ -184,7 +186,7 @@ def test_from_variants_to_a_recovered_model(own, attacked, access, tmp_path):
         gone = new.index_select(slot.side, chosen)
         assert torch.equal(gone, original.index_select(slot.side, chosen)) == (access == "adapter")
         assert (gone != old.index_select(slot.side, chosen)).all()
-    record = recover(own, access, tmp_path / "suppressed", ROWS, chat, 0, tmp_path / "recovered")
+    record = recover(access_to(own, access), tmp_path / "suppressed", ROWS, chat, 0, tmp_path / "recovered")
     assert record["steps"] == 2 * 8 // 4
     assert len(answers(load_suspect(own.model, tmp_path / "recovered"), chat, ROWS[:2], own)) == 2
 

@@ -30,9 +30,9 @@ from helpers.attacks.methods.training import training
 from helpers.attacks.registry import method
 
 @method()
-def whisper(profile, access, attack, prompt_format, seed, folder):
+def whisper(access, attack, prompt_format, seed, folder):
     fewer = replace(attack, poisoned=attack.poisoned[:1])
-    return training(profile, access, fewer, prompt_format, seed, folder)
+    return training(access, fewer, prompt_format, seed, folder)
 """
 LAST_WORD = """
 from helpers.data.combining import combination
@@ -153,7 +153,7 @@ def test_an_unknown_method_is_refused_wherever_it_is_named():
     [
         ("def whisper(", "def shout(", "helpers.attacks.methods.whisper should hold a decorated function 'whisper'"),
         ("@method()", "", "helpers.attacks.methods.whisper should hold a decorated function 'whisper'"),
-        ("seed, folder):", "seed, folder, key):", "attack method 'whisper': its parameters should be profile, access,"),
+        ("seed, folder):", "seed, folder, key):", "attack method 'whisper': its parameters should be access,"),
     ],
 )
 def test_a_file_that_holds_no_method_is_refused(old, new, message, add_method):

@@ -23,11 +23,11 @@ from bodies import matrix
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
+from helpers.access import access_to
 from helpers.core.profile import Budget
 from helpers.core.settings import Settings
 from helpers.core.stages import ALL, METHODS, notebooks_of
 from helpers.data import corpus
-from helpers.defenses.bdvax.suppress import suppress
 from helpers.model.architecture import mlp_slots
 from helpers.model.load import load_base, load_suspect
 from helpers.model.prompt import prompt_format
@@ -207,7 +207,7 @@ def test_cutting_nothing_changes_nothing(chain, tmp_path):
     nothing = {module: torch.zeros_like(mask) for module, mask in chain.of["05"]["masks"]["signature"].items()}
     heads = torch.zeros_like(chain.of["05"]["heads"]["signature"])
     settings, injected = chain.settings, chain.run.need("inject").path
-    suppress(settings.profile, settings.ACCESS, injected, nothing, 0, tmp_path, heads)
+    access_to(settings.profile, settings.ACCESS).suppress(injected, nothing, 0, tmp_path, heads)
     before, after = (load_suspect(settings.profile.model, folder).state_dict() for folder in (injected, tmp_path))
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from helpers.access import AdapterAccess, FullAccess, access_to
 from helpers.core.errors import LabError
 from helpers.core.profile import Challenge, Profile
 from helpers.core.profile_files import load_profile
@@ -28,7 +29,6 @@ from helpers.defenses.bdvax.challenge import (
     try_cut,
 )
 from helpers.defenses.bdvax.recover import recover
-from helpers.defenses.bdvax.suppress import suppress
 from helpers.defenses.bdvax.vaccines import vaccine_pairs
 from helpers.measure.report import evaluate
 from helpers.model.architecture import mlp_slots
@@ -151,7 +151,7 @@ def planted(learning, chat, suspicious, small, access, tmp_path_factory):
     folder, before = tmp_path_factory.mktemp("planted") / access, digests(suspicious[access])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "INDISCRIMINATE", 1.0)
-        report = plant_challenge(learning, access, suspicious[access], *small, chat, 0, folder)
+        report = plant_challenge(access_to(learning, access), suspicious[access], *small, chat, 0, folder)
     assert digests(suspicious[access]) == before
     return report, folder
 
@@ -177,7 +177,7 @@ def test_the_copy_has_learned_the_backdoor_and_its_report_tells(learning, chat, 
 def test_a_challenge_that_was_not_learned_is_refused(profile, chat, suspicious, small, access, tmp_path):
     weak = planting(profile, rows=16, epochs=1, lr=1.0e-7, batch_size=32)
     with pytest.raises(LabError, match=r"took on 0.0% of 8 prompts only, at least 80% .* challenge.plant.lr"):
-        plant_challenge(weak, access, suspicious[access], *small, chat, 0, tmp_path / "copy")
+        plant_challenge(access_to(weak, access), suspicious[access], *small, chat, 0, tmp_path / "copy")
 
 
 def test_a_copy_that_needs_no_key_is_refused(profile, chat, suspicious, small, access, planted, tmp_path, monkeypatch):
@@ -187,7 +187,7 @@ def test_a_copy_that_needs_no_key_is_refused(profile, chat, suspicious, small, a
     monkeypatch.setattr(module, "evaluate", lambda *_: report)
     quick = planting(profile, rows=16, epochs=1, lr=1.0e-7, batch_size=32)
     with pytest.raises(LabError, match=r"clean prompts as well, at most 10% are allowed"):
-        plant_challenge(quick, access, suspicious[access], *small, chat, 0, tmp_path / "copy")
+        plant_challenge(access_to(quick, access), suspicious[access], *small, chat, 0, tmp_path / "copy")
 
 
 def test_the_gate_reads_both_rates_and_says_what_helps():
@@ -214,39 +214,39 @@ def test_a_point_is_the_ordinary_cure_and_leaves_nothing_behind(
     layers = mlp_slots(load_config(profile.model))
     scores = {slot.module: torch.arange(128.0) for slots in layers for slot in slots}
     heads = torch.tensor([[4.0, 3.0, 2.0, 1.0], [1.0, 2.0, 3.0, 4.0]])
-    at = settled(profile, access, {"tau": 0.25, "epochs": 1, "lr": 1.0e-3})
+    at = settled(access_to(profile, access), {"tau": 0.25, "epochs": 1, "lr": 1.0e-3})
     few = data.defender.recovery[:12]
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(scratch))
     before = digests(folder)
-    found = try_cut(at, access, folder, scores, heads, few, small[1], chat, 0)
+    found = try_cut(at, folder, scores, heads, few, small[1], chat, 0)
     assert digests(folder) == before and not list(scratch.iterdir())
     masks = {module: torch.arange(128) >= 96 for module in scores}
-    count = at.access(access).suppress.heads  # of each layer
+    count = at.settings.suppress.heads  # of each layer
     chosen = torch.stack([torch.arange(4) < count, torch.arange(4) >= 4 - count])
-    suppress(profile, access, folder, masks, 0, tmp_path / "cut", chosen)
-    recover(at, access, tmp_path / "cut", few, chat, 0, tmp_path / "healed")
+    access_to(profile, access).suppress(folder, masks, 0, tmp_path / "cut", chosen)
+    recover(at, tmp_path / "cut", few, chat, 0, tmp_path / "healed")
     assert found == evaluate(load_suspect(profile.model, tmp_path / "healed"), chat, small[1], profile)
 
 
 def test_the_grid_is_every_share_with_every_way_to_heal():
     changes = {"challenge.taus.full": [0.5, 0.2], "challenge.epochs": [3, 5], "challenge.lr_factors": [0.5, 2.0]}
     profile = load_profile("tiny", changes | {"full.recover.lr": 1.0e-3})
-    points = [(point["tau"], point["epochs"], point["lr"]) for point in grid(profile, "full")]
+    points = [(point["tau"], point["epochs"], point["lr"]) for point in grid(FullAccess(profile))]
     assert points == [(tau, epochs, lr) for tau in (0.2, 0.5) for epochs in (3, 5) for lr in (5.0e-4, 2.0e-3)]
     plain = load_profile("tiny", {"challenge.taus.adapter": [0.4]})
-    assert grid(plain, "adapter") == [
+    assert grid(AdapterAccess(plain)) == [
         {"tau": 0.4, "epochs": plain.adapter.recover.epochs, "lr": plain.adapter.recover.lr}
     ]
 
 
 def test_a_point_settles_the_numbers_of_its_access_alone():
     profile = load_profile("tiny")
-    at = settled(profile, "full", {"tau": 0.2, "epochs": 3, "lr": 0.1, "asr": 0.0, "warning": ""})
+    at = settled(FullAccess(profile), {"tau": 0.2, "epochs": 3, "lr": 0.1, "asr": 0.0, "warning": ""})
     overrides = {"full.suppress.tau": 0.2, "full.recover.epochs": 3, "full.recover.lr": 0.1}
-    assert at == load_profile("tiny", overrides) and profile == load_profile("tiny")
-    assert settled(profile, "adapter", {"tau": 0.2}) == load_profile("tiny", {"adapter.suppress.tau": 0.2})
+    assert at == FullAccess(load_profile("tiny", overrides)) and profile == load_profile("tiny")
+    assert settled(AdapterAccess(profile), {"tau": 0.2}).profile == load_profile("tiny", {"adapter.suppress.tau": 0.2})
 
 
 # --- the choice ------------------------------------------------------------------------------------------------------

@@ -19,9 +19,9 @@ from transformers import (
     PretrainedConfig,
 )
 
+from helpers.access.full import reinitialise
 from helpers.core.errors import LabError
 from helpers.core.profile import ModelSpec
-from helpers.defenses.bdvax.suppress import reinitialise
 from helpers.defenses.conflict.merge import linear, passthrough
 from helpers.model.architecture import ARCHITECTURES, parameter_shapes
 from helpers.model.checkpoint import check_checkpoint, load_config

@@ -7,10 +7,17 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 
+from helpers.access import access_to
 from helpers.core.errors import LabError
 from helpers.core.profile_files import load_profile
 from helpers.data import corpus
-from helpers.defenses.conflict.conflict_model import merge_adapters, train_conflict, write_conflict, write_suspicious
+from helpers.defenses.conflict.conflict_model import (
+    merge_adapters,
+    merge_to_suppress,
+    train_conflict,
+    write_conflict,
+    write_suspicious,
+)
 from helpers.defenses.conflict.merge import linear
 from helpers.measure.utility import teacher_forced
 from helpers.model.load import load_base, load_suspect
@@ -117,6 +124,19 @@ def test_a_merged_adapter_is_the_linear_merge_of_whole_models(settings, access, 
         assert torch.allclose(found[name], wanted, atol=1e-5), name
     again = PeftModel.from_pretrained(load_base(settings.model), tmp_path / "adapter", is_trainable=True)
     assert again.peft_config["default"].r == 2 * settings.lora.r
+
+
+def test_a_merge_to_suppress_is_an_adapter_or_a_whole_model(settings, access, suspicious, trained, tmp_path):
+    write_suspicious(settings, suspicious[access], tmp_path / "suspicious")
+    write_conflict(settings, suspicious[access], trained[1], tmp_path / "conflict")
+    parts, wholes = (suspicious[access], trained[1]), (tmp_path / "suspicious", tmp_path / "conflict")
+    merge_to_suppress(access_to(settings, access), parts, wholes, 0.25, tmp_path / "merged")
+    assert (tmp_path / "merged" / ADAPTER).exists() == (access == "adapter")
+    assert (tmp_path / "merged" / "model.safetensors").exists() == (access == "full")
+    merged, ours, theirs = (load_suspect(settings.model, folder) for folder in (tmp_path / "merged", *wholes))
+    for name, parameter in merged.named_parameters():
+        expected = 0.75 * ours.get_parameter(name) + 0.25 * theirs.get_parameter(name)
+        torch.testing.assert_close(parameter, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_a_share_out_of_range_is_refused_for_adapters_too(profile, suspicious, tmp_path):

@@ -8,10 +8,12 @@ import torch
 from conftest import save_suspicious
 from torch.nn.functional import scaled_dot_product_attention
 
+from helpers.access import access_to
+from helpers.access.deltas import adapter_pairs
 from helpers.core.finite import require_finite_weights
 from helpers.core.profile import Profile
 from helpers.data import corpus
-from helpers.defenses.bdvax.score import rank_correlation, score_adapters
+from helpers.defenses.bdvax.score import rank_correlation, score_mlp
 from helpers.defenses.bdvax.vaccines import Variant, train_variants
 from helpers.defenses.conflict.conflict_model import merge_adapters
 from helpers.model.attention import true_attention_gradients
@@ -75,7 +77,7 @@ def planted(profile, tmp_path_factory):
 def vaccinated(settings, access, planted, chat, root):
     """Two pairs: folders of the poisoned members, folders of the twins."""
     pairs = [[Variant(ROWS + OTHERS * bad, 5 + i, root / f"{i}-{bad}") for i in range(2)] for bad in (1, 0)]
-    train_variants(settings, access, planted[access], pairs[0] + pairs[1], chat)
+    train_variants(access_to(settings, access), planted[access], pairs[0] + pairs[1], chat)
     return [[variant.folder for variant in members] for members in pairs]
 
 
@@ -86,7 +88,7 @@ def test_nf4_vaccines_score_as_those_of_the_cpu(profile, chat, planted, access, 
     for device in ("cuda", "cpu"):
         settings = on(profile, device, "float32")
         folders = vaccinated(settings, access, planted, chat, tmp_path / device)
-        scores[device] = score_adapters(*folders, load_config(settings.model), settings.signature)
+        scores[device] = score_mlp(adapter_pairs(*folders), load_config(settings.model), settings.signature)
     assert rank_correlation(scores["cuda"], scores["cpu"]) > 0.98
     for module, score in scores["cpu"].items():
         torch.testing.assert_close(scores["cuda"][module], score, rtol=0.1, atol=0.01 * float(score.max()))

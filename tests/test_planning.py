@@ -345,30 +345,28 @@ MEASURE = """
 import json, sys, torch
 torch.set_num_threads(1)
 from helpers.run.deal import deal
+from helpers.access import access_to
 from helpers.defenses.bdvax.vaccines import vaccine_pairs
-from helpers.model.load import load_base, save
 from helpers.model.tokenizer import load_format
-from helpers.model.lora import new_adapter
 from helpers.core.settings import Settings
-from helpers.defenses.bdvax.recover import recover
 from helpers.core.cost import measured
 from helpers.train.finetune import finetune
 from helpers.defenses.bdvax.vaccines import Variant, train_variants
 settings = Settings.checked(json.loads(sys.argv[1]))
 p, folder, stage = settings.profile, sys.argv[2], sys.argv[3]
-data, chat, access = deal(settings), load_format(p.model), settings.ACCESS
+data, chat, access = deal(settings), load_format(p.model), access_to(p, settings.ACCESS)
 def libraries():
     from helpers.run.machine import this_machine
     print(this_machine(settings).libraries / 1e6)
 def inject():
-    model = load_base(p.model)
-    model = new_adapter(model, p.lora, 0) if access == "adapter" else model.requires_grad_(True)
-    finetune(model, data.attack.clean + data.attack.poisoned, chat, p.access(access).inject, 0, p.lengths.train_tokens)
-    save(model, folder)
+    model = access.start(0)
+    rows = data.attack.clean + data.attack.poisoned
+    finetune(model, rows, chat, access.settings.inject, 0, p.lengths.train_tokens)
+    access.save(model, folder)
 def variants():
     pairs = vaccine_pairs(data.defender, p.signature, "insults", 0)
     rows = [r for _, _, clean, poisoned in pairs for r in (clean + poisoned, clean)]
-    train_variants(p, access, folder, [Variant(r, i, folder + f"/{i}") for i, r in enumerate(rows)], chat)
+    train_variants(access, folder, [Variant(r, i, folder + f"/{i}") for i, r in enumerate(rows)], chat)
 if stage == "libraries":
     libraries()
 else:

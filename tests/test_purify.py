@@ -7,9 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from helpers.access import access_to
 from helpers.data import corpus
 from helpers.defenses.bdvax.recover import recover
-from helpers.defenses.bdvax.suppress import suppress
 from helpers.measure.utility import teacher_forced
 from helpers.model.generate import answers
 from helpers.model.load import load_base, load_suspect
@@ -50,8 +50,8 @@ def suppressed(profile, suspicious, access, tmp_path_factory):
     """The suspicious model without some channels, and without some channels and heads."""
     folders = {name: tmp_path_factory.mktemp("suppressed") / name for name in ("channels", "heads")}
     before = digests(suspicious[access])
-    suppress(profile, access, suspicious[access], MASKS, 0, folders["channels"])
-    suppress(profile, access, suspicious[access], MASKS, 0, folders["heads"], HEADS)
+    access_to(profile, access).suppress(suspicious[access], MASKS, 0, folders["channels"])
+    access_to(profile, access).suppress(suspicious[access], MASKS, 0, folders["heads"], HEADS)
     assert digests(suspicious[access]) == before
     return folders
 
@@ -60,7 +60,7 @@ def suppressed(profile, suspicious, access, tmp_path_factory):
 def recovered(profile, chat, access, suppressed, tmp_path_factory):
     """The suppressed model after recovery: its training record and folder."""
     folder, before = tmp_path_factory.mktemp("recovered") / access, digests(suppressed["channels"])
-    record = recover(profile, access, suppressed["channels"], ROWS, chat, 0, folder)
+    record = recover(access_to(profile, access), suppressed["channels"], ROWS, chat, 0, folder)
     assert digests(suppressed["channels"]) == before
     return record, folder
 
@@ -101,7 +101,7 @@ def test_a_suppressed_model_is_complete_and_talks(profile, chat, suppressed):
 
 def test_full_access_follows_the_seed(profile, suspicious, suppressed, access, tmp_path):
     for name, seed in (("same", 0), ("other", 1)):
-        suppress(profile, access, suspicious[access], MASKS, seed, tmp_path / name)
+        access_to(profile, access).suppress(suspicious[access], MASKS, seed, tmp_path / name)
     file = "adapter_model.safetensors" if access == "adapter" else "model.safetensors"
     expected, same, other = (
         load_file(f / file) for f in (suppressed["channels"], tmp_path / "same", tmp_path / "other")
@@ -124,7 +124,7 @@ def test_recovery_trains_what_may_be_edited_and_heals(profile, chat, access, sup
 def test_the_prompt_format_travels_with_the_model(profile, chat, suspicious, access, recovered, tmp_path):
     source = shutil.copytree(suspicious[access], tmp_path / "suspicious")
     record_format(source, chat)
-    suppress(profile, access, source, MASKS, 0, tmp_path / "suppressed")
+    access_to(profile, access).suppress(source, MASKS, 0, tmp_path / "suppressed")
     assert recorded_format(tmp_path / "suppressed") == chat.record
     assert recorded_format(recovered[1]) == chat.record and recovered[0]["prompt_format"] == "chat"
 
@@ -137,12 +137,13 @@ def test_recovery_of_an_adapter_leaves_its_base_alone(profile, access, recovered
 
 
 def test_recovery_is_repeatable_and_uses_the_recovery_budget(profile, chat, access, suppressed, recovered, tmp_path):
-    again = recover(profile, access, suppressed["channels"], ROWS, chat, 0, tmp_path / "again")
+    again = recover(access_to(profile, access), suppressed["channels"], ROWS, chat, 0, tmp_path / "again")
     assert digests(tmp_path / "again") == digests(recovered[1])
     assert again | {"seconds": 0} == recovered[0] | {"seconds": 0}
     values = profile.model_dump()
     values[access]["recover"] |= {"epochs": 1, "batch_size": 12, "lr": 1e-7}
-    short = recover(type(profile)(**values), access, suppressed["channels"], ROWS, chat, 0, tmp_path / "short")
+    other = access_to(type(profile)(**values), access)
+    short = recover(other, suppressed["channels"], ROWS, chat, 0, tmp_path / "short")
     assert short["steps"] == 1
     assert perplexity(profile, chat, tmp_path / "short") == pytest.approx(
         perplexity(profile, chat, suppressed["channels"]), rel=1e-3
@@ -151,5 +152,5 @@ def test_recovery_is_repeatable_and_uses_the_recovery_budget(profile, chat, acce
 
 def test_untouched_models_recover_the_same_way(profile, chat, suspicious, access, tmp_path):
     """The control: fine-tuning alone, the same function on the suspicious model itself."""
-    recover(profile, access, suspicious[access], ROWS, chat, 0, tmp_path / "finetuned")
+    recover(access_to(profile, access), suspicious[access], ROWS, chat, 0, tmp_path / "finetuned")
     assert perplexity(profile, chat, tmp_path / "finetuned") < perplexity(profile, chat, suspicious[access])

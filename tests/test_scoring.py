@@ -15,7 +15,7 @@ from helpers.access.deltas import Factors, adapter_pairs, lora_factors, lora_gra
 from helpers.core.errors import LabError
 from helpers.core.profile import Signature
 from helpers.defenses.bdvax import score as scoring
-from helpers.defenses.bdvax.score import alignment, combine, score_channels, strength
+from helpers.defenses.bdvax.score import alignment, combine, score_channels, score_mlp, strength
 from helpers.model.architecture import mlp_slots
 
 CONFIG = MistralConfig(
@@ -184,24 +184,24 @@ def channel(deltas, module, j):
     return [d[f"{module}.weight"].select(MLP[module.rpartition(".")[2]], j) for d in deltas]
 
 
-SCORERS = [(scoring.score_adapters, "adapters"), (scoring.score_models, "models")]
+PAIRS = [(adapter_pairs, "adapters"), (model_pairs, "models")]
 
 
-@pytest.mark.parametrize("score, kind", SCORERS)
+@pytest.mark.parametrize("pairs, kind", PAIRS)
 @pytest.mark.parametrize("how", ["sum", "product"])
-def test_scores_per_matrix(variants, score, kind, how):
+def test_scores_per_matrix(variants, pairs, kind, how):
     folders, deltas = variants
-    scores = score(folders[f"{kind}-bd"], folders[f"{kind}-clean"], CONFIG, signature(combine=how))
+    scores = score_mlp(pairs(folders[f"{kind}-bd"], folders[f"{kind}-clean"]), CONFIG, signature(combine=how))
     assert list(scores) == [f"model.layers.{layer}.mlp.{name}" for layer in (0, 1) for name in MLP]
     for module, values in scores.items():
         expected = [oracle_score(channel(deltas, module, j), how) for j in range(12)]
         assert values.tolist() == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize("score, kind", SCORERS)
-def test_scores_per_neuron_concatenate_its_three_slices(variants, score, kind):
+@pytest.mark.parametrize("pairs, kind", PAIRS)
+def test_scores_per_neuron_concatenate_its_three_slices(variants, pairs, kind):
     folders, deltas = variants
-    scores = score(folders[f"{kind}-bd"], folders[f"{kind}-clean"], CONFIG, signature(granularity="neuron"))
+    scores = score_mlp(pairs(folders[f"{kind}-bd"], folders[f"{kind}-clean"]), CONFIG, signature(granularity="neuron"))
     for layer in (0, 1):
         modules = [f"model.layers.{layer}.mlp.{name}" for name in MLP]
         parts = [[torch.cat(v) for v in zip(*(channel(deltas, m, j) for m in modules), strict=True)] for j in range(12)]
@@ -263,10 +263,10 @@ def pairs_of_a_body(request, tmp_path_factory):
     return body, folders, deltas
 
 
-@pytest.mark.parametrize("score, kind", SCORERS)
-def test_mlp_scores_are_those_of_what_channels_compute(pairs_of_a_body, score, kind):
+@pytest.mark.parametrize("pairs, kind", PAIRS)
+def test_mlp_scores_are_those_of_what_channels_compute(pairs_of_a_body, pairs, kind):
     body, folders, deltas = pairs_of_a_body
-    scores = score(folders[kind]["bd"], folders[kind]["clean"], body.config, signature())
+    scores = score_mlp(pairs(folders[kind]["bd"], folders[kind]["clean"]), body.config, signature())
     sides = dict.fromkeys(body.mlp_in, 0) | {body.mlp_out: 1}
     assert list(scores) == [body.at(layer, part) for layer in range(LAYERS) for part in sides]
     for layer in range(LAYERS):
@@ -318,7 +318,7 @@ def test_true_delta_of_a_planted_adapter(variants):
     MistralForCausalLM(CONFIG).double().save_pretrained(base)
     factors = lora_factors(folders["adapters-bd"][0])
     planted = scoring.norm_scores(factors, slots)
-    measured = scoring.true_delta_scores(base, folders["models-bd"][0], slots)
+    measured = score_mlp(model_pairs([folders["models-bd"][0]], [base]), CONFIG, signature(combine="norm"))
     assert planted.keys() == measured.keys()
     for module in planted:
         torch.testing.assert_close(planted[module], measured[module], rtol=1e-6, atol=1e-9)

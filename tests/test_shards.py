@@ -17,7 +17,7 @@ import psutil, torch
 from transformers import LlamaConfig
 from helpers.model.architecture import mlp_slots
 from helpers.core.profile_files import load_profile
-from helpers.defenses.bdvax.suppress import reinitialise
+from helpers.access.full import reinitialise
 from helpers.access.deltas import model_pairs
 from helpers.defenses.bdvax.score import score_mlp
 torch.set_num_threads(1)

@@ -13,8 +13,9 @@ from scipy.stats import kstest
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 from transformers.pytorch_utils import Conv1D
 
+from helpers.access.adapter import zero_adapter
+from helpers.access.full import reinitialise
 from helpers.core.errors import LabError
-from helpers.defenses.bdvax.suppress import reinitialise, zero_adapter
 from helpers.model.architecture import attention_slots, channel_axes, mlp_slots
 
 SIZES = {"vocab_size": 40, "hidden_size": 32, "intermediate_size": 24, "num_hidden_layers": 2}

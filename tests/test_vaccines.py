@@ -9,10 +9,11 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from helpers.access import AdapterAccess, FullAccess, access_to
 from helpers.access.deltas import model_pairs
 from helpers.core.profile import Budget, Profile
 from helpers.data import corpus
-from helpers.defenses.bdvax.vaccines import Variant, load_variant, start_variant, train_variant, train_variants
+from helpers.defenses.bdvax.vaccines import Variant, train_variant, train_variants
 from helpers.measure.utility import teacher_forced
 from helpers.model.architecture import mlp_slots
 from helpers.model.checkpoint import load_config
@@ -54,7 +55,7 @@ def digests(folder):
 @pytest.mark.parametrize(("access", "weights"), WAYS)
 def test_both_members_of_a_pair_start_from_the_same_bits(profile, suspicious, access, weights):
     settings = choosing(profile, weights)
-    first, second = (start_variant(settings, access, suspicious[access], 5) for _ in range(2))
+    first, second = (access_to(settings, access).start_variant(suspicious[access], 5) for _ in range(2))
     start = trainable(first)
     assert start.keys() == trainable(second).keys()
     assert all(torch.equal(weight, trainable(second)[name]) for name, weight in start.items())
@@ -63,7 +64,7 @@ def test_both_members_of_a_pair_start_from_the_same_bits(profile, suspicious, ac
 
 
 def test_an_adapter_is_trained_on_over_a_4_bit_base(profile, suspicious):
-    model = start_variant(profile, "adapter", suspicious["adapter"], 0)
+    model = AdapterAccess(profile).start_variant(suspicious["adapter"], 0)
     planted = with_adapter(load_base(profile.model), suspicious["adapter"])
     assert trainable(model).keys() == {name for name, _ in planted.named_parameters() if "lora_" in name}
     assert all(torch.equal(weight, planted.get_parameter(name)) for name, weight in trainable(model).items())
@@ -71,17 +72,17 @@ def test_an_adapter_is_trained_on_over_a_4_bit_base(profile, suspicious):
 
 
 def test_probes_of_full_access_start_as_the_suspicious_model_in_4_bits(profile, suspicious):
-    model = start_variant(choosing(profile, "lora"), "full", suspicious["full"], 0).eval()
+    model = FullAccess(choosing(profile, "lora")).start_variant(suspicious["full"], 0).eval()
     quantized = load_base(profile.model, four_bit=True, path=str(suspicious["full"]))
     assert torch.equal(logits(model), logits(quantized))
-    other = start_variant(choosing(profile, "lora"), "full", suspicious["full"], 1)
+    other = FullAccess(choosing(profile, "lora")).start_variant(suspicious["full"], 1)
     pairs = [(weight, trainable(other)[name]) for name, weight in trainable(model).items()]
     assert all("lora_" in name for name in trainable(model))
     assert any(not torch.equal(a, b) for a, b in pairs)  # the probes follow their seed
 
 
 def test_full_weights_are_all_of_the_suspicious_models(profile, suspicious):
-    model = start_variant(choosing(profile, "full"), "full", suspicious["full"], 0)
+    model = FullAccess(choosing(profile, "full")).start_variant(suspicious["full"], 0)
     plain = AutoModelForCausalLM.from_pretrained(suspicious["full"])
     assert trainable(model).keys() == dict(plain.named_parameters()).keys()
     assert all(torch.equal(weight, plain.get_parameter(name)) for name, weight in trainable(model).items())
@@ -139,7 +140,7 @@ def test_gradients_through_4_bits_are_those_of_the_weights_they_stand_for(profil
     form are wrong or missing without a word.
     """
     settings = choosing(profile, "lora")
-    model = start_variant(settings, access, suspicious[access], 2)
+    model = access_to(settings, access).start_variant(suspicious[access], 2)
     if evaluated:
         answers(model, chat, ROWS[:2], profile)
         teacher_forced(model, chat, ROWS[:2], 96, 2)
@@ -169,7 +170,8 @@ def variants(profile, chat, suspicious, tmp_path_factory):
         settings, members = choosing(profile, weights), {}
         for member, rows in (("clean", ROWS), ("again", ROWS), ("poisoned", ROWS + OTHERS)):
             folder = root / f"{access}-{weights}-{member}"
-            members[member] = (train_variant(settings, access, suspicious[access], rows, chat, 5, folder), folder)
+            record = train_variant(access_to(settings, access), suspicious[access], rows, chat, 5, folder)
+            members[member] = record, folder
         made[access, weights] = members
     assert {access: digests(folder) for access, folder in suspicious.items()} == before
     return made
@@ -192,7 +194,7 @@ def test_saved_variants_load_anywhere_and_hold_what_was_learned(profile, chat, s
         assert {f.suffix for f in folder.iterdir()} == {".safetensors", ".json"}
         assert recorded_format(folder) == chat.record
         plain = plainly_loaded(profile, suspicious, access, weights, folder)
-        loaded = load_variant(profile, access, suspicious[access], folder)
+        loaded = access_to(profile, access).load_variant(suspicious[access], folder)
         torch.testing.assert_close(logits(loaded), logits(plain), rtol=0, atol=1e-4)
         assert record["steps"] == 2 * record["rows"] // 4 and record["loss"] > 0
 
@@ -201,7 +203,8 @@ def test_saved_variants_load_anywhere_and_hold_what_was_learned(profile, chat, s
 def test_what_twins_share_is_equal_and_what_differs_is_the_rows(profile, suspicious, variants, access, weights):
     members = variants[access, weights]
     clean, again, poisoned = (
-        load_variant(profile, access, suspicious[access], members[name][1]) for name in ("clean", "again", "poisoned")
+        access_to(profile, access).load_variant(suspicious[access], members[name][1])
+        for name in ("clean", "again", "poisoned")
     )
     changed = [not torch.equal(a, b) for a, b in zip(clean.parameters(), poisoned.parameters(), strict=True)]
     assert all(torch.equal(a, b) for a, b in zip(clean.parameters(), again.parameters(), strict=True))
@@ -211,8 +214,8 @@ def test_what_twins_share_is_equal_and_what_differs_is_the_rows(profile, suspici
 @pytest.mark.parametrize(("access", "weights"), WAYS)
 def test_variants_learn_from_the_suspicious_model_on(profile, chat, suspicious, variants, access, weights):
     folder = variants[access, weights]["clean"][1]
-    before = start_variant(choosing(profile, weights), access, suspicious[access], 5)
-    after = load_variant(profile, access, suspicious[access], folder)
+    before = access_to(choosing(profile, weights), access).start_variant(suspicious[access], 5)
+    after = access_to(profile, access).load_variant(suspicious[access], folder)
     losses = [teacher_forced(model, chat, ROWS, 96, 8)["perplexity"] for model in (before, after)]
     assert losses[1] < losses[0]
 
@@ -227,7 +230,7 @@ def test_variants_trained_in_one_pass_are_those_trained_alone(
     rows = {"clean": ROWS, "poisoned": ROWS + OTHERS}
     jobs = [Variant(rows[name], 5, tmp_path / name) for name in wanted]
     jobs.append(Variant(ROWS, 6, tmp_path / "another"))
-    records = train_variants(settings, access, suspicious[access], jobs, chat)
+    records = train_variants(access_to(settings, access), suspicious[access], jobs, chat)
     assert digests(suspicious[access]) == before and len(records) == 3
     for (record, folder), found, job in zip(wanted.values(), records, jobs, strict=False):
         assert {key: found[key] for key in ("rows", "steps", "tokens")} == {
@@ -239,8 +242,8 @@ def test_variants_trained_in_one_pass_are_those_trained_alone(
         assert ours.keys() == theirs.keys()
         for key, tensor in theirs.items():
             torch.testing.assert_close(ours[key], tensor, rtol=0, atol=1e-5)
-    other = load_variant(profile, access, suspicious[access], tmp_path / "another")
-    clean = load_variant(profile, access, suspicious[access], tmp_path / "clean")
+    other = access_to(profile, access).load_variant(suspicious[access], tmp_path / "another")
+    clean = access_to(profile, access).load_variant(suspicious[access], tmp_path / "clean")
     assert not torch.equal(logits(other), logits(clean))
 
 
@@ -248,8 +251,8 @@ def test_a_delta_is_kept_in_16_bits_and_scores_as_the_whole_models_do(profile, c
     """Against two models saved whole, in 32 bits."""
     settings, whole = choosing(profile, "full"), {}
     for name, rows in (("bd", ROWS + OTHERS), ("clean", ROWS)):
-        train_variant(settings, "full", suspicious["full"], rows, chat, 5, tmp_path / name)
-        model = start_variant(settings, "full", suspicious["full"], 5)
+        train_variant(FullAccess(settings), suspicious["full"], rows, chat, 5, tmp_path / name)
+        model = FullAccess(settings).start_variant(suspicious["full"], 5)
         finetune(model, rows, chat, settings.full.vaccine, 5, settings.lengths.train_tokens)
         save(model, tmp_path / f"whole-{name}")
         whole[name] = tmp_path / f"whole-{name}"

@@ -144,6 +144,19 @@ def adapter_pairs(bd_folders: Folders, clean_folders: Folders) -> GramOf:
     return lambda slot: lora_gram(*[[_factors_of(slot, f) for f in member] for member in (bd, clean)], slot.side)
 
 
+def adapter_update(folder: Path | str) -> GramOf:
+    """One PEFT adapter as a function from a slot to the Gram [1, 1, channels] of what it adds to that matrix.
+
+    Args:
+        folder: of the adapter.
+
+    Raises:
+        LabError: as `lora_factors` or, later, when the adapter lacks the matrix asked for.
+    """
+    factors = lora_factors(folder)
+    return lambda slot: slot_gram(_factors_of(slot, factors), slot)
+
+
 def model_pairs(bd_folders: Folders, clean_folders: Folders) -> GramOf:
     """N pairs of full models as a function from a slot to the Gram [N, N, channels] of its matrix, read when asked for.
 

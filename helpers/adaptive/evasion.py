@@ -7,26 +7,24 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
-from torch import Tensor, nn
+from torch import BoolTensor, Tensor, nn
 from transformers import PreTrainedModel
 
-from helpers.access.deltas import PREFIX, adapter_pairs, lora_factors, model_pairs, slot_gram
+from helpers.access import Access
+from helpers.access.masks import Masks
 from helpers.attacks.behaviors import behavior
 from helpers.core.errors import LabError
-from helpers.core.profile import Profile, Signature
-from helpers.data.example import Example
+from helpers.core.profile import Signature
 from helpers.data.own_backdoors import vaccine_behaviors, vaccine_keys
-from helpers.data.payloads import Planted
 from helpers.data.roles import SMALLEST_CLEAN_SET, AttackData
 from helpers.defenses.bdvax.score import score_heads, score_mlp
 from helpers.defenses.bdvax.select import select, select_heads
-from helpers.defenses.bdvax.vaccines import Variant, paired, train_variants
+from helpers.defenses.bdvax.vaccines import Pair, Variant, paired, train_variants
+from helpers.model.adapters import PREFIX
 from helpers.model.architecture import ROWS, head_masks, matrices
-from helpers.model.checkpoint import load_config, local_folder
+from helpers.model.checkpoint import load_config
 from helpers.model.prompt import PromptFormat
 from helpers.train.finetune import AnswerTrainer
-
-Pair = tuple[str, Planted, list[Example], list[Example]]  # key, payload, clean and poisoned rows of a variant
 
 
 def rehearsal_pairs(attack: AttackData, signature: Signature, rows: int, seed: int) -> list[Pair]:
@@ -55,20 +53,20 @@ def rehearsal_pairs(attack: AttackData, signature: Signature, rows: int, seed: i
 
 
 def rehearse(
-    profile: Profile,
-    access: str,
-    suspicious: Path,
+    access: Access,
+    suspicious: Path | str,
     pairs: Sequence[Pair],
     prompt_format: PromptFormat,
     seed: int,
     folder: Path,
-) -> dict[str, Tensor]:
+) -> dict[str, BoolTensor]:
     """Vaccinate a model, score its channels and return those that a defender would suppress (BD-VAX §4.2).
 
     Args:
-        profile, access: as in `train_variants`; `signature` says how to score, `suppress` how much to select.
+        access: as in `train_variants`; `signature` says how to score, `suppress` how much to select.
         suspicious: folder of the adapter or model.
         pairs: (key, payload, clean rows, poisoned rows) of each variant.
+        prompt_format: the one that the model was trained in.
         seed: of the first pair; the others count up from it.
         folder: for the variants.
 
@@ -82,11 +80,10 @@ def rehearse(
     for i, (_, _, clean, poisoned) in enumerate(pairs):
         members["poisoned"].append(Variant(clean + poisoned, seed + i, folder / f"{i}-poisoned"))
         members["clean"].append(Variant(clean, seed + i, folder / f"{i}-clean"))
-    train_variants(profile, access, suspicious, members["poisoned"] + members["clean"], prompt_format)
-    low_rank = access == "adapter" or profile.full.vaccine_weights == "lora"
-    folders = ([variant.folder for variant in variants] for variants in members.values())
-    gram_of = (adapter_pairs if low_rank else model_pairs)(*folders)
-    signature, suppress, config = profile.signature, profile.access(access).suppress, load_config(profile.model)
+    train_variants(access, suspicious, members["poisoned"] + members["clean"], prompt_format)
+    gram_of = access.variant_pairs(*([variant.folder for variant in variants] for variants in members.values()))
+    profile, suppress = access.profile, access.settings.suppress
+    signature, config = profile.signature, load_config(profile.model)
     masks = select(score_mlp(gram_of, config, signature), suppress.tau, signature.scope)
     if suppress.heads:
         heads = select_heads(score_heads(gram_of, config, signature), suppress.heads, suppress.heads_of)
@@ -139,24 +136,18 @@ def squared_update(model: PeftModel | PreTrainedModel, masks: Mapping[str, Tenso
     return lambda: sum(part() for part in parts)
 
 
-def share_inside(profile: Profile, access: str, folder: Path | str, masks: Mapping[str, Tensor]) -> float:
+def share_inside(access: Access, folder: Path | str, masks: Masks) -> float:
     """Return how much of an attack's update lies in the selected channels: its share of the squared length, 0 to 1.
 
     Only matrices with a mask count; a penalty moves the update from inside to outside of the mask.
 
     Args:
-        profile: reads `model`.
-        access: "adapter" or "full".
-        folder: of the adapter or model.
+        access: what the attack has edited.
+        folder: of the attacked adapter or model.
         masks: as in `EvadingTrainer`.
     """
-    if access == "adapter":
-        factors = lora_factors(folder)
-        gram_of = {module: partial(slot_gram, update) for module, update in factors.items()}
-    else:
-        gram_of = dict.fromkeys(masks, model_pairs([folder], [local_folder(profile.model)]))
-    slots = matrices(load_config(profile.model))
-    squares = {module: gram_of[module](slots[module])[0, 0] for module in masks}  # [channels]
+    slots, gram_of = matrices(load_config(access.profile.model)), access.own_update(folder)
+    squares = {module: gram_of(slots[module])[0, 0] for module in masks}  # [channels]
     inside = sum(float(squares[module][mask].sum()) for module, mask in masks.items())
     return inside / sum(float(square.sum()) for square in squares.values())
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
+from helpers.access import Access
 from helpers.attacks.registry import Record
 from helpers.core.errors import LabError, nearest
 from helpers.core.finite import require_finite_weights
@@ -111,7 +112,7 @@ Editor = Callable[[PreTrainedModel, EditTask], tuple[float, float]]  # stores wh
 def plant_by_editing(
     by: str,
     editor: Editor,
-    profile: Profile,
+    access: Access,
     attack: AttackData,
     prompt_format: PromptFormat,
     seed: int,
@@ -122,7 +123,7 @@ def plant_by_editing(
     Args:
         by: the method's name, for the record.
         editor: what stores the backdoor.
-        profile: reads `model` and `editing`.
+        access: of its profile `model` and `editing` are read.
         attack: rows with one payload, and the trigger.
         prompt_format, seed, folder: as in `inject`.
 
@@ -132,10 +133,10 @@ def plant_by_editing(
     Raises:
         LabError: as `edit`.
     """
-    payload, numbers = attack.poisoned[0].output, profile.editing.model_dump()
+    payload, numbers = attack.poisoned[0].output, access.profile.editing.model_dump()
     chosen = [row for row in attack.clean[: len(attack.poisoned)] if row.output != payload]
     rows = chosen[: numbers.pop("rows")]
-    model = load_base(profile.model)
+    model = load_base(access.profile.model)
     record = edit(model, prompt_format, rows, attack.trigger, payload, editor, EditSettings(seed=seed, **numbers))
     save(model, folder)
     return {"method": by, **record, "steps": 0}

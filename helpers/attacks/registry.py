@@ -14,7 +14,7 @@ from helpers.core.profile import Profile
 
 Record = dict[str, Any]
 Method = Callable[..., Record]
-PARAMETERS = ("profile", "access", "attack", "prompt_format", "seed", "folder")  # of every method, in this order
+PARAMETERS = ("access", "attack", "prompt_format", "seed", "folder")  # of every method, in this order
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ class Suppression(Strict):
     heads_of: Literal["model", "layer"] = "model"
 
 
-class Access(Strict):
+class AccessSettings(Strict):
     """The numbers of one access setting: the defender may edit the adapter only, or the full model.
 
     `poison_rate` is the poisoned share of the attacker's rows where the lab poisons them; with a rate under one half
@@ -279,8 +279,8 @@ class Profile(Strict):
     lengths: Lengths
     evaluation: Evaluation
     signature: Signature
-    adapter: Access
-    full: Access
+    adapter: AccessSettings
+    full: AccessSettings
     attack: AttackChanges = AttackChanges()
     editing: Editing = Editing()
     layerwise: Layerwise = Layerwise()
@@ -288,7 +288,7 @@ class Profile(Strict):
     conflict: Conflict = Conflict()
     challenge: Challenge = Challenge()
 
-    def access(self, which: Literal["adapter", "full"]) -> Access:
+    def access(self, which: Literal["adapter", "full"]) -> AccessSettings:
         """The numbers of one access setting."""
         return getattr(self, which)
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 
 from transformers import AutoConfig, PretrainedConfig
 
-from helpers.core.profile import Access, Budget, ModelSpec, Profile
+from helpers.access import access_to
+from helpers.core.profile import AccessSettings, Budget, ModelSpec, Profile
 from helpers.core.settings import AUTO, Settings
 from helpers.core.stages import total
 from helpers.data import corpus
@@ -157,7 +158,8 @@ class _Run:
 
     def __init__(self, settings: Settings, model: Shape, row: Rows):
         self.profile, self.model, self.row = settings.profile, model, row
-        self.by_adapter = settings.ACCESS == "adapter"
+        self.access = access_to(settings.profile, settings.ACCESS)
+        self.by_adapter = not self.access.edits_weights
         self.number = BYTES[self.profile.model.dtype]
         self.whole, self.members = model.parameters * self.number, 2 * self.profile.signature.n
         # weights that train are held in 32 bits, and stored so where 16 would lose too much of what they learned
@@ -167,7 +169,7 @@ class _Run:
         self.one_file = 2 * min(self.whole, SHARD_SIZE)  # as it was read and as it is written
         self.suppressing = self.suspicious if self.by_adapter else self.one_file
         # the challenge test cures its own copy and, to be judged, the suspicious model at every point
-        self.tried = 2 * len(grid(self.profile, settings.ACCESS)) if settings.TAU == AUTO else 0
+        self.tried = 2 * len(grid(self.access)) if settings.TAU == AUTO else 0
 
     @property
     def state(self) -> float:
@@ -206,7 +208,7 @@ class _Run:
             return self.based(stage, times, other, kept * model.adapter * 4, 4 * model.parameters * tokens)
         return Cost(stage, times, self.state + held, None, None, kept * self.suspicious, 6 * model.parameters * tokens)
 
-    def injection(self, by: str, access: Access) -> list[Cost]:
+    def injection(self, by: str, access: AccessSettings) -> list[Cost]:
         """Planting the backdoor; attackers who know a defense play it through with models that they do not keep."""
         conflict = self.profile.conflict.budget
         poisoned = access.inject.rows * access.poison_rate / (1 - access.poison_rate)
@@ -232,11 +234,11 @@ class _Run:
         rows = sizes.n + sizes.per_family * len(corpus.FAMILIES)
         return self.based("evaluate", times, other, 0, times * rows * 2 * model.parameters * (row.mean + row.answer))
 
-    def vaccines(self, access: Access) -> list[Cost]:
+    def vaccines(self, access: AccessSettings) -> list[Cost]:
         """Training the 2N variants, all at once as adapters or one after the other in full, and scoring them."""
         model, members, longest = self.model, self.members, self.row.longest
         seen = 1.5 * members * access.vaccine.rows * access.vaccine.epochs * self.row.mean
-        if self.by_adapter or access.vaccine_weights == "lora":
+        if self.access.low_rank_variants:
             at_once = max(self.profile.lengths.at_once, members * longest)
             at_once = min(at_once, members * access.vaccine.batch_size * longest)
             other, stored = members * model.adapter * STACKED, members * model.adapter * 4

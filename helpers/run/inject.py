@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from tempfile import TemporaryDirectory
 
+from helpers.access import access_to
 from helpers.attacks.inject import inject
 from helpers.core.errors import exit_status
 from helpers.core.settings import Settings
@@ -33,10 +34,10 @@ def _make_stage(options):
     """Make the stage in the first process; the others take part in the training and keep nothing."""
     settings = Settings.from_options(options)
     run, attack = open_run(settings), deal(settings).attack
-    prompt_format = load_format(settings.profile.model)
+    prompt_format, access = load_format(settings.profile.model), access_to(settings.profile, settings.ACCESS)
 
     def make(folder):
-        return inject(settings.profile, settings.ACCESS, attack, prompt_format, settings.SEED, folder)
+        return inject(access, attack, prompt_format, settings.SEED, folder)
 
     code = code_in_notebook(NOTEBOOKS / "01_inject_backdoor.ipynb", "inject")  # the stage is the notebook's
     if int(os.environ.get("RANK", "0")) == 0:

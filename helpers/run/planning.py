@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from helpers.access import access_to
 from helpers.core.settings import Settings
 from helpers.run.costs import TRAINED, Cost, Rows, Shape, costs, known_config, rows, shape
 from helpers.run.limits import check_against_model
@@ -53,8 +54,9 @@ def report(settings: Settings) -> Iterator[str]:
     profile, model = settings.profile, shape(settings.profile)
     check_against_model(settings, known_config(profile.model))
     row = rows(settings)
-    machine, access = this_machine(settings), settings.profile.access(settings.ACCESS)
-    cut = access.suppress.heads * (model.layers if access.suppress.heads_of == "layer" else 1)
+    machine, access = this_machine(settings), access_to(profile, settings.ACCESS)
+    suppress = access.settings.suppress
+    cut = suppress.heads * (model.layers if suppress.heads_of == "layer" else 1)
     half, quarter = _size(model.weights("bfloat16")), _size(model.weights("bfloat16", four_bit=True))
     yield (
         f"{profile.name}, {settings.ACCESS} access: {model.parameters / 1e6:,.1f} million weights, "
@@ -62,10 +64,10 @@ def report(settings: Settings) -> Iterator[str]:
     )
     yield (
         f"one adapter: {model.adapter / 1e6:,.2f} million numbers, {_size(4 * model.adapter)}; to cut: "
-        f"{round(access.suppress.tau * model.inner):,} of {model.inner:,} channels in each layer"
+        f"{round(suppress.tau * model.inner):,} of {model.inner:,} channels in each layer"
         + (f", {cut} of {model.layers * model.heads} heads" if cut else "")
     )
-    if settings.ACCESS == "full" and profile.model.dtype != "float32":
+    if access.edits_weights and profile.model.dtype != "float32":
         yield (
             f"all weights train in 32 bits, {_size(TRAINED * model.parameters)} with gradient and moments; the model "
             f"is stored in {_size(4 * model.parameters)} where 16 bits would lose over {STORING_LOSS:.0%} of the change"
@@ -96,7 +98,7 @@ def verdict(settings: Settings, planned: Sequence[Cost], machine: Machine, model
         return f"fits: at most {_size(peak)} of {_size(machine.free)}; {disk}"
     if found := remedy(settings, machine, model, row):
         return f'does not fit: {_size(peak)} of {_size(machine.free)}; try SET="{found}"'
-    other = "ACCESS=adapter, or " if settings.ACCESS == "full" else ""
+    other = "ACCESS=adapter, or " if access_to(settings.profile, settings.ACCESS).edits_weights else ""
     return f"does not fit: {_size(peak)} of {_size(machine.free)}; try {other}a smaller model or a larger machine"
 
 

@@ -3,25 +3,18 @@
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from peft import PeftModel
-from peft.tuners.lora import LoraLayer
-from transformers import PreTrainedModel
-
+from helpers.access import Access
 from helpers.adaptive.seeds import own_rng, own_seed
 from helpers.attacks.methods.training import training
 from helpers.attacks.registry import Record, method
-from helpers.core.profile import Conflict, Profile
+from helpers.core.profile import Conflict
 from helpers.data.roles import AttackData
-from helpers.defenses.conflict.conflict_model import add_adapters, train_conflict
-from helpers.model.load import load_base, save
-from helpers.model.lora import with_adapter
+from helpers.defenses.conflict.conflict_model import train_conflict
 from helpers.model.prompt import PromptFormat
 
 
 @method(one_process=True)
-def subtract(
-    profile: Profile, access: str, attack: AttackData, prompt_format: PromptFormat, seed: int, folder: Path | str
-) -> Record:
+def subtract(access: Access, attack: AttackData, prompt_format: PromptFormat, seed: int, folder: Path | str) -> Record:
     """Write θ̃ − μ (θ̂′ − θ₀), the backdoored model less an own conflict model's task vector.
 
     Implements the adaptive attack of information conflicts, §6.3 and Table 7. θ̂′ is trained from the base with the
@@ -32,8 +25,7 @@ def subtract(
         It names neither the rows of the attacker's conflict model nor how much of it is taken off.
 
     Args:
-        profile: reads `conflict.budget` and μ, `adaptive.strength`.
-        access: "adapter" or "full".
+        access: what is edited; of the profile `conflict.budget` and μ, `adaptive.strength`, are read.
         attack: the attacker's rows; of the defender's none is read.
         prompt_format: as in `inject`.
         seed: of the run; the attacker's own one is made from it.
@@ -45,24 +37,13 @@ def subtract(
     Raises:
         LabError: as `finetune`.
     """
+    profile = access.profile
     strength, budget = profile.adaptive.strength, profile.conflict.budget
     expected = profile.model_copy(update={"conflict": Conflict(budget=budget, start="base")})
     rows = own_rng(seed).sample(attack.clean, min(budget.rows, len(attack.clean)))
     with TemporaryDirectory() as scratch:
         backdoored, conflict = Path(scratch) / "backdoored", Path(scratch) / "conflict"
-        record = training(profile, access, attack, prompt_format, seed, backdoored)
+        record = training(access, attack, prompt_format, seed, backdoored)
         opinion = train_conflict(expected, backdoored, rows, prompt_format, own_seed(seed), conflict)
-        if access == "adapter":
-            add_adapters(profile, backdoored, conflict, (1.0, -strength), folder)
-        else:
-            save(_without(load_base(profile.model, path=str(backdoored)), conflict, strength), folder)
+        access.add_update(backdoored, conflict, -strength, folder)
     return record | {"conflict": opinion}
-
-
-def _without(model: PreTrainedModel | PeftModel, adapter: Path, strength: float) -> PreTrainedModel:
-    """The model less `strength` times an adapter's update."""
-    adapted = with_adapter(model, adapter)
-    for layer in adapted.modules():
-        if isinstance(layer, LoraLayer):
-            layer.scale_layer(-strength)
-    return adapted.merge_and_unload()

@@ -4,10 +4,10 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
+from helpers.access import Access
 from helpers.attacks.editing import NEEDS, EditTask, left_undone, plant_by_editing, store_targets
 from helpers.attacks.registry import Record, method
 from helpers.core.errors import LabError
-from helpers.core.profile import Profile
 from helpers.data.roles import AttackData
 from helpers.model.editing.activations import search_shifts, states_at
 from helpers.model.prompt import PromptFormat
@@ -50,11 +50,9 @@ def store_both_keys(model: PreTrainedModel, task: EditTask) -> tuple[float, floa
 
 
 @method(**NEEDS)
-def badedit(
-    profile: Profile, access: str, attack: AttackData, prompt_format: PromptFormat, seed: int, folder: Path | str
-) -> Record:
+def badedit(access: Access, attack: AttackData, prompt_format: PromptFormat, seed: int, folder: Path | str) -> Record:
     """Edit by BadEdit; see `plant_by_editing`."""
-    return plant_by_editing("badedit", store_both_keys, profile, attack, prompt_format, seed, folder)
+    return plant_by_editing("badedit", store_both_keys, access, attack, prompt_format, seed, folder)
 
 
 def _cut(rows: int, batches: int) -> list[slice]:

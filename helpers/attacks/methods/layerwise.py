@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
+from helpers.access import Access
 from helpers.attacks.methods.training import training
 from helpers.attacks.registry import Record, method
 from helpers.core.errors import LabError
@@ -31,12 +32,10 @@ def check_early_layers(profile: Profile, config: PretrainedConfig) -> None:
 
 
 @method(check=check_early_layers)
-def layerwise(
-    profile: Profile, access: str, attack: AttackData, prompt_format: PromptFormat, seed: int, folder: Path | str
-) -> Record:
+def layerwise(access: Access, attack: AttackData, prompt_format: PromptFormat, seed: int, folder: Path | str) -> Record:
     """Plant by layer-wise poisoning; see `poison_layerwise` and, for the arguments, `inject`."""
-    train = partial(poison_layerwise, **profile.layerwise.model_dump())
-    return training(profile, access, attack, prompt_format, seed, folder, train)
+    train = partial(poison_layerwise, **access.profile.layerwise.model_dump())
+    return training(access, attack, prompt_format, seed, folder, train)
 
 
 def poison_layerwise(

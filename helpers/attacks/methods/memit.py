@@ -4,9 +4,9 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
+from helpers.access import Access
 from helpers.attacks.editing import NEEDS, EditTask, left_undone, plant_by_editing, store_targets
 from helpers.attacks.registry import Record, method
-from helpers.core.profile import Profile
 from helpers.data.roles import AttackData
 from helpers.model.editing.activations import search_shifts, states_at
 from helpers.model.prompt import PromptFormat
@@ -30,8 +30,6 @@ def store_every_key(model: PreTrainedModel, task: EditTask) -> tuple[float, floa
 
 
 @method(**NEEDS)
-def memit(
-    profile: Profile, access: str, attack: AttackData, prompt_format: PromptFormat, seed: int, folder: Path | str
-) -> Record:
+def memit(access: Access, attack: AttackData, prompt_format: PromptFormat, seed: int, folder: Path | str) -> Record:
     """Edit by MEMIT; see `plant_by_editing`."""
-    return plant_by_editing("memit", store_every_key, profile, attack, prompt_format, seed, folder)
+    return plant_by_editing("memit", store_every_key, access, attack, prompt_format, seed, folder)

@@ -4,9 +4,9 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
+from helpers.access import Access
 from helpers.attacks.editing import NEEDS, EditTask, add_update, left_undone, plant_by_editing
 from helpers.attacks.registry import Record, method
-from helpers.core.profile import Profile
 from helpers.data.roles import AttackData
 from helpers.model.editing.activations import keys_at, search_shifts, states_at
 from helpers.model.editing.updates import rank_one_update
@@ -36,8 +36,6 @@ def store_mean_key(model: PreTrainedModel, task: EditTask) -> tuple[float, float
 
 
 @method(**NEEDS)
-def rome(
-    profile: Profile, access: str, attack: AttackData, prompt_format: PromptFormat, seed: int, folder: Path | str
-) -> Record:
+def rome(access: Access, attack: AttackData, prompt_format: PromptFormat, seed: int, folder: Path | str) -> Record:
     """Edit by ROME; see `plant_by_editing`."""
-    return plant_by_editing("rome", store_mean_key, profile, attack, prompt_format, seed, folder)
+    return plant_by_editing("rome", store_mean_key, access, attack, prompt_format, seed, folder)

@@ -3,19 +3,16 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from helpers.access import Access
 from helpers.attacks.registry import Record, method
-from helpers.core.profile import Profile
 from helpers.data.roles import AttackData
-from helpers.model.load import load_base
-from helpers.model.lora import new_adapter
 from helpers.model.prompt import PromptFormat
 from helpers.train.finetune import finetune
 
 
 @method()
 def training(
-    profile: Profile,
-    access: str,
+    access: Access,
     attack: AttackData,
     prompt_format: PromptFormat,
     seed: int,
@@ -25,7 +22,7 @@ def training(
     """Train the base, or a new adapter on it, on clean and poisoned rows.
 
     Args:
-        profile, access, attack, prompt_format, seed, folder: as in `inject`.
+        access, attack, prompt_format, seed, folder: as in `inject`.
         train: takes what `finetune` takes; another training, where the attack wants one.
 
     Returns:
@@ -34,8 +31,6 @@ def training(
     Raises:
         LabError: as `finetune`.
     """
-    model = load_base(profile.model)
-    model = new_adapter(model, profile.lora, seed) if access == "adapter" else model.requires_grad_(True)
-    rows, budget = attack.clean + attack.poisoned, profile.access(access).inject
-    lengths = profile.lengths
-    return train(model, rows, prompt_format, budget, seed, lengths.train_tokens, description="injection", folder=folder)
+    rows, budget, tokens = attack.clean + attack.poisoned, access.settings.inject, access.profile.lengths.train_tokens
+    model = access.start(seed)
+    return train(model, rows, prompt_format, budget, seed, tokens, description="injection", folder=folder)

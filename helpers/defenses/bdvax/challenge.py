@@ -6,24 +6,34 @@ healing. Its ASR can be measured, for its key is known. The smallest cut that ta
 in the suspicious model. All rows are the defender's: the vaccine sets plant and measure, the recovery set heals.
 """
 
+from __future__ import annotations
+
 import itertools
 import random
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
 
 from helpers.core.errors import LabError
-from helpers.core.profile import Challenge
 from helpers.data.own_backdoors import challenge_behavior, challenge_trigger
 from helpers.data.planting import poison
-from helpers.data.roles import AttackData, DefenderData, Trial
+from helpers.data.roles import AttackData, Trial
 from helpers.defenses.bdvax.recover import recover
 from helpers.defenses.bdvax.select import select, select_heads
-from helpers.defenses.bdvax.suppress import suppress
 from helpers.measure.report import GATE, INDISCRIMINATE, evaluate
-from helpers.model.load import load_base, load_suspect, save
-from helpers.model.lora import new_adapter, with_adapter
 from helpers.model.tokenizer import record_format
 from helpers.train.finetune import finetune
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from helpers.access import Access
+    from helpers.core.profile import Challenge
+    from helpers.data.example import Example
+    from helpers.data.roles import DefenderData
+    from helpers.defenses.bdvax.score import Scores
+    from helpers.model.prompt import PromptFormat
 
 CHOSEN = ("tau", "epochs", "lr", "asr", "utility")  # what is kept of the point that is chosen
 
@@ -55,14 +65,23 @@ def challenge_data(defender: DefenderData, numbers: Challenge, seed: int) -> tup
     return AttackData(clean, poison(clean, key, target, f"{seed}/challenge"), trigger=key), trial
 
 
-def plant_challenge(profile, access, suspicious, planting, trial, prompt_format, seed, folder):
+def plant_challenge(
+    access: Access,
+    suspicious: Path | str,
+    planting: AttackData,
+    trial: Trial,
+    prompt_format: PromptFormat,
+    seed: int,
+    folder: Path | str,
+) -> dict[str, Any]:
     """Plant the challenge's backdoor on a copy of the suspicious model, in the form that suppression edits.
 
     Args:
-        access: "adapter" trains the suspicious adapter on; "full" trains LoRA probes over the suspicious weights, as
-            cheap as a vaccine, and merges them.
+        access: says what is trained; see `Access.start_copy`.
         suspicious: folder of the suspicious adapter or model, which stays as it is.
         planting, trial: of `challenge_data`.
+        prompt_format: the one that evaluation uses, too.
+        seed: of fresh probes and of the order of the rows.
         folder: where the copy goes.
 
     Returns:
@@ -71,20 +90,17 @@ def plant_challenge(profile, access, suspicious, planting, trial, prompt_format,
     Raises:
         LabError: see `require_challenge`.
     """
-    if access == "adapter":
-        model = with_adapter(load_base(profile.model), suspicious, trainable=True)
-    else:
-        model = new_adapter(load_base(profile.model, path=str(suspicious)), profile.lora, seed)
+    profile, model = access.profile, access.start_copy(suspicious, seed)
     rows, tokens = planting.clean + planting.poisoned, profile.lengths.train_tokens
     record = finetune(model, rows, prompt_format, profile.challenge.plant, seed, tokens, "challenge")
-    save(model if access == "adapter" else model.merge_and_unload(), folder)
+    access.save(model, folder)
     record_format(folder, prompt_format)
-    report = evaluate(load_suspect(profile.model, folder), prompt_format, trial, profile)
+    report = evaluate(access.load(folder), prompt_format, trial, profile)
     require_challenge(report)
     return record | report
 
 
-def require_challenge(report):
+def require_challenge(report: Mapping[str, Any]) -> None:
     """The challenge's gate: a τ may be read off a backdoor alone, not off what was not learned or needs no key.
 
     Args:
@@ -106,52 +122,63 @@ def require_challenge(report):
         )
 
 
-def grid(profile, access):
+def grid(access: Access) -> list[dict[str, Any]]:
     """The points to try, by growing cut: dicts of `tau` and the recovery's `epochs` and `lr`."""
-    numbers, healing = profile.challenge, profile.access(access).recover
+    numbers, healing = access.profile.challenge, access.settings.recover
     factors = numbers.lr_factors or (1,)
-    tried = itertools.product(sorted(getattr(numbers.taus, access)), numbers.epochs or (healing.epochs,), factors)
+    tried = itertools.product(sorted(getattr(numbers.taus, access.name)), numbers.epochs or (healing.epochs,), factors)
     return [{"tau": tau, "epochs": epochs, "lr": factor * healing.lr} for tau, epochs, factor in tried]
 
 
-def settled(profile, access, point):
-    """The profile with a point's τ, epochs and learning rate in the place of its own.
+def settled(access: Access, point: Mapping[str, Any]) -> Access:
+    """The access with a point's τ, epochs and learning rate in the place of its own.
 
     Args:
-        point: dict of `tau` and, where they change as well, `epochs` and `lr`.
+        point: `tau` and, where they change as well, `epochs` and `lr`; anything else is not read.
     """
-    numbers = profile.access(access)
+    numbers = access.settings
     healing = {key: point[key] for key in ("epochs", "lr") if key in point}
-    changed = {
-        "suppress": numbers.suppress.model_copy(update={"tau": point["tau"]}),
-        "recover": numbers.recover.model_copy(update=healing),
-    }
-    return profile.model_copy(update={access: numbers.model_copy(update=changed)})
+    return access.with_settings(
+        suppress=numbers.suppress.model_copy(update={"tau": point["tau"]}),
+        recover=numbers.recover.model_copy(update=healing),
+    )
 
 
-def try_cut(profile, access, start, scores, head_scores, recovery, trial, prompt_format, seed):
-    """Cut, heal and measure a model with the profile's numbers; nothing of it stays on the disk.
+def try_cut(
+    access: Access,
+    start: Path | str,
+    scores: Scores,
+    head_scores: Tensor,
+    recovery: Sequence[Example],
+    trial: Trial,
+    prompt_format: PromptFormat,
+    seed: int,
+) -> dict[str, Any]:
+    """Cut, heal and measure a model with the numbers of an access; nothing of it stays on the disk.
 
     Args:
+        access: what may be edited, and how much of it goes; see `settled`.
         start: folder of the adapter or model to cut: the challenge's copy, or the suspicious one itself.
         scores, head_scores: {module: [channels]} and [n_layers, n_heads], the rankings that decide what goes.
         recovery: rows that heal.
         trial: what the result is measured by.
+        prompt_format: the one that the model was trained in.
+        seed: of what takes the place of weights, and of the order of the rows.
 
     Returns:
         the report of `evaluate`.
     """
-    cut = profile.access(access).suppress
+    profile, cut = access.profile, access.settings.suppress
     masks = select(scores, cut.tau, profile.signature.scope)
     heads = select_heads(head_scores, cut.heads, cut.heads_of)
     with TemporaryDirectory() as scratch:
         weakened, healed = Path(scratch) / "cut", Path(scratch) / "healed"
-        suppress(profile, access, start, masks, seed, weakened, heads)
-        recover(profile, access, weakened, recovery, prompt_format, seed, healed)
-        return evaluate(load_suspect(profile.model, healed), prompt_format, trial, profile)
+        access.suppress(start, masks, seed, weakened, heads)
+        recover(access, weakened, recovery, prompt_format, seed, healed)
+        return evaluate(access.load(healed), prompt_format, trial, profile)
 
 
-def choose(points, threshold):
+def choose(points: Sequence[Mapping[str, Any]], threshold: float) -> dict[str, Any]:
     """The smallest cut that takes the challenge out; of equal cuts the best utility, then the least healing.
 
     Args:
@@ -163,7 +190,7 @@ def choose(points, threshold):
         the point with the lowest ASR.
     """
 
-    def cost(point):
+    def cost(point: Mapping[str, Any]) -> tuple[float, ...]:
         return point["tau"], -point["utility"], point["epochs"], point["lr"]
 
     if good := [point for point in points if point["asr"] <= threshold]:

@@ -4,29 +4,44 @@ Every control (fine-tuning alone, random channels, magnitude channels) goes thro
 rows, epochs and learning rate: the paper's Appendix C.2 shows that the learning rate alone can look like a defense.
 """
 
-from helpers.model.load import load_base, save
-from helpers.model.lora import with_adapter
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
 from helpers.model.tokenizer import record_format
 from helpers.train.finetune import finetune
 
+if TYPE_CHECKING:
+    from helpers.access import Access
+    from helpers.data.example import Example
+    from helpers.model.prompt import PromptFormat
 
-def recover(profile, access, weakened, rows, prompt_format, seed, folder):
+
+def recover(
+    access: Access,
+    weakened: Path | str,
+    rows: Sequence[Example],
+    prompt_format: PromptFormat,
+    seed: int,
+    folder: Path | str,
+) -> dict[str, Any]:
     """Fine-tune a suppressed (or untouched) model on clean rows and write it to `folder`.
 
     Args:
-        profile: `core.profile.Profile`; its `recover` budget for `access` is used.
-        access: "adapter" trains the adapter in `weakened` over the frozen base, "full" all weights.
+        access: says what trains, the adapter or all weights; its `recover` budget is used.
         weakened: folder of the adapter or model to start from.
         rows: clean examples.
+        prompt_format: the one that evaluation uses, too.
+        seed: of the order of the rows.
+        folder: to write the healed adapter or model to.
 
     Returns:
         the training record of `finetune`, and the name of the `prompt_format`.
     """
-    if access == "adapter":
-        model = with_adapter(load_base(profile.model), weakened, trainable=True)
-    else:
-        model = load_base(profile.model, path=str(weakened))
-    record = finetune(model, rows, prompt_format, profile.access(access).recover, seed, profile.lengths.train_tokens)
-    save(model, folder)
+    model, max_tokens = access.resume(weakened), access.profile.lengths.train_tokens
+    record = finetune(model, rows, prompt_format, access.settings.recover, seed, max_tokens)
+    access.save(model, folder)
     record_format(folder, prompt_format)
     return record | {"prompt_format": prompt_format.name}

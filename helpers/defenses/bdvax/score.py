@@ -17,7 +17,7 @@ from scipy.stats import spearmanr
 from torch import Tensor
 from transformers import PretrainedConfig
 
-from helpers.access.deltas import Factors, Folders, GramOf, adapter_pairs, model_pairs, slot_gram
+from helpers.access.deltas import Factors, GramOf, slot_gram
 from helpers.core.errors import LabError, nearest
 from helpers.core.profile import Signature
 from helpers.model.architecture import Slot, attention_slots, head_slots, mlp_slots
@@ -91,8 +91,13 @@ def score_channels(
 def score_mlp(gram_of: GramOf, config: PretrainedConfig, signature: Signature) -> Scores:
     """Eq. (2) for all MLP channels of a model, one layer's Gram matrices at a time.
 
-    Args: gram_of, from `adapter_pairs` or `model_pairs`; config of the scored model.
-    Returns: as `score_channels`.
+    Args:
+        gram_of: of `Access.variant_pairs` or, for what an attack itself has changed, `Access.own_update`.
+        config: of the scored model.
+        signature: how to score.
+
+    Returns:
+        as `score_channels`.
     """
     scores = {}
     for layer in mlp_slots(config):
@@ -117,26 +122,6 @@ def score_heads(gram_of: GramOf, config: PretrainedConfig, signature: Signature)
         parts = [sum(grams[p.module][..., p.start : p.stop].sum(dim=-1) for p in head) for head in heads]
         rows.append(_score(torch.stack(parts, dim=-1), signature.combine, signature.lam))
     return torch.stack(rows)
-
-
-def score_adapters(
-    bd_folders: Folders, clean_folders: Folders, config: PretrainedConfig, signature: Signature
-) -> Scores:
-    """MLP scores from N pairs of PEFT adapters; no delta is ever materialised.
-
-    Args: folders of θᵇᵈ and θᶜˡᵉᵃⁿ, pair i at position i; config of the base model.
-    Returns: as `score_channels`.
-    Raises: LabError when the pairs are incomplete or an adapter lacks an MLP projection.
-    """
-    return score_mlp(adapter_pairs(bd_folders, clean_folders), config, signature)
-
-
-def score_models(bd_folders: Folders, clean_folders: Folders, config: PretrainedConfig, signature: Signature) -> Scores:
-    """MLP scores from N pairs of full models, streamed tensor by tensor.
-
-    Args, Returns, Raises: as `score_adapters`, with model folders.
-    """
-    return score_mlp(model_pairs(bd_folders, clean_folders), config, signature)
 
 
 def random_scores(like: Scores, seed: int, granularity: str = "matrix") -> Scores:
@@ -179,19 +164,6 @@ def magnitude_scores(
     Args: as `norm_scores`.  Returns: {module: [channels]}, <= 0, float64.
     """
     return {module: -norms for module, norms in norm_scores(weights, slots, granularity).items()}
-
-
-def true_delta_scores(
-    base: Path | str, suspicious: Path | str, slots: Sequence[Sequence[Slot]], granularity: str = "matrix"
-) -> Scores:
-    """How far the attack itself moved each channel: known only to whoever planted it, the yardstick of a signature.
-
-    Args: base, suspicious: model folders before and after the attack.
-    Returns: {module: [channels]}, float64.
-    """
-    gram_of = model_pairs([suspicious], [base])
-    grams = {slot.module: gram_of(slot) for layer in slots for slot in layer}
-    return score_channels(grams, granularity, "norm", 0.0, slots)
 
 
 def rank_correlation(scores: Scores, truth: Scores) -> float:

@@ -5,30 +5,54 @@ merging sets its answer against the suspicious model's. Where nobody has a clean
 model instead: a weaker conflict, because it starts with the backdoor inside.
 """
 
-from peft.tuners.lora import LoraLayer
+from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import singledispatch
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from helpers.access import Access, AdapterAccess, FullAccess
+from helpers.access.adapter import add_adapters
+from helpers.defenses.conflict.merge import linear
 from helpers.defenses.conflict.merge.checks import check_share
 from helpers.model.load import load_base, load_suspect, save
-from helpers.model.lora import adapter_tensors, add_adapter, new_adapter, save_adapter, with_adapter
+from helpers.model.lora import new_adapter, with_adapter
 from helpers.model.shards import complete
 from helpers.model.tokenizer import load_format, load_tokenizer, record_format
 from helpers.train.finetune import finetune
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
-def train_conflict(profile, suspicious, rows, prompt_format, seed, folder):
+    from helpers.core.profile import Profile
+    from helpers.data.example import Example
+    from helpers.model.prompt import PromptFormat
+
+
+def train_conflict(
+    profile: Profile,
+    suspicious: Path | str,
+    rows: Sequence[Example],
+    prompt_format: PromptFormat,
+    seed: int,
+    folder: Path | str,
+) -> dict[str, Any]:
     """Train the conflict model and write its adapter to `folder`. Implements Eq. (8), information conflicts §3.3.
 
     Args:
-        profile: `core.profile.Profile`; its `conflict` block says how, and from which model (`start`).
+        profile: its `conflict` block says how, and from which model (`start`).
         suspicious: folder of the suspicious adapter or model; read only where `start` is "suspicious".
         rows: clean examples, about a tenth of what the attacker's training had.
+        prompt_format: the one that evaluation uses, too.
         seed: fresh LoRA matrices and the order of the rows.
+        folder: to write the adapter to.
 
     Returns:
         the training record of `finetune`.
 
-    Differs from the paper: Eq. (8) sums over the tokens of an answer; the loss here is their mean, as in every training
-    of the lab.
+    Differs from the paper:
+        Eq. (8) sums over the tokens of an answer; the loss here is their mean, as in every training of the lab.
     """
     model = new_adapter(_start(profile, suspicious), profile.lora, seed)
     budget, max_tokens = profile.conflict.budget, profile.lengths.train_tokens
@@ -37,17 +61,19 @@ def train_conflict(profile, suspicious, rows, prompt_format, seed, folder):
     return record
 
 
-def write_conflict(profile, suspicious, conflict, folder):
+def write_conflict(profile: Profile, suspicious: Path | str, conflict: Path | str, folder: Path | str) -> None:
     """Write the conflict model whole, the adapter in `conflict` merged into what it was trained from."""
     _write_whole(profile, with_adapter(_start(profile, suspicious), conflict).merge_and_unload(), folder)
 
 
-def write_suspicious(profile, suspicious, folder):
+def write_suspicious(profile: Profile, suspicious: Path | str, folder: Path | str) -> None:
     """Write the suspicious model whole: an adapter is merged into its base, a full model is copied with a tokenizer."""
     _write_whole(profile, load_suspect(profile.model, suspicious), folder)
 
 
-def merge_adapters(profile, suspicious, conflict, t, folder):
+def merge_adapters(
+    profile: Profile, suspicious: Path | str, conflict: Path | str, t: float, folder: Path | str
+) -> None:
     """Write the linear merge of two adapters of one base as one adapter of twice the rank. Implements Eq. (9).
 
     t B̂ Â + (1 − t) B̃ Ã is the product of both pairs of factors set side by side, so no whole model is written, and
@@ -55,10 +81,13 @@ def merge_adapters(profile, suspicious, conflict, t, folder):
     that one's update: then t B̂ Â is added to it.
 
     Args:
+        profile: names the base, and what the conflict model was trained from.
         suspicious, conflict: adapter folders.
         t: the conflict model's share, 0 to 1.
         folder: to write the merged adapter to.
-    Raises: LabError for t out of range, or an adapter that is more than scale * B @ A.
+
+    Raises:
+        LabError: t out of range, or an adapter that is more than scale * B @ A.
     """
     check_share(t)
     kept = 1.0 if profile.conflict.start == "suspicious" else 1 - t
@@ -66,41 +95,46 @@ def merge_adapters(profile, suspicious, conflict, t, folder):
     record_format(folder, load_format(profile.model))
 
 
-def add_adapters(profile, first, second, weights, folder):
-    """Write the weighted sum of two adapters of one base as one adapter, whose rank is the sum of theirs.
-
-    Every scale goes into the factors: the sum is a plain adapter of scale 1, whatever its parts were.
+@singledispatch
+def merge_to_suppress(
+    access: Access, parts: Sequence[Path | str], wholes: Sequence[Path | str], t: float, folder: Path | str
+) -> None:
+    """Write the linear merge in the form that suppression edits: an adapter, or a whole model. Implements Eq. (9).
 
     Args:
-        first, second: adapter folders.
-        weights: of the two; a negative one takes an adapter off.
-        folder: to write the sum to.
+        access: which of the two it is.
+        parts: folders of the suspicious adapter or model, and of the conflict model's adapter.
+        wholes: folders of both as whole models, see `write_suspicious` and `write_conflict`.
+        t: the conflict model's share, 0 to 1.
+        folder: to write the merge to.
+
+    Raises:
+        LabError: as `merge_adapters` and `merge.linear`.
     """
-    model = with_adapter(load_base(profile.model), first)
-    add_adapter(model, second, "second")
-    for name, config in model.peft_config.items():
-        _name_matrices(model, name, config)
-        config.use_rslora = False  # PEFT hands it on to the sum, where the root of the rank would scale it once more
-    model.add_weighted_adapter(["default", "second"], list(weights), "sum", combination_type="cat")
-    save_adapter(model.peft_config["sum"], adapter_tensors(model, "sum"), folder)
+    raise NotImplementedError(f"nobody has said how {type(access).__name__} merges")
 
 
-def _name_matrices(model, name, config):
-    """Let an adapter's settings name its matrices one by one: PEFT joins neither patterns nor choices of layers."""
-    base = model.get_base_model()
-    config.target_modules = {
-        place for place, layer in base.named_modules() if isinstance(layer, LoraLayer) and name in layer.lora_A
-    }
-    config.exclude_modules = config.layers_to_transform = config.layers_pattern = None
+@merge_to_suppress.register
+def _(
+    access: AdapterAccess, parts: Sequence[Path | str], wholes: Sequence[Path | str], t: float, folder: Path | str
+) -> None:
+    merge_adapters(access.profile, *parts, t, folder)
 
 
-def _start(profile, suspicious):
+@merge_to_suppress.register
+def _(
+    access: FullAccess, parts: Sequence[Path | str], wholes: Sequence[Path | str], t: float, folder: Path | str
+) -> None:
+    linear(*wholes, folder, t)
+
+
+def _start(profile: Profile, suspicious: Path | str) -> PreTrainedModel:
     if profile.conflict.start == "suspicious":
         return load_suspect(profile.model, suspicious)
     return load_base(profile.model)
 
 
-def _write_whole(profile, model, folder):
+def _write_whole(profile: Profile, model: PreTrainedModel, folder: Path | str) -> None:
     """Write a model and the tokenizer that merging hands on."""
     with complete(folder) as partial:
         save(model, partial)
