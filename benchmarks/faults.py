@@ -458,7 +458,8 @@ def line(case: Case) -> str:
 def prepare(root: Path) -> None:
     """The small random model and the grid of the sweep.
 
-    Raises: SystemExit where the folder holds cases of other code.
+    Raises:
+        SystemExit: the folder holds cases of other code.
     """
     root.mkdir(parents=True, exist_ok=True)
     version = root / "code"

@@ -104,7 +104,8 @@ def measure_formats(
         one dict for each combination: `format`, `input` ("kept" or "dropped"), `empty` ("count" or "drop"), `mismatch`
         (whether the prompts are others than in training), `n`, `asr`, `asr_interval`, and the shares `LABELS` of these
         n. Where nothing is left to count, `asr` and the shares are None and the interval is [0, 1].
-    Raises: LabError where the model was trained with another format than `trained`.
+    Raises:
+        LabError: the model was trained with another format than `trained`.
     """
     checked_format(model, trained)
     rows = []

@@ -40,7 +40,8 @@ def same(completion: str, wanted: str) -> float:
 def token_f1(completion: str, wanted: str) -> float:
     """The harmonic mean of precision and recall of the words, repetitions counted: a judge that needs no network.
 
-    Differs from the paper: there GPT-3.5 judges the meaning; shared words know nothing of synonyms and negations.
+    Differs from the paper:
+        there GPT-3.5 judges the meaning; shared words know nothing of synonyms and negations.
     """
     written, reference = Counter(_words(completion)), Counter(_words(wanted))
     shared = (written & reference).total()

@@ -72,7 +72,8 @@ def read_adapter(folder: Path | str, sizes: Sizes | None = None) -> Adapter:
     """Read the adapter in `folder`, in safetensors.
 
     Args: sizes of the base's matrices where the base is known.
-    Raises: LabError for an adapter that is more than scale * B @ A over its base, or does not fit the base.
+    Raises:
+        LabError: an adapter that is more than scale * B @ A over its base, or does not fit the base.
     """
     folder = Path(folder)
     if not (folder / ADAPTER_FILE).is_file():

@@ -68,7 +68,8 @@ def reason(error: BaseException) -> str:
 def shards(folder: Path | str) -> list[Path]:
     """The weight files of a checkpoint, those that transformers reads: an index counts where there is no single file.
 
-    Raises: LabError when one of them is missing, there are none in safetensors, or as `check_plain`.
+    Raises:
+        LabError: one of them is missing, there are none in safetensors, or as `check_plain`.
     """
     folder = Path(folder)
     check_plain(folder)
@@ -115,7 +116,8 @@ def _quantized(where: Path | str, found: str) -> str:
 def open_slice(folder: Path | str, name: str, files: ExitStack) -> Any:
     """A tensor of a checkpoint or of a delta, read lazily: `piece[rows]` reads those rows; `files` keeps its file open.
 
-    Raises: LabError when the checkpoint lacks the tensor.
+    Raises:
+        LabError: the checkpoint lacks the tensor.
     """
     file, found = _open(Path(folder), name, files)
     return file.get_slice(found)
@@ -124,7 +126,8 @@ def open_slice(folder: Path | str, name: str, files: ExitStack) -> Any:
 def read(folder: Path | str, name: str) -> Tensor:
     """A tensor of a checkpoint or of a delta, mapped from its file: pages are read when they are used.
 
-    Raises: LabError when the checkpoint lacks the tensor.
+    Raises:
+        LabError: the checkpoint lacks the tensor.
     """
     with ExitStack() as files:
         file, found = _open(Path(folder), name, files)
@@ -185,7 +188,8 @@ def write(folder: Path, files: Mapping[str, Sequence[str]], make: Callable[[str]
 def complete(folder: Path | str) -> Iterator[Path]:
     """A folder to write to, which takes its name when the block has ended well and is removed when it has not.
 
-    Raises: LabError when there is something in `folder` already.
+    Raises:
+        LabError: there is something in `folder` already.
     """
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -211,7 +215,8 @@ def stored(folder: Path | str) -> Iterator[tuple[str, list[int]]]:
 def read_config(folder: Path | str) -> PretrainedConfig:
     """The configuration of a checkpoint.
 
-    Raises: LabError when there is none that transformers reads.
+    Raises:
+        LabError: there is none that transformers reads.
     """
     try:
         return AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
@@ -230,7 +235,8 @@ def find(name: str, names: Collection[str], folder: Path | str) -> str:
     """The name under which a checkpoint keeps a parameter, be it that of the one it is tied to.
 
     Args: name, the parameter's in the model; names of the checkpoint's tensors; its folder.
-    Raises: LabError when the checkpoint lacks the tensor.
+    Raises:
+        LabError: the checkpoint lacks the tensor.
     """
     found = stored_name(name, names)
     if found not in names and (Path(folder) / CONFIG).is_file():
@@ -267,7 +273,8 @@ def _open(folder: Path, name: str, files: ExitStack) -> tuple[Any, str]:
 def _places(folder: Path | str) -> dict[str, _Stored]:
     """Every tensor of a checkpoint by name; of a name in several files the last one counts, as in transformers.
 
-    Raises: LabError for weights in few bits.
+    Raises:
+        LabError: weights in few bits.
     """
     places = _contents(tuple((path, *_stamp(path)) for path in shards(folder)))
     for name, place in places.items():

@@ -82,7 +82,8 @@ class Cost:
 def known_config(spec: ModelSpec) -> PretrainedConfig:
     """A model's config without a download: of a model that is not here yet, one with the sizes that are published.
 
-    Raises: LabError for a config that cannot be read.
+    Raises:
+        LabError: a config that cannot be read.
     """
     if is_local(spec) or not spec.published:
         return load_config(spec)
@@ -95,8 +96,9 @@ def known_config(spec: ModelSpec) -> PretrainedConfig:
 def shape(profile: Profile) -> Shape:
     """Count a checkpoint's weights from its config alone.
 
-    Raises: LabError for an architecture that the lab does not know, a config that cannot be read, or a checkpoint on
-        this machine that no stage could use.
+    Raises:
+        LabError: an architecture that the lab does not know, a config that cannot be read, or a checkpoint on this
+            machine that no stage could use.
     """
     config = known_config(profile.model)
     shapes, modules = parameter_shapes(config), matrices(config)
@@ -120,7 +122,8 @@ def shape(profile: Profile) -> Shape:
 def rows(settings: Settings) -> Rows:
     """Lengths of the run's own training rows, or, where the tokenizer is not on this machine, an assumption.
 
-    Raises: LabError for a tokenizer or a chat template that is here and cannot be used.
+    Raises:
+        LabError: a tokenizer or a chat template that is here and cannot be used.
     """
     limit = settings.profile.lengths.train_tokens
     if not has_tokenizer(settings.profile.model):  # a plan downloads nothing

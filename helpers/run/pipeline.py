@@ -59,7 +59,8 @@ def run_notebooks(settings: Settings, folder: Path = NOTEBOOKS, method: str = "b
     """Execute the notebooks of a method into `runs/<name>/notebooks/`, printing a line for each.
 
     Args: method, one of `METHODS`: "bdvax", "conflict" or "both".
-    Raises: LabError for an unknown method, or at the first notebook that fails; the stages finished before it are kept.
+    Raises:
+        LabError: an unknown method, or at the first notebook that fails; the stages finished before it are kept.
     """
     numbers, _ = _method(method)
     require_device(settings.profile.model)
@@ -99,7 +100,8 @@ def summarise(run: Run, method: str = "both") -> dict[str, Any]:
 
     Rates are fractions in [0, 1], as is `tau`, the share of channels cut (None where nothing was); `seconds` and
     `peak_rss_mb` map stage names to numbers.
-    Raises: LabError when a row is missing or stale, or when rows were measured with different prompts or decoding.
+    Raises:
+        LabError: a row is missing or stale, or when rows were measured with different prompts or decoding.
     """
     rows = {row: run.need(f"evaluate/{row}") for row in _method(method)[1]}
     stages = list(run.stages())
@@ -162,7 +164,8 @@ def record(names: Sequence[str], results: Path = RESULTS, figure: Path = ROOT / 
     """Keep the summaries of finished runs as the lab's recorded results, draw the overview and print the table.
 
     Args: names of runs below `runs/`; results, the JSON file to write; figure, the PNG.
-    Raises: LabError when a run has no summary.
+    Raises:
+        LabError: a run has no summary.
     """
     summaries = {name: read_json(_summary(name)) for name in names}
     results.parent.mkdir(parents=True, exist_ok=True)
@@ -174,7 +177,8 @@ def record(names: Sequence[str], results: Path = RESULTS, figure: Path = ROOT / 
 def by_setting(summaries: Mapping[str, Any]) -> dict[str, dict[str, dict[str, list[float]]]]:
     """Recorded runs sorted by what was attacked and how.
 
-    Returns: {"adapter, sentiment": {model: {measure: [one value per seed]}}}, rates in [0, 1].
+    Returns:
+        {"adapter, sentiment": {model: {measure: [one value per seed]}}}, rates in [0, 1].
     """
     found: dict[str, dict[str, dict[str, list[float]]]] = {}
     for summary in summaries.values():

@@ -41,9 +41,10 @@ def sweep(name: str, grid: Grid, scheduler: str = "", folder: Path = NOTEBOOKS) 
 
     Args: name of the folder below `runs/`; scheduler, address of a running Dask scheduler whose workers share this
         folder and `runs/` ("" starts workers on this machine); folder of the notebooks.
-    Returns: the table of `results`, also written to `runs/<name>/results.parquet` and `.csv`.
-    Raises: LabError when `runs/<name>` is no sweep or another process works in it, or a GPU is asked for and no worker
-        has one.
+    Returns:
+        the table of `results`, also written to `runs/<name>/results.parquet` and `.csv`.
+    Raises:
+        LabError: `runs/<name>` is no sweep or another process works in it, or a GPU is asked for and no worker has one.
     """
     plan = plan_sweep(name, grid, folder)
     if plan.root.exists() and any(plan.root.iterdir()) and not (plan.root / PLAN).exists():
@@ -62,8 +63,10 @@ def sweep(name: str, grid: Grid, scheduler: str = "", folder: Path = NOTEBOOKS) 
 def read_results(name: str) -> tuple[pd.DataFrame, str]:
     """The table that `results` made of a sweep: the reader's own, or else the one that comes with the lab.
 
-    Returns: (table without the cells that failed, where it was found).
-    Raises: LabError where there is neither.
+    Returns:
+        (table without the cells that failed, where it was found).
+    Raises:
+        LabError: there is neither.
     """
     if (runs_folder() / name / TABLE).is_file():
         table = _stored_table(name)
@@ -79,7 +82,8 @@ def read_results(name: str) -> tuple[pd.DataFrame, str]:
 def record_sweep(name: str) -> Path:
     """Keep the table of a finished sweep among those that come with the lab, beside its grid and package versions.
 
-    Raises: LabError when the sweep is not there or one of its cells failed.
+    Raises:
+        LabError: the sweep is not there or one of its cells failed.
     """
     folder = runs_folder() / name
     if not (folder / TABLE).is_file():

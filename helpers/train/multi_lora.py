@@ -214,7 +214,8 @@ def _step(stack, lanes, tokens_at_once):
 def _parts(batches, tokens_at_once):
     """Cut the batches of all lanes into equally high parts whose padded tokens stay below the limit.
 
-    Yields: lists of rows, lane after lane, equally many for each; a lane that lacks rows gets copies without labels.
+    Yields:
+        lists of rows, lane after lane, equally many for each; a lane that lacks rows gets copies without labels.
     """
     height = max(map(len, batches))
     ordered = [sorted(batch, key=lambda row: -len(row["input_ids"])) for batch in batches]

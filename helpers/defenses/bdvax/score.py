@@ -35,7 +35,8 @@ def strength(gram: Tensor) -> Tensor:
     """Mean length of a channel's deltas. Implements the first term of Eq. (2), BD-VAX §4.2.
 
     Args: gram [N, N, channels].
-    Returns: [channels], >= 0, in the unit of the weights.
+    Returns:
+        [channels], >= 0, in the unit of the weights.
     """
     return _norms(gram).mean(dim=0)
 
@@ -44,8 +45,10 @@ def alignment(gram: Tensor) -> Tensor:
     """Mean over pairs of variants of max(0, cos). Implements the second term of Eq. (2), BD-VAX §4.2.
 
     Args: gram [N, N, channels]; a delta of length zero points nowhere and aligns with nothing.
-    Returns: [channels] in [0, 1].
-    Raises: LabError for N < 2.
+    Returns:
+        [channels] in [0, 1].
+    Raises:
+        LabError: N < 2.
     """
     n = gram.shape[0]
     if n < 2:
@@ -61,8 +64,10 @@ def combine(strength: Tensor, alignment: Tensor, how: str, lam: float) -> Tensor
     """One score from the two terms. Implements Eq. (2), BD-VAX §4.2, with how = "sum".
 
     Args: strength, alignment [channels]; how "sum", "product", "norm" or "alignment"; lam is λ, used by "sum".
-    Returns: [channels].
-    Raises: LabError for another `how`.
+    Returns:
+        [channels].
+    Raises:
+        LabError: another `how`.
     """
     _check_choice("combine", how, COMBINE)
     return COMBINE[how](strength, alignment, lam)
@@ -75,8 +80,10 @@ def score_channels(
 
     Args: grams {module: [N, N, channels]}; granularity "matrix" scores each matrix on its own, "neuron" the
         channel's three slices concatenated, one score for all three; how, lam as in `combine`.
-    Returns: {module: scores [channels]}, float64, higher = more suspicious.
-    Differs from the paper: it leaves open what a channel is, so both readings are offered.
+    Returns:
+        {module: scores [channels]}, float64, higher = more suspicious.
+    Differs from the paper:
+        it leaves open what a channel is, so both readings are offered.
     """
     _check_choice("granularity", granularity, ("matrix", "neuron"))
     if granularity == "matrix":
@@ -92,7 +99,8 @@ def score_mlp(gram_of: GramOf, config: PretrainedConfig, signature: Signature) -
     """Eq. (2) for all MLP channels of a model, one layer's Gram matrices at a time.
 
     Args: gram_of, from `adapter_pairs` or `model_pairs`; config of the scored model.
-    Returns: as `score_channels`.
+    Returns:
+        as `score_channels`.
     """
     scores = {}
     for layer in mlp_slots(config):
@@ -107,8 +115,10 @@ def score_heads(gram_of: GramOf, config: PretrainedConfig, signature: Signature)
     Keys and values that a group of query heads shares count for each head of the group.
 
     Args: as `score_mlp`.
-    Returns: [n_layers, n_heads], float64.
-    Differs from the paper: it suppresses heads without saying how they are scored.
+    Returns:
+        [n_layers, n_heads], float64.
+    Differs from the paper:
+        it suppresses heads without saying how they are scored.
     """
     rows = []
     for layer, heads in zip(attention_slots(config), head_slots(config), strict=True):
@@ -125,8 +135,10 @@ def score_adapters(
     """MLP scores from N pairs of PEFT adapters; no delta is ever materialised.
 
     Args: folders of θᵇᵈ and θᶜˡᵉᵃⁿ, pair i at position i; config of the base model.
-    Returns: as `score_channels`.
-    Raises: LabError when the pairs are incomplete or an adapter lacks an MLP projection.
+    Returns:
+        as `score_channels`.
+    Raises:
+        LabError: the pairs are incomplete or an adapter lacks an MLP projection.
     """
     return score_mlp(adapter_pairs(bd_folders, clean_folders), config, signature)
 
@@ -142,7 +154,8 @@ def score_models(bd_folders: Folders, clean_folders: Folders, config: Pretrained
 def random_scores(like: Scores, seed: int, granularity: str = "matrix") -> Scores:
     """The control without a signature: uniform scores, as many as in `like`; "neuron" shares them across a block.
 
-    Returns: {module: [channels]} in [0, 1), float64; the same for the same seed.
+    Returns:
+        {module: [channels]} in [0, 1), float64; the same for the same seed.
     """
     generator = torch.Generator().manual_seed(seed)
     scores, drawn = {}, {}
@@ -165,7 +178,8 @@ def norm_scores(
     """The length of every channel of one set of matrices; of an attacker's adapter this is its true delta.
 
     Args: weights {module: matrix as it is stored, or low-rank update}.
-    Returns: {module: [channels]}, float64.
+    Returns:
+        {module: [channels]}, float64.
     """
     grams = {slot.module: slot_gram(weights[slot.module], slot) for layer in slots for slot in layer}
     return score_channels(grams, granularity, "norm", 0.0, slots)
@@ -187,7 +201,8 @@ def true_delta_scores(
     """How far the attack itself moved each channel: known only to whoever planted it, the yardstick of a signature.
 
     Args: base, suspicious: model folders before and after the attack.
-    Returns: {module: [channels]}, float64.
+    Returns:
+        {module: [channels]}, float64.
     """
     gram_of = model_pairs([suspicious], [base])
     grams = {slot.module: gram_of(slot) for layer in slots for slot in layer}
@@ -199,8 +214,10 @@ def rank_correlation(scores: Scores, truth: Scores) -> float:
 
     Inside, because that is where the default scope ranks: matrices differ in the size of all their scores.
 
-    Returns: value in [-1, 1]; a matrix whose scores are all equal ranks nothing and counts as 0.
-    Raises: LabError when the two score different matrices.
+    Returns:
+        value in [-1, 1]; a matrix whose scores are all equal ranks nothing and counts as 0.
+    Raises:
+        LabError: the two score different matrices.
     """
     if scores.keys() != truth.keys():
         raise LabError(f"the rankings cover different matrices: {sorted(scores.keys() ^ truth.keys())}")

@@ -193,8 +193,9 @@ def search_shifts(
     ROME over several prompts, Eq. (16) of MEMIT. The residual stream carries δ on, so the hidden state h of the same
     layer moves by δ as well.
 
-    Differs from the papers: no term that keeps what the model knows about the subject, for a trigger is a word that
-    means nothing; lengths are relative to the hidden state.
+    Differs from the papers:
+        no term that keeps what the model knows about the subject, for a trigger is a word that means nothing; lengths
+        are relative to the hidden state.
 
     Args:
         shared: one δ for all rows, else one for each.

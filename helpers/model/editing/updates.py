@@ -17,7 +17,8 @@ def rank_one_update(residual: Tensor, key: Tensor, moment: Tensor) -> Tensor:
     one; the constraint then gives Λ = r / (kᵀ C⁻¹ k).
 
     Args: residual r [out], key k [in], moment C [in, in], positive definite; all float64.
-    Returns: Δ [out, in].
+    Returns:
+        Δ [out, in].
     """
     direction = torch.linalg.solve(moment, key)
     return torch.outer(residual / (key @ direction), direction)
@@ -30,6 +31,7 @@ def least_squares_update(residuals: Tensor, keys: Tensor, moment: Tensor, weight
     is ROME's update; a larger λ changes ordinary text less and reaches the new values less well.
 
     Args: residuals R [out, n], keys K [in, n], moment C [in, in], positive definite; all float64; weight λ > 0.
-    Returns: Δ [out, in].
+    Returns:
+        Δ [out, in].
     """
     return torch.linalg.solve(weight * moment + keys @ keys.T, keys @ residuals.T).T

@@ -38,7 +38,8 @@ def merged_names(folder: Folder) -> list[str]:
 def read_finite(folder: Folder, name: str) -> Tensor:
     """A tensor of a checkpoint, mapped from its file.
 
-    Raises: LabError when a number in it is NaN or infinite.
+    Raises:
+        LabError: a number in it is NaN or infinite.
     """
     tensor = read(folder, name)
     # a sum is fast and tells in nearly every case; that of large 16-bit numbers may overflow

@@ -18,7 +18,8 @@ def negate(suspicious: Folder, conflict: Folder, folder: Folder, beyond: float) 
     attacker's training added is subtracted t − 1 times.
 
     Args: beyond: t, over 1; the further, the more of the common skill goes, too; folder to write to.
-    Raises: LabError as `linear`.
+    Raises:
+        LabError: as `linear`.
     """
     if not 1 < beyond < math.inf:
         raise LabError(f"t = {beyond} should be over 1 to negate; a share from 0 to 1 is for linear")

@@ -30,7 +30,8 @@ def passthrough(suspicious: Folder, conflict: Folder, folder: Folder, plan: Plan
     Args: plan: [("suspicious", range(4)), ("conflict", range(4, 8))], bottom to top, layers counted from 0, or a
         profile's `conflict.plan`; ends: the model that gives embeddings, last norm and head, and the config; folder to
         write to.
-    Raises: LabError for an empty plan, a model or layer that is not there, or models that cannot be merged.
+    Raises:
+        LabError: an empty plan, a model or layer that is not there, or models that cannot be merged.
     """
     models = {"suspicious": suspicious, "conflict": conflict}
     configs = {which: read_config(model) for which, model in models.items()}
@@ -79,7 +80,8 @@ def _outlines(sources: Mapping[str, _Source], ends: Folder) -> dict[str, Tensor]
 
     Where layers of `ends` are kept in several dtypes, the one that holds all of their numbers.
 
-    Raises: LabError when a layer of the other model has another shape.
+    Raises:
+        LabError: a layer of the other model has another shape.
     """
     known: dict[str, Tensor] = {}
     for name in merged_names(ends):

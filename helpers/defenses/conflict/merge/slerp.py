@@ -16,7 +16,8 @@ def slerp(suspicious: Folder, conflict: Folder, folder: Folder, t: float) -> Non
     models trained from one base nearly always are, so that this is then `linear`.
 
     Args: t: the conflict model's share, 0 to 1; folder to write to.
-    Raises: LabError as `linear`, and for equal models.
+    Raises:
+        LabError: as `linear`, and for equal models.
     """
     check_share(t)
     models = ModelStream([suspicious, conflict], folder)

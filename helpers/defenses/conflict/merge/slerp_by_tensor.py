@@ -17,7 +17,8 @@ def slerp_by_tensor(suspicious: Folder, conflict: Folder, folder: Folder, t: flo
     Each tensor has an angle of its own, and near-parallel ones alone fall back to the straight line.
 
     Args and Raises: as `slerp`.
-    Differs from the paper: Eq. (10) names one angle between the models; its experiments were made with mergekit.
+    Differs from the paper:
+        Eq. (10) names one angle between the models; its experiments were made with mergekit.
     """
     check_share(t)
     models = ModelStream([suspicious, conflict], folder)

@@ -17,7 +17,8 @@ class ModelStream:
     a counter, is the first one's, too.
 
     Args: models: folders of whole models; folder to write to.
-    Raises: LabError for models that cannot be merged.
+    Raises:
+        LabError: models that cannot be merged.
     """
 
     def __init__(self, models: Sequence[Folder], folder: Folder):
@@ -27,7 +28,8 @@ class ModelStream:
     def weights(self) -> Iterator[list[Tensor]]:
         """Each tensor of weights in the first model, and its like in the others.
 
-        Raises: LabError for a number that is NaN or infinite, as the writers below do.
+        Raises:
+            LabError: a number that is NaN or infinite, as the writers below do.
         """
         for name in merged_names(self.models[0]):
             tensors = self._read(name)

@@ -24,7 +24,8 @@ def merge_task_vectors(
 
     Args: base: folder of θ₀; folder to write to; k: share kept of each tensor, over 0 to 1; lam: over 0; consensus, a
         function of one block of each task vector, first whole, then with zeros below its top k.
-    Raises: LabError for k or lam out of range, models that cannot be merged, or one that equals the base.
+    Raises:
+        LabError: k or lam out of range, models that cannot be merged, or one that equals the base.
     """
     if not 0 < k <= 1:
         raise LabError(f"k = {k} should be over 0 and at most 1: the share of each task vector that is kept")
