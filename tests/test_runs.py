@@ -392,7 +392,7 @@ def test_code_versions_ignore_prose_and_layout():
 def test_code_version_reads_all_modules_but_the_presentation(tmp_path, monkeypatch):
     monkeypatch.setattr(code, "ROOT", tmp_path)
     seen = []
-    for name, text in [("a.py", "x = 1"), ("plots.py", "y = 1"), ("sub/b.py", "z = 1"), ("a.py", "x = 2")]:
+    for name, text in [("a.py", "x = 1"), ("plots/bars.py", "y = 1"), ("sub/b.py", "z = 1"), ("a.py", "x = 2")]:
         path = tmp_path / "helpers" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)

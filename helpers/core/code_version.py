@@ -6,11 +6,11 @@ import hashlib
 
 from helpers.core.paths import ROOT
 
-# modules that cannot change a result
+# modules that cannot change a result, and a package of them
 PRESENTATION = (
     "core/interruption.py",
     "core/locks.py",
-    "plots.py",
+    "plots/",
     "run/cluster.py",
     "run/costs.py",
     "run/execution.py",
@@ -30,8 +30,9 @@ def code_version() -> str:
     package = ROOT / "helpers"
     digest = hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
-        if path.relative_to(package).as_posix() not in PRESENTATION:
-            digest.update(path.relative_to(package).as_posix().encode())
+        name = path.relative_to(package).as_posix()
+        if not name.startswith(PRESENTATION):
+            digest.update(name.encode())
             digest.update(_code_only(path.read_text(encoding="utf-8")).encode())
     return digest.hexdigest()
 
