@@ -155,7 +155,8 @@ def head_slots(config: PretrainedConfig) -> list[list[list[Slot]]]:
 def head_masks(config: PretrainedConfig, heads: BoolTensor) -> dict[str, BoolTensor]:
     """The channels that go when these heads go; k and v rows only where every query head of the group goes.
 
-    Args: heads [n_layers, n_heads], True = selected.
+    Args:
+        heads: [n_layers, n_heads], True = selected.
     Returns:
         {module: mask [channels]} for the attention matrices of each layer; q, k and v of a fused one together.
     Raises:
@@ -215,7 +216,11 @@ def positions(config: PretrainedConfig) -> int | None:
 def require_positions(config: PretrainedConfig, tokens: int, remedy: str = "") -> None:
     """Refuse a text that a model has no positions for: inside of PyTorch it would end in an IndexError.
 
-    Args: tokens, of the longest text; remedy, what makes it shorter, by default the setting that cuts training rows.
+    Args:
+        tokens: of the longest text.
+        remedy: what makes it shorter; by default the setting that cuts training rows.
+    Raises:
+        LabError: more tokens than positions.
     """
     limit = positions(config)
     if limit is not None and tokens > limit:
