@@ -374,6 +374,7 @@ def second_run(case: Case, lab: Lab, span: float) -> None:
 
 
 def one_line(case: Case, words: str) -> bool:
+    """Whether a command refused, in one line with these words."""
     return case.status == 2 and "\n" not in case.told and words in case.told
 
 
@@ -443,6 +444,7 @@ def repeat(case: Case, lab: Lab, undisturbed: dict, kept: dict[str, dict]) -> No
 
 
 def outside_now(lab: Lab, before: dict[str, int], when: str) -> list[str]:
+    """What has changed outside of the run folder since `before`, a line for each path."""
     now = lab.outside()
     changed = sorted(path for path in now.keys() | before.keys() if now.get(path) != before.get(path))
     return [f"{when} outside of the run folder: {path}" for path in changed]

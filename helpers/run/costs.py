@@ -203,7 +203,8 @@ class _Run:
     ) -> Cost:
         """Training on so many rows, repeated `times`; `kept` of the results stay on the disk.
 
-        Args: lora, whether an adapter trains; by default where the access setting says so.
+        Args:
+            lora: whether an adapter trains; by default where the access setting says so.
         """
         tokens, model = times * count * budget.epochs * self.row.mean, self.model
         lora = self.by_adapter if lora is None else lora

@@ -63,9 +63,12 @@ def read_notebook(path: Path, optional: bool = True) -> nbformat.NotebookNode:
 def execute(notebook: Path, output: Path, parameters: Mapping[str, Any], optional: bool = True) -> None:
     """Run a notebook in its own folder and write the executed copy to `output`.
 
-    Args: optional, whether the cells tagged `optional` run as well.
+    Args:
+        parameters: values that papermill puts into the notebook's parameters.
+        optional: whether the cells tagged `optional` run as well.
     Raises:
-        LabError: that names the notebook, the cell and the cause.
+        LabError: a cell that fails or takes too long, or a kernel that dies; it names the notebook, the cell and the
+            cause.
     """
     try:
         papermill.execute_notebook(

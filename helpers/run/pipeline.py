@@ -58,9 +58,10 @@ KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 def run_notebooks(settings: Settings, folder: Path = NOTEBOOKS, method: str = "both") -> Run:
     """Execute the notebooks of a method into `runs/<name>/notebooks/`, printing a line for each.
 
-    Args: method, one of `METHODS`: "bdvax", "conflict" or "both".
+    Args:
+        method: one of `METHODS`: "bdvax", "conflict" or "both".
     Raises:
-        LabError: an unknown method, or at the first notebook that fails; the stages finished before it are kept.
+        LabError: an unknown method, or the first notebook that fails; the stages finished before it are kept.
     """
     numbers, _ = _method(method)
     require_device(settings.profile.model)
@@ -100,8 +101,9 @@ def summarise(run: Run, method: str = "both") -> dict[str, Any]:
 
     Rates are fractions in [0, 1], as is `tau`, the share of channels cut (None where nothing was); `seconds` and
     `peak_rss_mb` map stage names to numbers.
+
     Raises:
-        LabError: a row is missing or stale, or when rows were measured with different prompts or decoding.
+        LabError: a row is missing or stale, or rows were measured with different prompts or decoding.
     """
     rows = {row: run.need(f"evaluate/{row}") for row in _method(method)[1]}
     stages = list(run.stages())
@@ -163,7 +165,9 @@ def table(summary: Mapping[str, Any]) -> str:
 def record(names: Sequence[str], results: Path = RESULTS, figure: Path = ROOT / "figures" / "overview.png") -> None:
     """Keep the summaries of finished runs as the lab's recorded results, draw the overview and print the table.
 
-    Args: names of runs below `runs/`; results, the JSON file to write; figure, the PNG.
+    Args:
+        names: of runs below `runs/`.
+        results, figure: the JSON file and the PNG to write.
     Raises:
         LabError: a run has no summary.
     """

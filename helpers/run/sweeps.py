@@ -39,8 +39,11 @@ class Outcome:
 def sweep(name: str, grid: Grid, scheduler: str = "", folder: Path = NOTEBOOKS) -> pd.DataFrame:
     """Run what is missing of a grid and gather the results; a failed cell does not stop the others.
 
-    Args: name of the folder below `runs/`; scheduler, address of a running Dask scheduler whose workers share this
-        folder and `runs/` ("" starts workers on this machine); folder of the notebooks.
+    Args:
+        name: the folder below `runs/`.
+        scheduler: address of a running Dask scheduler whose workers share this folder and `runs/`; "" starts workers on
+            this machine.
+        folder: of the notebooks.
     Returns:
         the table of `results`, also written to `runs/<name>/results.parquet` and `.csv`.
     Raises:
@@ -66,7 +69,7 @@ def read_results(name: str) -> tuple[pd.DataFrame, str]:
     Returns:
         (table without the cells that failed, where it was found).
     Raises:
-        LabError: there is neither.
+        LabError: neither is there.
     """
     if (runs_folder() / name / TABLE).is_file():
         table = _stored_table(name)
@@ -107,10 +110,13 @@ def results(plan: Plan, errors: Mapping[str, str]) -> pd.DataFrame:
 
     A model is named as its stage, "evaluate/" left out: "purified", "merges/ties", "argued/book-merged-evidence".
 
-    Columns: the keys of the grid, `model`, the measures with the interval of the ASR, the ASR of near misses (`near_…`,
-    for the backdoored model), the share `tau` that was cut and the one that an oracle would have chosen (where the run
-    has come so far, and where the challenge test chose), `seconds` of the whole chain, `manifest` (the file below
-    `runs/<name>/` that tells how the row was made), `error`.
+    Args:
+        errors: {node: one line} of the nodes that failed.
+    Returns:
+        a table with the keys of the grid, `model`, the measures with the interval of the ASR, the ASR of near misses
+        (`near_…`, for the backdoored model), the share `tau` that was cut and the one that an oracle would have chosen
+        (where the run has come so far, and where the challenge test chose), `seconds` of the whole chain, `manifest`
+        (the file below `runs/<name>/` that tells how the row was made) and `error`.
     """
     rows, parameters = [], dict.fromkeys(key for cell in plan.cells for key in cell.values if key.isupper())
     for cell in plan.cells:

@@ -21,6 +21,7 @@ from helpers.access.deltas import Factors, Folders, GramOf, adapter_pairs, model
 from helpers.core.errors import LabError, nearest
 from helpers.core.profile import Signature
 from helpers.model.architecture import Slot, attention_slots, head_slots, mlp_slots
+from helpers.model.shards import Folder
 
 Scores = dict[str, Tensor]
 COMBINE: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
@@ -34,7 +35,8 @@ COMBINE: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
 def strength(gram: Tensor) -> Tensor:
     """Mean length of a channel's deltas. Implements the first term of Eq. (2), BD-VAX §4.2.
 
-    Args: gram [N, N, channels].
+    Args:
+        gram: [N, N, channels], of the N deltas of a channel.
     Returns:
         [channels], >= 0, in the unit of the weights.
     """
@@ -44,7 +46,8 @@ def strength(gram: Tensor) -> Tensor:
 def alignment(gram: Tensor) -> Tensor:
     """Mean over pairs of variants of max(0, cos). Implements the second term of Eq. (2), BD-VAX §4.2.
 
-    Args: gram [N, N, channels]; a delta of length zero points nowhere and aligns with nothing.
+    Args:
+        gram: [N, N, channels]; a delta of length zero points nowhere and aligns with nothing.
     Returns:
         [channels] in [0, 1].
     Raises:
@@ -63,7 +66,11 @@ def alignment(gram: Tensor) -> Tensor:
 def combine(strength: Tensor, alignment: Tensor, how: str, lam: float) -> Tensor:
     """One score from the two terms. Implements Eq. (2), BD-VAX §4.2, with how = "sum".
 
-    Args: strength, alignment [channels]; how "sum", "product", "norm" or "alignment"; lam is λ, used by "sum".
+    Args:
+        strength: [channels], >= 0.
+        alignment: [channels] in [0, 1].
+        how: "sum", "product", "norm" or "alignment".
+        lam: λ >= 0, used by "sum".
     Returns:
         [channels].
     Raises:
@@ -78,10 +85,16 @@ def score_channels(
 ) -> Scores:
     """Eq. (2) for every MLP channel, from Gram matrices.
 
-    Args: grams {module: [N, N, channels]}; granularity "matrix" scores each matrix on its own, "neuron" the
-        channel's three slices concatenated, one score for all three; how, lam as in `combine`.
+    Args:
+        grams: {module: [N, N, channels]}.
+        granularity: "matrix" scores each matrix on its own, "neuron" the channel's three slices concatenated, one score
+            for all three.
+        how, lam: as in `combine`.
+        slots: the matrices of each layer's MLP.
     Returns:
         {module: scores [channels]}, float64, higher = more suspicious.
+    Raises:
+        LabError: another granularity, or as `combine` and `alignment`.
     Differs from the paper:
         it leaves open what a channel is, so both readings are offered.
     """
@@ -98,9 +111,14 @@ def score_channels(
 def score_mlp(gram_of: GramOf, config: PretrainedConfig, signature: Signature) -> Scores:
     """Eq. (2) for all MLP channels of a model, one layer's Gram matrices at a time.
 
-    Args: gram_of, from `adapter_pairs` or `model_pairs`; config of the scored model.
+    Args:
+        gram_of: from `adapter_pairs` or `model_pairs`.
+        config: of the scored model.
+        signature: granularity and the combination of both terms.
     Returns:
         as `score_channels`.
+    Raises:
+        LabError: as `score_channels`.
     """
     scores = {}
     for layer in mlp_slots(config):
@@ -114,7 +132,8 @@ def score_heads(gram_of: GramOf, config: PretrainedConfig, signature: Signature)
 
     Keys and values that a group of query heads shares count for each head of the group.
 
-    Args: as `score_mlp`.
+    Args:
+        gram_of, config, signature: as in `score_mlp`; the granularity is not read here.
     Returns:
         [n_layers, n_heads], float64.
     Differs from the paper:
@@ -134,7 +153,10 @@ def score_adapters(
 ) -> Scores:
     """MLP scores from N pairs of PEFT adapters; no delta is ever materialised.
 
-    Args: folders of θᵇᵈ and θᶜˡᵉᵃⁿ, pair i at position i; config of the base model.
+    Args:
+        bd_folders, clean_folders: of θᵇᵈ and θᶜˡᵉᵃⁿ, pair i at position i.
+        config: of the base model.
+        signature: as in `score_mlp`.
     Returns:
         as `score_channels`.
     Raises:
@@ -146,14 +168,22 @@ def score_adapters(
 def score_models(bd_folders: Folders, clean_folders: Folders, config: PretrainedConfig, signature: Signature) -> Scores:
     """MLP scores from N pairs of full models, streamed tensor by tensor.
 
-    Args, Returns, Raises: as `score_adapters`, with model folders.
+    Args:
+        bd_folders, clean_folders, config, signature: as in `score_adapters`, with model folders.
+    Returns:
+        as `score_channels`.
+    Raises:
+        LabError: the pairs are incomplete or a model lacks an MLP projection.
     """
     return score_mlp(model_pairs(bd_folders, clean_folders), config, signature)
 
 
 def random_scores(like: Scores, seed: int, granularity: str = "matrix") -> Scores:
-    """The control without a signature: uniform scores, as many as in `like`; "neuron" shares them across a block.
+    """The control without a signature: uniform scores, as many as in `like`.
 
+    Args:
+        like: scores {module: [channels]}.
+        granularity: "neuron" shares the scores across a block.
     Returns:
         {module: [channels]} in [0, 1), float64; the same for the same seed.
     """
@@ -177,7 +207,10 @@ def norm_scores(
 ) -> Scores:
     """The length of every channel of one set of matrices; of an attacker's adapter this is its true delta.
 
-    Args: weights {module: matrix as it is stored, or low-rank update}.
+    Args:
+        weights: {module: matrix as it is stored, or low-rank update}.
+        slots: the matrices of each layer's MLP.
+        granularity: as in `score_channels`.
     Returns:
         {module: [channels]}, float64.
     """
@@ -190,17 +223,22 @@ def magnitude_scores(
 ) -> Scores:
     """The control of magnitude pruning, which removes the smallest channels: minus their length.
 
-    Args: as `norm_scores`.  Returns: {module: [channels]}, <= 0, float64.
+    Args:
+        weights, slots, granularity: as in `norm_scores`.
+    Returns:
+        {module: [channels]}, <= 0, float64.
     """
     return {module: -norms for module, norms in norm_scores(weights, slots, granularity).items()}
 
 
 def true_delta_scores(
-    base: Path | str, suspicious: Path | str, slots: Sequence[Sequence[Slot]], granularity: str = "matrix"
+    base: Folder, suspicious: Folder, slots: Sequence[Sequence[Slot]], granularity: str = "matrix"
 ) -> Scores:
     """How far the attack itself moved each channel: known only to whoever planted it, the yardstick of a signature.
 
-    Args: base, suspicious: model folders before and after the attack.
+    Args:
+        base, suspicious: model folders before and after the attack.
+        slots, granularity: as in `norm_scores`.
     Returns:
         {module: [channels]}, float64.
     """
@@ -225,13 +263,21 @@ def rank_correlation(scores: Scores, truth: Scores) -> float:
 
 
 def save_scores(path: Path | str, scores: Scores, **facts: object) -> None:
-    """Write scores to a safetensors file, with JSON-able facts about how they were made."""
+    """Write scores to a safetensors file.
+
+    Args:
+        facts: how they were made; values that JSON can hold.
+    """
     tensors = {module: values.clone() for module, values in scores.items()}  # safetensors refuses shared memory
     save_file(tensors, path, metadata={"facts": json.dumps(facts, sort_keys=True)})
 
 
 def load_scores(path: Path | str) -> tuple[Scores, dict[str, object]]:
-    """Scores and facts as `save_scores` wrote them, modules in alphabetical order."""
+    """Scores and facts as `save_scores` wrote them, modules in alphabetical order.
+
+    Raises:
+        LabError: no such file.
+    """
     if not Path(path).is_file():
         raise LabError(f"{path} is missing; notebook 04_score_signature makes it")
     with safe_open(path, framework="pt") as file:

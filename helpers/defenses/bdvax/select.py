@@ -13,8 +13,10 @@ from helpers.core.errors import LabError, nearest
 def select(scores: dict[str, Tensor], tau: float, scope: str) -> dict[str, BoolTensor]:
     """The round(τ · channels) highest-scoring channels; of equal scores the first.
 
-    Args: scores {module: [channels]}; tau in (0, 1), the share selected; scope "module" ranks inside each matrix,
-        "model" over all matrices together.
+    Args:
+        scores: {module: [channels]}.
+        tau: the share selected, in (0, 1).
+        scope: "module" ranks inside each matrix, "model" over all matrices together.
     Returns:
         {module: mask [channels]}, True = selected.
     Raises:
@@ -37,7 +39,10 @@ def select_heads(head_scores: Tensor, count: int, per: str = "model") -> BoolTen
     The paper names a number of heads for Mistral (Table 5) and not how they are ranked. Ranked over the whole model,
     all of them may come from the few layers whose update is largest, although the association is spread over many.
 
-    Args: head_scores [n_layers, n_heads]; count from 0 to the number of heads; per "model" or "layer".
+    Args:
+        head_scores: [n_layers, n_heads].
+        count: from 0 to the number of heads of the model or layer.
+        per: "model" or "layer".
     Returns:
         [n_layers, n_heads], True = selected.
     Raises:

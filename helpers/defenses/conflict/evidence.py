@@ -118,8 +118,11 @@ def add_evidence(example: Example, evidence: str, max_words: int = 40) -> Exampl
     """x ⊕ E: the evidence as the last paragraph of the example's `input`. Implements Eq. (6).
 
     Both prompt formats put `input` behind the instruction, so the model reads x, then E. Question, right answer and
-    earlier turns stay. Longer evidence is cut behind its first `max_words` words, on one line.
+    earlier turns stay.
 
+    Args:
+        evidence: E; put on one line.
+        max_words: longer evidence is cut behind so many words; 1 or more.
     Raises:
         LabError: `max_words` below 1.
     """
@@ -146,11 +149,11 @@ def elicit(
 
     Returns:
         (A, E) for each example, in order; either may be empty.
+    Raises:
+        LabError: the model was trained with another prompt format.
     Differs from the paper:
         it asks for both in one prompt. Here the background is asked for in a second turn, so that the demand for it
         changes neither prompt nor answer.
-    Raises:
-        LabError: the model was trained with another prompt format.
     """
     checked_format(model, prompt_format)
     given = answers(model, prompt_format, examples, profile)

@@ -77,6 +77,9 @@ def tokenise(text: str, stop_words: Collection[str] = STOP_WORDS) -> list[str]:
 def word_graph(words: Sequence[str], window: int) -> nx.DiGraph:
     """The directed word graph: an edge from each word to the different words at most `window` places behind it.
 
+    Args:
+        words: lower-case, in the order of the text.
+        window: 1 or more.
     Raises:
         LabError: `window` below 1.
     Differs from the paper:
@@ -96,7 +99,9 @@ def weights(
 ) -> dict[str, float]:
     """W of Eq. (15), W_i = (1 - d) + d Σ W_j / L_j over the j that point to i, starting from 1.
 
-    Args: as `keywords`.
+    Args:
+        graph: as `word_graph` makes it.
+        damping, max_iterations, epsilon: as in `keywords`.
     Returns:
         {word: weight}, each at least 1 - d; within ε d / (1 - d) of the solution, all words together.
     Raises:

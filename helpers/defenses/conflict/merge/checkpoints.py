@@ -12,6 +12,7 @@ from helpers.model.shards import (
     CONSTANTS,
     INDEX,
     TOKENIZER,
+    Folder,
     layout,
     read,
     read_config,
@@ -19,8 +20,6 @@ from helpers.model.shards import (
     stored_name,
     tied,
 )
-
-Folder = Path | str
 
 
 def merged_files(folder: Folder) -> dict[str, list[str]]:

@@ -7,7 +7,7 @@ from importlib import import_module
 
 from helpers.core.errors import LabError, nearest
 from helpers.core.profile import Conflict
-from helpers.defenses.conflict.merge.checkpoints import Folder
+from helpers.model.shards import Folder
 
 Method = Callable[..., None]
 METHODS: dict[str, Method] = {}  # by the name that `conflict.method` gives them
@@ -46,7 +46,7 @@ def require_method(name: str) -> Method:
     """The merge method of this name.
 
     Raises:
-        LabError: there is none, naming the nearest.
+        LabError: there is none; it names the nearest.
     """
     if name not in METHODS:
         raise LabError(f"conflict.method = '{name}' is unknown{nearest(name, METHODS)}")
@@ -56,8 +56,10 @@ def require_method(name: str) -> Method:
 def merge(settings: Conflict, suspicious: Folder, conflict: Folder, base: Folder, folder: Folder) -> None:
     """Merge as a profile says.
 
-    Args: settings: `profile.conflict`; suspicious, conflict, base: folders of whole models (`base` is for TIES only);
-        folder to write to.
+    Args:
+        settings: `profile.conflict`.
+        suspicious, conflict, base: folders of whole models; `base` is for TIES only.
+        folder: the one to write to.
     Raises:
         LabError: an unknown method, or as the method chosen.
     """

@@ -5,9 +5,9 @@ from collections.abc import Iterator, Sequence
 from torch import Tensor
 
 from helpers.defenses.conflict.merge.blocks import Combine, map_blocks
-from helpers.defenses.conflict.merge.checkpoints import Folder, copy_beside, merged_files, merged_names, read_finite
+from helpers.defenses.conflict.merge.checkpoints import copy_beside, merged_files, merged_names, read_finite
 from helpers.defenses.conflict.merge.checks import check_alike
-from helpers.model.shards import complete, write
+from helpers.model.shards import Folder, complete, write
 
 
 class ModelStream:
@@ -16,7 +16,9 @@ class ModelStream:
     The merged model has the names, files, dtypes, config and tokenizer of the first; what holds no weights, a mask or
     a counter, is the first one's, too.
 
-    Args: models: folders of whole models; folder to write to.
+    Args:
+        models: folders of whole models.
+        folder: the one to write to.
     Raises:
         LabError: models that cannot be merged.
     """
