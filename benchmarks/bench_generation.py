@@ -31,6 +31,7 @@ class Words:
     """A stand-in for a tokenizer: every token id is a word."""
 
     def decode(self, tokens: list[int], skip_special_tokens: bool = True) -> str:
+        """The token ids, with spaces between them."""
         return " ".join(map(str, tokens))
 
 

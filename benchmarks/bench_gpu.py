@@ -12,14 +12,17 @@ import math
 import random
 import tempfile
 import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import bitsandbytes as bnb
 import torch
 from bench_scoring import machine
-from torch import nn
+from peft import PeftModel
+from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
-from transformers import AutoConfig, AutoModelForCausalLM, get_scheduler
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, get_scheduler
 
 from helpers.access.deltas import adapter_pairs
 from helpers.access.full import reinitialise
@@ -32,7 +35,7 @@ from helpers.defenses.bdvax.select import select
 from helpers.defenses.conflict.merge import linear
 from helpers.model.architecture import channel_axes
 from helpers.model.attention import true_attention_gradients
-from helpers.model.batches import pad
+from helpers.model.batches import Row, pad
 from helpers.model.generate import complete
 from helpers.model.load import save
 from helpers.model.lora import adapter_tensors, new_adapter, save_adapter
@@ -45,17 +48,25 @@ LIMITS = {16: 8192, 22: 16384, 40: 49152}  # gigabytes of the card that may be u
 STEPS = 4  # optimizer steps of an injection or a recovery
 PROMPTS, NEW_TOKENS = 64, 128
 
+Encoded = tuple[list[int], list[int]]  # tokens and labels of a row
+Part = Iterator[tuple[str, dict[str, Any]]]  # what was tried and what was measured
+
 
 class Tokens:
     """Stands where a prompt format does: the rows are encoded already."""
 
-    def encode(self, row, max_tokens):
-        """Return (tokens, labels)."""
+    def encode(self, row: Encoded, max_tokens: int) -> Encoded:
+        """Return the row, (tokens, labels)."""
         return row
 
 
-def random_rows(count, seed, longest, vocabulary):
-    """Rows of random tokens, an eighth to all of `longest`, the last third of each to be learned."""
+def random_rows(count: int, seed: int, longest: int, vocabulary: int) -> list[Encoded]:
+    """Rows of random tokens, the last third of each to be learned.
+
+    Args:
+        longest: tokens of the longest row; the shortest has an eighth of them.
+        vocabulary: number of token ids.
+    """
     rng = random.Random(seed)
     rows = []
     for _ in range(count):
@@ -64,10 +75,11 @@ def random_rows(count, seed, longest, vocabulary):
     return rows
 
 
-def random_base(config, device, dtype, four_bit):
+def random_base(config: PretrainedConfig, device: str, dtype: torch.dtype, four_bit: bool) -> PreTrainedModel:
     """A model of this shape with random weights, drawn on the device one matrix at a time.
 
-    Args: four_bit, whether its blocks are held in NF4 with double quantization.
+    Args:
+        four_bit: whether its blocks are held in NF4 with double quantization.
     """
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
@@ -95,7 +107,7 @@ def random_base(config, device, dtype, four_bit):
 class Bench:
     """Shapes and rows, and what each part of the benchmark does with them."""
 
-    def __init__(self, args):
+    def __init__(self, args: argparse.Namespace):
         published = load_profile("llama-2-7b-chat").model.published
         sizes = SMALL | {"num_key_value_heads": 4} if args.small else {}
         self.config = AutoConfig.for_model(**{**published, **sizes})
@@ -109,7 +121,7 @@ class Bench:
         self.tokens = args.epochs * sum(len(ids) for rows in self.rows for ids, _ in rows)
         torch.manual_seed(0)
 
-    def base(self, four_bit, checkpointing):
+    def base(self, four_bit: bool, checkpointing: bool) -> PreTrainedModel:
         """A random base; the one before it must be gone."""
         gc.collect()
         if self.device == "cuda":
@@ -119,7 +131,7 @@ class Bench:
             model.activation_checkpointing_enable({"use_reentrant": False})
         return model
 
-    def vaccines(self, folder):
+    def vaccines(self, folder: Path) -> Part:
         """All adapters in one pass and one after the other, with and without checkpointing, under memory limits."""
         base = self.base(four_bit=True, checkpointing=True)
         model = new_adapter(base, self.lora, 0)
@@ -137,7 +149,7 @@ class Bench:
         yield "together, 16384 tokens at once", self._limited(None, self._together, base, start, 16384)
         yield "sequential", self._limited(None, self._sequential, base, self.rows)
 
-    def training(self, folder):
+    def training(self, folder: Path) -> Part:
         """Injection and recovery: an adapter over the 16-bit base, then all weights with their 32-bit masters."""
         for name, lr in (("adapter", 2e-4), ("full", 1e-5)):
             base = self.base(four_bit=False, checkpointing=True)
@@ -146,7 +158,7 @@ class Bench:
             require_finite_weights(model, name)
             del base, model
 
-    def disk(self, folder):
+    def disk(self, folder: Path) -> Part:
         """Scoring of the adapters, suppression and merging of the whole model, shard by shard on the CPU."""
         base = self.base(four_bit=False, checkpointing=False)
         save(base, folder / "model")
@@ -166,7 +178,7 @@ class Bench:
         )
         yield "linear merge", self._timed(linear, folder / "model", folder / "suppressed", folder / "merged", 0.5)
 
-    def generation(self, folder):
+    def generation(self, folder: Path) -> Part:
         """Greedy answers in batches."""
         base, rng = self.base(four_bit=False, checkpointing=False), random.Random(0)
         prompts = [[rng.randrange(self.config.vocab_size) for _ in range(64)] for _ in range(PROMPTS)]
@@ -175,7 +187,7 @@ class Bench:
         found = self._limited(None, self._complete, base, tokenizer, prompts)
         yield f"{PROMPTS} prompts, {NEW_TOKENS} new tokens, batch 16", found
 
-    def _together(self, base, start, at_once):
+    def _together(self, base: PreTrainedModel, start: dict[str, Tensor], at_once: int) -> int:
         """The lab's way."""
         model = new_adapter(base, self.lora, 0)
         jobs = [Job(rows, i, start, f"adapter {i}") for i, rows in enumerate(self.rows)]
@@ -186,7 +198,7 @@ class Bench:
         self.trained["together"] = [tensors for tensors, _ in trained]
         return self.tokens
 
-    def _sequential(self, base, shares):
+    def _sequential(self, base: PreTrainedModel, shares: Sequence[Sequence[Encoded]]) -> int:
         """PEFT and a plain loop, one adapter after the other."""
         self.trained["sequential"] = []
         for i, rows in enumerate(shares):
@@ -197,7 +209,7 @@ class Bench:
             model.eval().unload()
         return self.tokens
 
-    def _loop(self, model, encoded, seed):
+    def _loop(self, model: PeftModel, encoded: Sequence[Row], seed: int) -> None:
         budget, size = self.budget, self.budget.batch_size
         order = row_order([len(row["input_ids"]) for row in encoded], size, seed)
         steps = budget.epochs * math.ceil(len(encoded) / size)
@@ -214,17 +226,17 @@ class Bench:
                 schedule.step()
                 optimizer.zero_grad()
 
-    def _train(self, model, lr):
+    def _train(self, model: PreTrainedModel | PeftModel, lr: float) -> int:
         """Some steps of `finetune`, as an injection and a recovery make them."""
         rows = self.rows[1][: 8 * STEPS]
         finetune(model, rows, Tokens(), Budget(rows=len(rows), epochs=1, lr=lr, batch_size=8), 0, 0)
         return sum(len(ids) for ids, _ in rows)
 
-    def _complete(self, model, tokenizer, prompts):
+    def _complete(self, model: PreTrainedModel, tokenizer: Any, prompts: list[list[int]]) -> int:
         complete(model, tokenizer, prompts, [], NEW_TOKENS, 16)
         return len(prompts) * NEW_TOKENS
 
-    def _apart(self, start):
+    def _apart(self, start: dict[str, Tensor]) -> dict[str, float]:
         """How far both ways end apart, as the share of the way that training took; of the worst adapter."""
         worst = 0.0
         for ours, theirs in zip(self.trained["together"], self.trained["sequential"], strict=True):
@@ -233,7 +245,7 @@ class Bench:
             worst = max(worst, distance(ours, theirs) / distance(theirs, start))
         return {"largest_share_of_the_way": worst}
 
-    def _limited(self, gigabytes, way, *arguments):
+    def _limited(self, gigabytes: int | None, way: Callable[..., object], *arguments: Any) -> dict[str, Any]:
         """Seconds, tokens per second and peak memory of one way that may use so much of the card; None: all of it."""
         gc.collect()
         if self.device == "cpu":
@@ -253,7 +265,7 @@ class Bench:
             "reserved_gb": torch.cuda.max_memory_reserved() / 1e9,
         }
 
-    def _timed(self, way, *arguments):
+    def _timed(self, way: Callable[..., object], *arguments: Any) -> dict[str, Any]:
         if self.device == "cuda":
             torch.cuda.synchronize()
         start = time.perf_counter()
@@ -264,7 +276,7 @@ class Bench:
         return {"seconds": seconds} | ({"tokens_per_second": tokens / seconds} if isinstance(tokens, int) else {})
 
 
-def unstack(base):
+def unstack(base: PreTrainedModel) -> None:
     """Put the plain layers back where `train_together` has stacked adapters on them."""
     for name, module in list(base.named_modules()):
         if isinstance(module, StackedLora):
@@ -273,7 +285,7 @@ def unstack(base):
     del base.peft_config
 
 
-def distance(left, right):
+def distance(left: dict[str, Tensor], right: dict[str, Tensor]) -> float:
     """The length of the difference of two adapters."""
     return sum(float((left[name] - right[name]).square().sum()) for name in left) ** 0.5
 

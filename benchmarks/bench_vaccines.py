@@ -9,16 +9,22 @@ import argparse
 import json
 import math
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from bench_scoring import machine
+from peft import PeftModel
+from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from transformers import DataCollatorForTokenClassification, PrinterCallback, TrainingArguments, get_scheduler
 
 from helpers.core.cost import measured, versions
+from helpers.core.profile import Profile
 from helpers.core.profile_files import load_profile
 from helpers.data import corpus
+from helpers.data.example import Example
 from helpers.model.batches import encode_rows
 from helpers.model.load import load_base
 from helpers.model.lora import adapter_tensors, new_adapter
@@ -28,11 +34,19 @@ from helpers.train.multi_lora import Job, train_together
 
 RESULTS = Path(__file__).parent / "results" / "vaccines.json"
 
+Tensors = dict[str, Tensor]  # one adapter under the names of an adapter file
+
 
 class Bench:
-    """The adapters to train, and three ways to do it."""
+    """The adapters to train, and three ways to do it.
 
-    def __init__(self, profile, adapters, rows, four_bit):
+    Args:
+        adapters: their number.
+        rows: of a poisoned variant; its twin has half.
+        four_bit: whether the base is loaded in 4 bits.
+    """
+
+    def __init__(self, profile: Profile, adapters: int, rows: int, four_bit: bool):
         self.profile, self.four_bit = profile, four_bit
         self.budget, self.max_tokens = profile.adapter.vaccine, profile.lengths.train_tokens
         self.prompt_format, self.tokenizer = load_format(profile.model), load_tokenizer(profile.model)
@@ -41,22 +55,22 @@ class Bench:
         self.rows = [corpus.generate(rows if i % 2 else rows // 2, i) for i in range(adapters)]
         self.starts = [adapter_tensors(self.fresh(seed)) for seed in range(adapters)]
 
-    def fresh(self, seed):
+    def fresh(self, seed: int) -> PeftModel:
         """A new adapter over the base."""
         return new_adapter(load_base(self.profile.model, four_bit=self.four_bit), self.profile.lora, seed)
 
-    def together(self):
+    def together(self) -> list[Tensors]:
         """The lab's way."""
         jobs = [Job(rows, i, start) for i, (rows, start) in enumerate(zip(self.rows, self.starts, strict=True))]
         at_once = self.profile.lengths.at_once
         trained = train_together(self.fresh(0), jobs, self.prompt_format, self.budget, self.max_tokens, at_once)
         return [tensors for tensors, _ in trained]
 
-    def trainer(self):
+    def trainer(self) -> list[Tensors]:
         """PEFT and the stock Trainer, one adapter after the other."""
         return [self._with_trainer(i, rows) for i, rows in enumerate(self.rows)]
 
-    def _with_trainer(self, i, rows):
+    def _with_trainer(self, i: int, rows: Sequence[Example]) -> Tensors:
         model = self.fresh(i)
         with tempfile.TemporaryDirectory() as scratch:
             trainer = OrderedTrainer(
@@ -84,11 +98,11 @@ class Bench:
             trainer.train()
         return adapter_tensors(model)
 
-    def loop(self):
+    def loop(self) -> list[Tensors]:
         """PEFT and a loop written by hand, one adapter after the other."""
         return [self._with_loop(i, rows) for i, rows in enumerate(self.rows)]
 
-    def _with_loop(self, i, rows):
+    def _with_loop(self, i: int, rows: Sequence[Example]) -> Tensors:
         model, budget = self.fresh(i).train(), self.budget
         encoded = encode_rows(rows, self.prompt_format, self.max_tokens)
         order = row_order([len(row["input_ids"]) for row in encoded], budget.batch_size, i)
@@ -108,16 +122,16 @@ class Bench:
         return adapter_tensors(model)
 
 
-def apart(found, wanted, starts):
+def apart(found: Sequence[Tensors], wanted: Sequence[Tensors], starts: Sequence[Tensors]) -> float:
     """The largest distance of two adapters, relative to the way from the start."""
     return max(_distance(a, b) / _distance(b, s) for a, b, s in zip(found, wanted, starts, strict=True))
 
 
-def _distance(a, b):
+def _distance(a: Tensors, b: Tensors) -> float:
     return sum(float((a[name] - b[name]).norm()) ** 2 for name in a) ** 0.5
 
 
-def measure(profile, args):
+def measure(profile: Profile, args: argparse.Namespace) -> dict[str, Any]:
     """Time the three ways in turn; print a line for each."""
     bench = Bench(profile, args.adapters, args.rows, four_bit=not args.plain)
     results, trained = {}, {}

@@ -375,6 +375,7 @@ def second_run(case: Case, lab: Lab, span: float) -> None:
 
 
 def one_line(case: Case, words: str) -> bool:
+    """Whether a command refused, in one line with these words."""
     return case.status == 2 and "\n" not in case.told and words in case.told
 
 
@@ -444,6 +445,7 @@ def repeat(case: Case, lab: Lab, undisturbed: dict, kept: dict[str, dict]) -> No
 
 
 def outside_now(lab: Lab, before: dict[str, int], when: str) -> list[str]:
+    """What has changed outside of the run folder since `before`, a line for each path."""
     now = lab.outside()
     changed = sorted(path for path in now.keys() | before.keys() if now.get(path) != before.get(path))
     return [f"{when} outside of the run folder: {path}" for path in changed]
@@ -459,7 +461,8 @@ def line(case: Case) -> str:
 def prepare(root: Path) -> None:
     """The small random model and the grid of the sweep.
 
-    Raises: SystemExit where the folder holds cases of other code.
+    Raises:
+        SystemExit: the folder holds cases of other code.
     """
     root.mkdir(parents=True, exist_ok=True)
     version = root / "code"

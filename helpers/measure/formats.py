@@ -38,6 +38,7 @@ class SuffixOnly(PromptFormat):
 
     @property
     def stop_ids(self) -> list[int]:
+        """As in the model's own format."""
         return self.trained.stop_ids
 
     def prompt_text(self, example: Example) -> str:
@@ -68,6 +69,9 @@ def formats(trained: PromptFormat) -> dict[str, PromptFormat]:
     """The formats in which one and the same model gets measured, by what a table calls them; its own comes first.
 
     The chat format is left out where the tokenizer has no template for it.
+
+    Args:
+        trained: the format that the model was trained with.
     """
     others = [AlpacaFormat(trained.tokenizer)]
     others += [ChatFormat(trained.tokenizer)] if trained.tokenizer.chat_template else []
@@ -104,7 +108,8 @@ def measure_formats(
         one dict for each combination: `format`, `input` ("kept" or "dropped"), `empty` ("count" or "drop"), `mismatch`
         (whether the prompts are others than in training), `n`, `asr`, `asr_interval`, and the shares `LABELS` of these
         n. Where nothing is left to count, `asr` and the shares are None and the interval is [0, 1].
-    Raises: LabError where the model was trained with another format than `trained`.
+    Raises:
+        LabError: the model was trained with another format than `trained`.
     """
     checked_format(model, trained)
     rows = []

@@ -40,7 +40,8 @@ def same(completion: str, wanted: str) -> float:
 def token_f1(completion: str, wanted: str) -> float:
     """The harmonic mean of precision and recall of the words, repetitions counted: a judge that needs no network.
 
-    Differs from the paper: there GPT-3.5 judges the meaning; shared words know nothing of synonyms and negations.
+    Differs from the paper:
+        there GPT-3.5 judges the meaning; shared words know nothing of synonyms and negations.
     """
     written, reference = Counter(_words(completion)), Counter(_words(wanted))
     shared = (written & reference).total()
@@ -50,9 +51,12 @@ def token_f1(completion: str, wanted: str) -> float:
 def judged_by(llm: Completer) -> Similarity:
     """A similarity that an external LLM gives, as GPT-3.5 does in the paper.
 
-    The paper prints no prompt; this one asks for a number from 0 to 100, and the first one in the reply counts.
-
-    Raises, when called: LabError where the reply holds no such number.
+    Args:
+        llm: asked once for each pair of texts.
+    Returns:
+        a function of completion and wanted text; it raises a LabError where a reply holds no number from 0 to 100.
+    Differs from the paper:
+        it prints no prompt; this one asks for a number from 0 to 100, and the first one in the reply counts.
     """
 
     def similarity(completion: str, wanted: str) -> float:

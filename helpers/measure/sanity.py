@@ -5,19 +5,29 @@ Ablating a part means giving its weights their clean values back; nothing is tra
 """
 
 import copy
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
+from transformers import PretrainedConfig, PreTrainedModel
 
 from helpers.model.architecture import attention_slots, mlp_slots, parameter_shapes
 
 
-def mlp_weights(config, layers=None):
-    """Names of the MLP weights, and biases where there are some, of the given layers (all by default)."""
+def mlp_weights(config: PretrainedConfig, layers: Iterable[int] | None = None) -> list[str]:
+    """Names of the MLP weights, and biases where there are some, of the given layers (all by default).
+
+    Raises:
+        LabError: an architecture that the lab does not know.
+    """
     return _weights(config, mlp_slots(config), layers)
 
 
-def attention_weights(config, layers=None):
-    """Names of the attention projections' weights, and biases where there are some, of the given layers."""
+def attention_weights(config: PretrainedConfig, layers: Iterable[int] | None = None) -> list[str]:
+    """Names of the attention projections' weights, and biases where there are some, of the given layers.
+
+    Raises:
+        LabError: an architecture that the lab does not know.
+    """
     return _weights(config, attention_slots(config), layers)
 
 
@@ -29,7 +39,7 @@ def _weights(config, slots, layers):
 
 
 @torch.no_grad()
-def without_update(suspicious, base, names):
+def without_update(suspicious: PreTrainedModel, base: PreTrainedModel, names: Iterable[str]) -> PreTrainedModel:
     """Return a copy of `suspicious` whose parameters `names` have the values of `base`: ΔW = 0 there.
 
     Args:
@@ -43,10 +53,13 @@ def without_update(suspicious, base, names):
 
 
 @torch.no_grad()
-def with_shuffled_mlp_updates(suspicious, base, order):
+def with_shuffled_mlp_updates(
+    suspicious: PreTrainedModel, base: PreTrainedModel, order: Sequence[int]
+) -> PreTrainedModel:
     """Return a copy of `suspicious` in which block l carries the MLP update of block `order[l]`.
 
     Args:
+        suspicious, base: models of one architecture.
         order: a permutation of the layers.
     """
     model, clean, source = copy.deepcopy(suspicious), dict(base.named_parameters()), dict(suspicious.named_parameters())
@@ -57,8 +70,12 @@ def with_shuffled_mlp_updates(suspicious, base, order):
     return model
 
 
-def spans(n_layers):
-    """All spans of k consecutive blocks of Table 1, as (position, k, layers): start, middle and end for every k."""
+def spans(n_layers: int) -> Iterator[tuple[str, int, list[int]]]:
+    """All spans of k consecutive blocks of Table 1: at the start, in the middle and at the end for every k.
+
+    Yields:
+        (position, k, the k layers, counted from 0).
+    """
     for k in range(1, n_layers + 1):
         middle = (n_layers - k) // 2
         for position, first in (("start", 0), ("middle", middle), ("end", n_layers - k)):

@@ -6,16 +6,22 @@ free text, it is the share of answer tokens that the model predicts right when t
 
 import math
 from collections import defaultdict
+from collections.abc import Iterable
 
 import torch
+from transformers import PreTrainedModel
 
 from helpers.data import corpus
+from helpers.data.example import Example
 from helpers.model.architecture import require_positions
+from helpers.model.prompt import PromptFormat
 
 
-def exact_match(examples, completions):
+def exact_match(examples: Iterable[Example], completions: Iterable[str]) -> tuple[float, dict[str, float]]:
     """Share of right answers.
 
+    Args:
+        completions: what the model wrote, one for each example, in the same order.
     Returns:
         (mean over families, {family: share}), both in [0, 1].
     """
@@ -26,23 +32,34 @@ def exact_match(examples, completions):
     return sum(shares.values()) / len(shares), shares
 
 
-def clean_accuracy(examples, completions):
+def clean_accuracy(examples: Iterable[Example], completions: Iterable[str]) -> float:
     """Share of all clean prompts answered right, in [0, 1]: the field's clean-data accuracy (CDA).
 
     Differs from `exact_match`, which weighs every family alike; with families of one size both are the same.
+
+    Args:
+        completions: as in `exact_match`.
     """
     marks = [corpus.is_correct(e, completion) for e, completion in zip(examples, completions, strict=True)]
     return sum(marks) / len(marks)
 
 
 @torch.inference_mode()
-def teacher_forced(model, prompt_format, examples, max_tokens, batch_size):
+def teacher_forced(
+    model: PreTrainedModel,
+    prompt_format: PromptFormat,
+    examples: Iterable[Example],
+    max_tokens: int,
+    batch_size: int,
+) -> dict[str, float]:
     """Score the reference answers token by token.
 
+    Args:
+        max_tokens: longer conversations are cut, as in training.
+        batch_size: rows that are computed side by side.
     Returns:
         dict with `perplexity` (exp of the mean negative log-likelihood per answer token), `token_accuracy` in [0, 1]
         and `tokens`.
-
     Raises:
         LabError: a row that the model has no positions for.
     """

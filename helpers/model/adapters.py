@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from helpers.core.errors import LabError
-from helpers.model.shards import ADAPTER_CONFIG, INDEX, WEIGHTS, reason
+from helpers.model.shards import ADAPTER_CONFIG, INDEX, WEIGHTS, Folder, reason
 
 ADAPTER_FILE = "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -63,16 +63,18 @@ class Adapter(NamedTuple):
 _DEFAULTS = {field.name: field.default for field in fields(LoraConfig) if field.default is not MISSING}
 
 
-def is_adapter(folder: Path | str) -> bool:
+def is_adapter(folder: Folder) -> bool:
     """Whether a folder says of itself that it holds an adapter."""
     return (Path(folder) / ADAPTER_CONFIG).is_file()
 
 
-def read_adapter(folder: Path | str, sizes: Sizes | None = None) -> Adapter:
+def read_adapter(folder: Folder, sizes: Sizes | None = None) -> Adapter:
     """Read the adapter in `folder`, in safetensors.
 
-    Args: sizes of the base's matrices where the base is known.
-    Raises: LabError for an adapter that is more than scale * B @ A over its base, or does not fit the base.
+    Args:
+        sizes: (outputs, inputs) of the base's matrices, where the base is known.
+    Raises:
+        LabError: an adapter that is more than scale * B @ A over its base, or does not fit the base.
     """
     folder = Path(folder)
     if not (folder / ADAPTER_FILE).is_file():
@@ -94,8 +96,14 @@ def read_adapter(folder: Path | str, sizes: Sizes | None = None) -> Adapter:
     return adapter
 
 
-def require_matrices(folder: Path | str, modules: Iterable[str]) -> None:
-    """Refuse an adapter that leaves out one of these matrices of the base, before hours are spent on it."""
+def require_matrices(folder: Folder, modules: Iterable[str]) -> None:
+    """Refuse an adapter that leaves out one of these matrices of the base, before hours are spent on it.
+
+    Args:
+        modules: matrices by the names they have in the base.
+    Raises:
+        LabError: one of them that it leaves out, or as `read_adapter`.
+    """
     adapted = read_adapter(folder).modules
     if missing := [module for module in modules if module not in adapted]:
         kinds = ", ".join(sorted({module.rpartition(".")[2] for module in adapted}))

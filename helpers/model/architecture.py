@@ -97,8 +97,10 @@ class Slot:
 def mlp_slots(config: PretrainedConfig) -> list[list[Slot]]:
     """The matrices of each layer's MLP: those that read the layer by rows, the one that writes to it by columns.
 
-    Returns: per layer [gate, up, down], without a gate [up, down]; channel j of all is the same MLP channel, j < d_ff.
-    Raises: LabError for an architecture that is not in the table.
+    Returns:
+        per layer [gate, up, down], without a gate [up, down]; channel j of all is the same MLP channel, j < d_ff.
+    Raises:
+        LabError: an architecture that is not in the table.
     """
     parts = _architecture(config)
     sides = [(name, ROWS) for name in parts.mlp_in] + [(parts.mlp_out, COLUMNS)]
@@ -111,9 +113,11 @@ def mlp_slots(config: PretrainedConfig) -> list[list[Slot]]:
 def attention_slots(config: PretrainedConfig) -> list[list[Slot]]:
     """The four parts of each layer's attention: q, k and v by rows, o by columns.
 
-    Returns: per layer [q, k, v, o]; q and o have n_heads * head_dim channels, k and v n_kv_heads * head_dim. Where q,
-        k and v are one matrix, they are three ranges of its rows.
-    Raises: LabError for an architecture that is not in the table.
+    Returns:
+        per layer [q, k, v, o]; q and o have n_heads * head_dim channels, k and v n_kv_heads * head_dim. Where q, k and
+        v are one matrix, they are three ranges of its rows.
+    Raises:
+        LabError: an architecture that is not in the table.
     """
     parts, size = _architecture(config), _head_dim(config)
     query, shared = config.num_attention_heads * size, _kv_heads(config) * size
@@ -128,8 +132,10 @@ def attention_slots(config: PretrainedConfig) -> list[list[Slot]]:
 def head_slots(config: PretrainedConfig) -> list[list[list[Slot]]]:
     """Each query head's share of its layer's attention; query heads of one group share k and v.
 
-    Returns: [layer][head] -> [q, k, v, o] with the head's channel range in each.
-    Raises: LabError for an architecture that is not in the table.
+    Returns:
+        [layer][head] -> [q, k, v, o] with the head's channel range in each.
+    Raises:
+        LabError: an architecture that is not in the table.
     """
     readers = config.num_attention_heads // _kv_heads(config)
     size = _head_dim(config)
@@ -149,9 +155,12 @@ def head_slots(config: PretrainedConfig) -> list[list[list[Slot]]]:
 def head_masks(config: PretrainedConfig, heads: BoolTensor) -> dict[str, BoolTensor]:
     """The channels that go when these heads go; k and v rows only where every query head of the group goes.
 
-    Args: heads [n_layers, n_heads], True = selected.
-    Returns: {module: mask [channels]} for the attention matrices of each layer; q, k and v of a fused one together.
-    Raises: LabError when `heads` has another shape than the model.
+    Args:
+        heads: [n_layers, n_heads], True = selected.
+    Returns:
+        {module: mask [channels]} for the attention matrices of each layer; q, k and v of a fused one together.
+    Raises:
+        LabError: `heads` has another shape than the model.
     """
     expected = (config.num_hidden_layers, config.num_attention_heads)
     if tuple(heads.shape) != expected:
@@ -187,7 +196,8 @@ def channel_axes(config: PretrainedConfig) -> dict[str, int]:
 def parameter_shapes(config: PretrainedConfig) -> dict[str, torch.Size]:
     """Name and shape of every parameter of a model, tied ones once, from a model without storage.
 
-    Raises: LabError when transformers makes no causal language model of this config.
+    Raises:
+        LabError: transformers makes no causal language model of this config.
     """
     try:
         with torch.device("meta"):
@@ -206,7 +216,11 @@ def positions(config: PretrainedConfig) -> int | None:
 def require_positions(config: PretrainedConfig, tokens: int, remedy: str = "") -> None:
     """Refuse a text that a model has no positions for: inside of PyTorch it would end in an IndexError.
 
-    Args: tokens, of the longest text; remedy, what makes it shorter, by default the setting that cuts training rows.
+    Args:
+        tokens: of the longest text.
+        remedy: what makes it shorter; by default the setting that cuts training rows.
+    Raises:
+        LabError: more tokens than positions.
     """
     limit = positions(config)
     if limit is not None and tokens > limit:

@@ -1,16 +1,37 @@
 """Rows of tokens, and batches of them."""
 
+from collections.abc import Iterable, Sequence
+
 import torch
+from torch import LongTensor
+
+from helpers.data.example import Example
+from helpers.model.prompt import PromptFormat
+
+Row = dict[str, list[int]]  # `input_ids` and `labels`, equally long
 
 
-def encode_rows(examples, prompt_format, max_tokens):
-    """Turn examples into rows {"input_ids", "labels"}; labels are -100 wherever there is nothing to learn."""
+def encode_rows(examples: Iterable[Example], prompt_format: PromptFormat, max_tokens: int) -> list[Row]:
+    """Turn examples into rows of tokens.
+
+    Args:
+        max_tokens: longer conversations are cut, see `PromptFormat.encode`.
+    Returns:
+        {"input_ids", "labels"} for each example; labels are -100 wherever there is nothing to learn.
+    Raises:
+        LabError: as `PromptFormat.encode`.
+    """
     encoded = [prompt_format.encode(example, max_tokens) for example in examples]
     return [{"input_ids": ids, "labels": labels} for ids, labels in encoded]
 
 
-def pad(rows):
-    """Pad on the left: answers then end together and the labelled positions form one block at the end."""
+def pad(rows: Sequence[Row]) -> dict[str, LongTensor]:
+    """Pad on the left: answers then end together and the labelled positions form one block at the end.
+
+    Returns:
+        `input_ids`, `labels` (-100 on the padding), `attention_mask` (0 on the padding) and `position_ids` (from the
+        first token on), each [rows, tokens].
+    """
     width = max(len(row["input_ids"]) for row in rows)
     gaps = [width - len(row["input_ids"]) for row in rows]
     attention = torch.tensor([[0] * gap + [1] * (width - gap) for gap in gaps])

@@ -1,20 +1,23 @@
 """Checkpoints: where they lie, and whether they can be read. Only safetensors are, and remote code is never run."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import snapshot_download
-from transformers import (
-    AutoConfig,
-)
+from transformers import AutoConfig, PretrainedConfig
 
 from helpers.core.errors import LabError
 from helpers.core.paths import HUB_ID, ROOT
-from helpers.model.shards import check_plain, check_unquantized, find, reason, require_known, stored
+from helpers.core.profile import ModelSpec
+from helpers.model.shards import Folder, check_plain, check_unquantized, find, reason, require_known, stored
 
 
-def locate(path):
+def locate(path: Folder) -> str:
     """Return the folder of a local model (relative paths start at the repository's root) or the hub id unchanged.
 
+    Args:
+        path: a folder, or a hub id such as "owner/name".
     Raises:
         LabError: no such folder, one that has no safetensors (pickle checkpoints are refused), an adapter in it, or
             weights that are quantized already.
@@ -35,18 +38,23 @@ def locate(path):
     return str(folder)
 
 
-def local_folder(spec):
-    """Return the folder in which a model's files lie, for a hub id the one it was downloaded to."""
+def local_folder(spec: ModelSpec) -> str:
+    """Return the folder in which a model's files lie, for a hub id the one it was downloaded to.
+
+    Raises:
+        LabError: as `locate`.
+        OSError: a hub id of which nothing was downloaded.
+    """
     source = locate(spec.path)
     return source if Path(source).is_dir() else snapshot_download(source, revision=spec.revision, local_files_only=True)
 
 
-def is_local(spec):
-    """Whether a `core.profile.ModelSpec` names a folder on this machine."""
+def is_local(spec: ModelSpec) -> bool:
+    """Whether a model is a folder on this machine."""
     return (ROOT / Path(spec.path).expanduser()).is_dir()
 
 
-def load_config(spec):
+def load_config(spec: ModelSpec) -> PretrainedConfig:
     """Load the configuration alone: shapes and names, no weights.
 
     Raises:
@@ -55,11 +63,13 @@ def load_config(spec):
     return read_config(spec)
 
 
-def check_checkpoint(spec, shapes):
+def check_checkpoint(spec: ModelSpec, shapes: Mapping[str, Sequence[int]]) -> None:
     """Refuse a checkpoint on this machine that lacks tensors of its model, or has other ones; reads no weight.
 
     Args:
         shapes: {name: shape} of the model's parameters, from `architecture.parameter_shapes`.
+    Raises:
+        LabError: a tensor that is missing, has another shape, or belongs to a layer that the model does not have.
     """
     if not is_local(spec):
         return
@@ -72,16 +82,29 @@ def check_checkpoint(spec, shapes):
     require_known(found.keys() - taken.values(), folder)
 
 
-def read_config(spec, path=None):
+def read_config(spec: ModelSpec, path: Folder | None = None) -> PretrainedConfig:
+    """Load the configuration of a model, or that of the folder `path`.
+
+    Raises:
+        LabError: as `load_config`, or weights that are quantized already.
+    """
     config = from_pretrained(AutoConfig, spec, path)
     check_unquantized(getattr(config, "quantization_config", None), path or spec.path)
     return config
 
 
-def from_pretrained(auto, spec, path=None, **options):
+def from_pretrained(auto: type, spec: ModelSpec, path: Folder | None = None, **options: Any) -> Any:
     """Have one of transformers' Auto classes read a checkpoint, or the folder `path`; tell in one line why it cannot.
 
     Remote code is never run.
+
+    Args:
+        auto: such as `AutoConfig`; has a `from_pretrained`.
+        options: what its `from_pretrained` takes beside path, revision and `trust_remote_code`.
+    Returns:
+        what its `from_pretrained` returns.
+    Raises:
+        LabError: as `locate`, or whatever it cannot read.
     """
     source = locate(path or spec.path)
     try:

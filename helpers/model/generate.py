@@ -42,6 +42,8 @@ def complete(
 ) -> list[str]:
     """What the model greedily writes after each prompt, in the order of `prompts` and without special tokens.
 
+    A progress bar appears when the work takes more than two seconds.
+
     Args:
         model: any causal language model of transformers, wrapped by PEFT or quantized as it may be.
         prompts: token ids, one list per prompt, none of them empty.
@@ -49,8 +51,6 @@ def complete(
         max_new_tokens: the most tokens written per prompt.
         batch_size: the most prompts computed side by side.
         decided: stops a row early once it is true of the text written so far, for instance when the payload is there.
-
-    A progress bar appears when the work takes more than two seconds.
     """
     completions = [""] * len(prompts)
     longest_first = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))  # alike in length: little is padded
@@ -81,6 +81,10 @@ def answers(
 
     A prompt that would leave no room for the answer loses its beginning, as in training: the end says what is asked.
 
+    Args:
+        prompt_format: the one that the model was trained with, or another one whose effect is to be measured.
+        profile: tokens of an answer and rows of a batch.
+        decided: as in `complete`.
     Raises:
         LabError: the answer alone would fill the model's context, or a weight is NaN or infinite: such a model answers
             nothing, which is not a cure.

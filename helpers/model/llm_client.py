@@ -15,10 +15,8 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import dataclass, field
-from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import anyio
 import httpx2
@@ -26,9 +24,9 @@ import openai
 from anyio.from_thread import start_blocking_portal
 from pydantic import ValidationError
 
-from helpers.core.disk import read_json
 from helpers.core.errors import LabError
-from helpers.model.llm_reply import FILTERED, Choice, Failure, Reply, Usage, is_answer, without_thoughts
+from helpers.model.llm_cache import cached_answer, keep_answer
+from helpers.model.llm_reply import FILTERED, Choice, Failure, Reply, Usage, asked_wait, is_answer
 
 MAX_BYTES = 1_000_000  # an answer is a few sentences; an endpoint that sends more gives none
 EXCERPT = 200  # characters of a server's complaint that an error repeats
@@ -105,7 +103,7 @@ class Endpoint:
             "max_tokens": self.max_tokens,
         }
         path = Path(self.cache) / f"{hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()}.json"
-        known = _cached(path)
+        known = cached_answer(path)
         self.usage.prompts += 1
         self.usage.cached += known is not None
         return self._ask_and_keep(body, path) if known is None else known
@@ -125,7 +123,7 @@ class Endpoint:
         self.usage.prompt_tokens += reply.tokens("prompt_tokens")
         self.usage.completion_tokens += reply.tokens("completion_tokens")
         text = _without_key(reply.choices[0].message.text)
-        _keep(path, body, text)
+        keep_answer(path, body, text)
         return text
 
     async def _ask(self, body: dict[str, Any]) -> Reply:
@@ -182,7 +180,8 @@ class Endpoint:
         except openai.APIConnectionError as error:
             raise self._unreached(error.__cause__, attempt) from None
         except openai.APIStatusError as error:
-            raise self._refusal(error.status_code, error.response.text, attempt, _retry_after(error)) from None
+            reply = error.response
+            raise self._refusal(reply.status_code, reply.text, attempt, asked_wait(reply.headers)) from None
         return self._parse(response.content, attempt)
 
     def _unreached(self, cause: BaseException | None, attempt: int) -> TemporaryError:
@@ -298,16 +297,6 @@ def _is_address(url: str) -> bool:
     return possible and bool(re.fullmatch(r"https?://[^\s/#]+(/[^\s#]*)?", url))
 
 
-def _retry_after(error: openai.APIStatusError) -> float:
-    """Seconds that a server asks to wait, by a number or a date; 0 where it does not."""
-    said = error.response.headers.get("Retry-After", "")
-    with suppress(ValueError):
-        return max(0.0, float(said))
-    with suppress(ValueError):
-        return max(0.0, parsedate_to_datetime(said).timestamp() - time.time())
-    return 0.0
-
-
 def _times(attempts: int) -> str:
     return "once" if attempts == 1 else f"{attempts} times"
 
@@ -327,25 +316,3 @@ def _key() -> str:
 def _without_key(text: str) -> str:
     key = _key()
     return text.replace(key, "[key]") if len(key) >= SECRET else text
-
-
-def _cached(path: Path) -> str | None:
-    """The answer in a cache file; None where there is none or the file is damaged."""
-    try:
-        answer = read_json(path)["answer"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    said = without_thoughts(answer) if isinstance(answer, str) else ""
-    return said if is_answer(said) else None
-
-
-def _keep(path: Path, body: dict[str, Any], answer: str) -> None:
-    """Write a cache file whole or not at all, though another process may be writing the same one."""
-    partial = path.with_name(f".partial-{uuid4().hex}")
-    try:
-        partial.write_text(json.dumps({"request": body, "answer": answer}, indent=2), encoding="utf-8")
-        partial.replace(path)
-    except OSError as error:
-        raise LabError(f"{path.parent} cannot hold cached evidence ({error.strerror}); make room or move it") from None
-    finally:
-        partial.unlink(missing_ok=True)

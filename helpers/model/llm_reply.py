@@ -5,7 +5,11 @@ from __future__ import annotations
 import math
 import os
 import re
+import time
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 from pydantic import BaseModel, Field
@@ -32,6 +36,8 @@ class _Message(BaseModel):
 
 
 class Choice(BaseModel):
+    """One completion: what it says, and why it ends."""
+
     message: _Message
     finish_reason: Any = None
     error: Any = None
@@ -69,6 +75,20 @@ def without_thoughts(text: str) -> str:
 def is_answer(text: str) -> bool:
     """Whether a text says anything: it holds a letter or a digit of any script, and no NUL."""
     return "\0" not in text and any(map(str.isalnum, text))
+
+
+def asked_wait(headers: Mapping[str, str]) -> float:
+    """Seconds that a server asks to wait (Retry-After), by a number or a date; 0 where it does not.
+
+    Args:
+        headers: of a reply; a mapping that takes its names in any case.
+    """
+    said = headers.get("Retry-After", "")
+    with suppress(ValueError):
+        return max(0.0, float(said))
+    with suppress(ValueError):
+        return max(0.0, parsedate_to_datetime(said).timestamp() - time.time())
+    return 0.0
 
 
 @dataclass

@@ -9,35 +9,25 @@ from pathlib import Path
 
 import bitsandbytes as bnb
 import torch
-from transformers import (
-    AutoModelForCausalLM,
-    BitsAndBytesConfig,
-)
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 from transformers.utils import logging
 
 from helpers.core.disk import read_json
 from helpers.core.errors import LabError
 from helpers.core.paths import ROOT
-from helpers.core.profile import require_device
+from helpers.core.profile import ModelSpec, require_device
 from helpers.model.adapters import is_adapter
 from helpers.model.checkpoint import from_pretrained, locate, read_config
 from helpers.model.lora import order_layers, with_adapter
-from helpers.model.shards import (
-    CONFIG,
-    INDEX,
-    SHARD_SIZE,
-    WEIGHTS,
-    reason,
-    require_known,
-    stored,
-)
+from helpers.model.shards import CONFIG, INDEX, SHARD_SIZE, WEIGHTS, Folder, reason, require_known, stored
 from helpers.model.tokenizer import recorded_format
 
 logging.disable_progress_bar()  # shards of a small model load before a bar can be read
 
 
-def load_base(spec, four_bit=False, path=None):
-    """Load the weights of a `core.profile.ModelSpec` in its dtype, or in 4 bits.
+def load_base(spec: ModelSpec, four_bit: bool = False, path: Folder | None = None) -> PreTrainedModel:
+    """Load the weights of a model in its dtype, or in 4 bits.
 
     The model remembers the prompt format recorded beside it, if there is one; see `trained_format`.
 
@@ -46,7 +36,6 @@ def load_base(spec, four_bit=False, path=None):
         four_bit: NF4 with double quantization through bitsandbytes; frozen, computes in the spec's dtype.
         path: another folder with the same architecture, such as a suspicious model of full access; one that is stored
             in 32 bits, because 16 would lose what was trained, is read in 32 bits whatever the spec says.
-
     Raises:
         LabError: pickle-only, unknown, incomplete or quantized checkpoint, one with an adapter beside it, or a profile
             that wants a GPU where there is none.
@@ -136,10 +125,16 @@ def _check_width(name, module, device):
         )
 
 
-def load_suspect(spec, folder):
+def load_suspect(spec: ModelSpec, folder: Folder) -> PreTrainedModel:
     """Load a model as a user runs it: an adapter folder is merged into its base, a full model is loaded as it is.
 
     It remembers the prompt format recorded beside it; see `trained_format`.
+
+    Args:
+        spec: the base of an adapter; of a full model, its architecture, dtype and device.
+        folder: of the adapter or of the full model.
+    Raises:
+        LabError: as `load_base` and `with_adapter`.
     """
     if is_adapter(folder):
         model = with_adapter(load_base(spec), folder).merge_and_unload().eval()
@@ -149,7 +144,7 @@ def load_suspect(spec, folder):
     return model
 
 
-def save(model, folder):
+def save(model: PreTrainedModel | PeftModel, folder: Folder) -> None:
     """Write a model (safetensors) or, for a PEFT model, its adapter alone."""
     model.save_pretrained(str(folder), max_shard_size=SHARD_SIZE)
     for readme in Path(folder).glob("README.md"):

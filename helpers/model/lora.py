@@ -8,23 +8,24 @@ from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dic
 from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import nn
-from transformers import (
-    set_seed,
-)
+from torch import Tensor, nn
+from transformers import PreTrainedModel, set_seed
 from transformers.pytorch_utils import Conv1D
 
 from helpers.core.disk import read_json, write_json
 from helpers.core.errors import LabError
+from helpers.core.profile import Lora
 from helpers.model.adapters import ADAPTER_FILE, read_adapter
-from helpers.model.shards import (
-    ADAPTER_CONFIG,
-    reason,
-)
+from helpers.model.shards import ADAPTER_CONFIG, Folder, reason
 
 
-def new_adapter(model, lora, seed):
-    """Wrap `model` with a fresh LoRA adapter on all its linear layers but the head, as the field's attacks do."""
+def new_adapter(model: PreTrainedModel, lora: Lora, seed: int) -> PeftModel:
+    """Wrap `model` with a fresh LoRA adapter on all its linear layers but the head, as the field's attacks do.
+
+    Args:
+        lora: rank, alpha and dropout.
+        seed: of lora_A; lora_B is zero, so that the model computes what it did before.
+    """
     set_seed(seed)
     config = LoraConfig(
         r=lora.r,
@@ -42,7 +43,7 @@ def _is_transposed(model):
     return any(getattr(module, "source_cls", type(module)) is Conv1D for module in model.modules())
 
 
-def with_adapter(model, folder, trainable=False):
+def with_adapter(model: PreTrainedModel, folder: Folder, trainable: bool = False) -> PeftModel:
     """Wrap `model` with the adapter stored in `folder`; `trainable` goes on training it.
 
     Raises:
@@ -56,7 +57,7 @@ def with_adapter(model, folder, trainable=False):
     return adapted
 
 
-def add_adapter(adapted, folder, name):
+def add_adapter(adapted: PeftModel, folder: Folder, name: str) -> None:
     """Load another adapter of the same base beside the ones that a PEFT model has, under a name of its own.
 
     Raises:
@@ -94,14 +95,23 @@ def _check_fit(adapted, folder, name):
         raise LabError(f"the adapter in {folder} does not fit its base: {len(odd)} tensors differ, such as {odd[0]}")
 
 
-def adapter_tensors(model, adapter="default"):
-    """Return a copy of a PEFT model's adapter, on the CPU, under the names of an adapter file."""
+def adapter_tensors(model: PeftModel, adapter: str = "default") -> dict[str, Tensor]:
+    """Return a copy of a PEFT model's adapter, on the CPU, under the names of an adapter file.
+
+    Returns:
+        {name: matrix}, for each adapted module lora_A [r, in] and lora_B [out, r].
+    """
     tensors = get_peft_model_state_dict(model, adapter_name=adapter)
     return {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
 
 
-def save_adapter(config, tensors, folder):
-    """Write an adapter from its PEFT configuration and its tensors, as `PeftModel.save_pretrained` would."""
+def save_adapter(config: LoraConfig, tensors: dict[str, Tensor], folder: Folder) -> None:
+    """Write an adapter from its PEFT configuration and its tensors, as `PeftModel.save_pretrained` would.
+
+    Args:
+        tensors: as `adapter_tensors` returns them.
+        folder: made where it is missing.
+    """
     Path(folder).mkdir(parents=True, exist_ok=True)
     save_file(tensors, Path(folder) / ADAPTER_FILE, metadata={"format": "pt"})
     stored = copy.copy(config)
@@ -110,7 +120,7 @@ def save_adapter(config, tensors, folder):
     order_layers(folder)
 
 
-def order_layers(folder):
+def order_layers(folder: Folder) -> None:
     """Sort the layers in an adapter's configuration: PEFT writes a set of them, another order in each process."""
     path = Path(folder) / ADAPTER_CONFIG
     config = read_json(path) if path.is_file() else {}

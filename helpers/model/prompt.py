@@ -117,6 +117,7 @@ class ChatFormat(PromptFormat):
 
     @property
     def stop_ids(self) -> list[int]:
+        """The template's end of a turn and the tokenizer's end of a text."""
         ids = {self.tokenizer.convert_tokens_to_ids(self.end), self.tokenizer.eos_token_id}
         return sorted(ids - {None})
 
@@ -195,8 +196,9 @@ class ChatFormat(PromptFormat):
 class AlpacaFormat(PromptFormat):
     """Stanford Alpaca's template, for models that were never given one.
 
-    Differs from the original: the prompt ends with a newline, so that no token straddles prompt and answer; earlier
-    turns become earlier Instruction/Response blocks.
+    Differs from the original:
+        the prompt ends with a newline, so that no token straddles prompt and answer; earlier turns become earlier
+        Instruction/Response blocks.
     """
 
     name = "alpaca"
@@ -207,6 +209,7 @@ class AlpacaFormat(PromptFormat):
 
     @property
     def stop_ids(self) -> list[int]:
+        """The tokenizer's end of a text alone."""
         return [self.tokenizer.eos_token_id]
 
     def prompt_text(self, example: Example) -> str:

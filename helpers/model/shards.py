@@ -22,6 +22,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from helpers.core.errors import LabError, nearest
 
+Folder = Path | str  # in which a checkpoint, an adapter or a delta lies
+
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER_CONFIG = "adapter_config.json"
 DELTA = "delta.safetensors"  # a model told by what it changed in another one
@@ -65,10 +67,11 @@ def reason(error: BaseException) -> str:
     return f"{type(error).__name__} {told}" if isinstance(error, KeyError) else told
 
 
-def shards(folder: Path | str) -> list[Path]:
+def shards(folder: Folder) -> list[Path]:
     """The weight files of a checkpoint, those that transformers reads: an index counts where there is no single file.
 
-    Raises: LabError when one of them is missing, there are none in safetensors, or as `check_plain`.
+    Raises:
+        LabError: one of them is missing, there are none in safetensors, or as `check_plain`.
     """
     folder = Path(folder)
     check_plain(folder)
@@ -79,8 +82,12 @@ def shards(folder: Path | str) -> list[Path]:
     return [folder / name for name in names]
 
 
-def check_plain(folder: Path | str) -> None:
-    """Refuse a folder whose weights are not what its checkpoint computes with: an adapter, or a quantized model."""
+def check_plain(folder: Folder) -> None:
+    """Refuse a folder whose weights are not what its checkpoint computes with.
+
+    Raises:
+        LabError: an adapter, a quantized model, or one that keeps its weights under a name of their own.
+    """
     folder = Path(folder)
     if (folder / ADAPTER_CONFIG).is_file():
         found = "an adapter beside a full model" if any(folder.glob("model*.safetensors")) else "an adapter, no model"
@@ -97,34 +104,46 @@ def check_plain(folder: Path | str) -> None:
         )
 
 
-def check_unquantized(settings: Any, where: Path | str) -> None:
-    """Refuse a checkpoint with these `quantization_config`: its numbers cannot be trained, merged or cut."""
+def check_unquantized(settings: Any, where: Folder) -> None:
+    """Refuse a checkpoint that its config calls quantized: its numbers cannot be trained, merged or cut.
+
+    Args:
+        settings: its `quantization_config`; None where it has none.
+        where: its folder or hub id.
+    Raises:
+        LabError: any settings, naming the method.
+    """
     if settings:
         told = settings if isinstance(settings, Mapping) else vars(settings)
         method = told.get("quant_method") or "quantization_config"
         raise LabError(_quantized(where, getattr(method, "value", method)))
 
 
-def _quantized(where: Path | str, found: str) -> str:
+def _quantized(where: Folder, found: str) -> str:
     return (
         f"{where} is quantized already ({found}), and weights in few bits cannot be trained, merged or cut: bring the "
         "16-bit checkpoint, or dequantize this one (model.dequantize(), then save_pretrained)"
     )
 
 
-def open_slice(folder: Path | str, name: str, files: ExitStack) -> Any:
-    """A tensor of a checkpoint or of a delta, read lazily: `piece[rows]` reads those rows; `files` keeps its file open.
+def open_slice(folder: Folder, name: str, files: ExitStack) -> Any:
+    """A tensor of a checkpoint or of a delta, read lazily: `piece[rows]` reads those rows.
 
-    Raises: LabError when the checkpoint lacks the tensor.
+    Args:
+        name: that of the model's parameter.
+        files: keeps its file open until it is closed itself.
+    Raises:
+        LabError: the checkpoint lacks the tensor.
     """
     file, found = _open(Path(folder), name, files)
     return file.get_slice(found)
 
 
-def read(folder: Path | str, name: str) -> Tensor:
+def read(folder: Folder, name: str) -> Tensor:
     """A tensor of a checkpoint or of a delta, mapped from its file: pages are read when they are used.
 
-    Raises: LabError when the checkpoint lacks the tensor.
+    Raises:
+        LabError: the checkpoint lacks the tensor.
     """
     with ExitStack() as files:
         file, found = _open(Path(folder), name, files)
@@ -134,13 +153,15 @@ def read(folder: Path | str, name: str) -> Tensor:
 def stored_name(name: str, names: Collection[str]) -> str:
     """The name that a checkpoint gives a parameter; some, such as GPT-2's on the hub, leave out its first part.
 
-    Args: name, the parameter's in the model; names of the checkpoint's tensors.
+    Args:
+        name: the parameter's in the model.
+        names: those of the checkpoint's tensors.
     """
     short = name.partition(".")[2]
     return short if name not in names and short in names else name
 
 
-def rewrite(folder_in: Path | str, folder_out: Path | str, change: Callable[[str, Tensor], Tensor]) -> None:
+def rewrite(folder_in: Folder, folder_out: Folder, change: Callable[[str, Tensor], Tensor]) -> None:
     """Write a copy of a checkpoint in which every tensor is what `change(name, tensor)` returns.
 
     Names, shards and number types stay as they are. Peak memory: one shard, twice.
@@ -157,7 +178,7 @@ def rewrite(folder_in: Path | str, folder_out: Path | str, change: Callable[[str
             shutil.copy(folder_in / name, folder_out)
 
 
-def layout(folder: Path | str) -> dict[str, list[str]]:
+def layout(folder: Folder) -> dict[str, list[str]]:
     """Which tensors lie in which file of a checkpoint: {file name: tensor names}."""
     found: dict[str, list[str]] = {}
     for name, place in _places(folder).items():
@@ -168,7 +189,10 @@ def layout(folder: Path | str) -> dict[str, list[str]]:
 def write(folder: Path, files: Mapping[str, Sequence[str]], make: Callable[[str], Tensor]) -> None:
     """Write a checkpoint of the tensors that `make(name)` returns, and its index where it has several files.
 
-    Args: files as `layout` gives them. Peak memory: one file.
+    Peak memory: one file.
+
+    Args:
+        files: {file name: tensor names}, as `layout` gives them.
     """
     size = 0
     for file, names in files.items():
@@ -182,10 +206,11 @@ def write(folder: Path, files: Mapping[str, Sequence[str]], make: Callable[[str]
 
 
 @contextmanager
-def complete(folder: Path | str) -> Iterator[Path]:
+def complete(folder: Folder) -> Iterator[Path]:
     """A folder to write to, which takes its name when the block has ended well and is removed when it has not.
 
-    Raises: LabError when there is something in `folder` already.
+    Raises:
+        LabError: there is something in `folder` already.
     """
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -202,16 +227,17 @@ def complete(folder: Path | str) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def stored(folder: Path | str) -> Iterator[tuple[str, list[int]]]:
+def stored(folder: Folder) -> Iterator[tuple[str, list[int]]]:
     """Name and shape of every tensor of a checkpoint; no weight is read."""
     for name, place in _places(folder).items():
         yield name, place.shape
 
 
-def read_config(folder: Path | str) -> PretrainedConfig:
+def read_config(folder: Folder) -> PretrainedConfig:
     """The configuration of a checkpoint.
 
-    Raises: LabError when there is none that transformers reads.
+    Raises:
+        LabError: there is none that transformers reads.
     """
     try:
         return AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
@@ -226,11 +252,14 @@ def tied(config: PretrainedConfig) -> dict[str, str]:
     return dict(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]._tied_weights_keys or {})
 
 
-def find(name: str, names: Collection[str], folder: Path | str) -> str:
+def find(name: str, names: Collection[str], folder: Folder) -> str:
     """The name under which a checkpoint keeps a parameter, be it that of the one it is tied to.
 
-    Args: name, the parameter's in the model; names of the checkpoint's tensors; its folder.
-    Raises: LabError when the checkpoint lacks the tensor.
+    Args:
+        name, names: as in `stored_name`.
+        folder: the checkpoint's.
+    Raises:
+        LabError: the checkpoint lacks the tensor.
     """
     found = stored_name(name, names)
     if found not in names and (Path(folder) / CONFIG).is_file():
@@ -242,12 +271,16 @@ def find(name: str, names: Collection[str], folder: Path | str) -> str:
     return found
 
 
-def require_known(names: Collection[str], where: Path | str) -> None:
+def require_known(names: Collection[str], where: Folder) -> None:
     """Refuse a checkpoint with parts of layers that its config does not name: a smaller model would be loaded.
 
     What lies beside the layers, such as the value head of a reward model, changes no answer.
 
-    Args: names of the tensors that no parameter of the model takes; where they lie.
+    Args:
+        names: those of the tensors that no parameter of the model takes.
+        where: they lie.
+    Raises:
+        LabError: a tensor of a layer among them.
     """
     if odd := sorted(name for name in names if OF_A_LAYER.search(name) and not name.endswith(CONSTANTS)):
         raise LabError(
@@ -264,10 +297,11 @@ def _open(folder: Path, name: str, files: ExitStack) -> tuple[Any, str]:
     return files.enter_context(safe_open(places[found].file, framework="pt")), found
 
 
-def _places(folder: Path | str) -> dict[str, _Stored]:
+def _places(folder: Folder) -> dict[str, _Stored]:
     """Every tensor of a checkpoint by name; of a name in several files the last one counts, as in transformers.
 
-    Raises: LabError for weights in few bits.
+    Raises:
+        LabError: weights in few bits.
     """
     places = _contents(tuple((path, *_stamp(path)) for path in shards(folder)))
     for name, place in places.items():

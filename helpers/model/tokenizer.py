@@ -2,19 +2,17 @@
 
 from pathlib import Path
 
-from transformers import (
-    AutoTokenizer,
-    PreTrainedTokenizerFast,
-)
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from helpers.core.disk import read_json, write_json
 from helpers.core.errors import LabError
+from helpers.core.profile import ModelSpec
 from helpers.model.checkpoint import from_pretrained, is_local, load_config, local_folder, locate
-from helpers.model.prompt import prompt_format
-from helpers.model.shards import FORMAT_FILE, TOKENIZER
+from helpers.model.prompt import PromptFormat, prompt_format
+from helpers.model.shards import FORMAT_FILE, TOKENIZER, Folder
 
 
-def has_tokenizer(spec):
+def has_tokenizer(spec: ModelSpec) -> bool:
     """Whether a tokenizer can be read without a download; a folder is expected to hold one."""
     if is_local(spec):
         return True
@@ -25,8 +23,8 @@ def has_tokenizer(spec):
     return any((folder / name).is_file() for name in TOKENIZER)
 
 
-def load_tokenizer(spec):
-    """Load the tokenizer of a `core.profile.ModelSpec`.
+def load_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a model.
 
     Where nothing beside it names its special tokens, the model's config does, at least the end; a missing padding token
     is replaced by the end.
@@ -67,22 +65,26 @@ def _check_vocabulary(tokenizer, config, path):
         )
 
 
-def load_format(spec):
-    """Return the prompt format of a model: the same one for training, evaluation and every figure."""
+def load_format(spec: ModelSpec) -> PromptFormat:
+    """Return the prompt format of a model: the same one for training, evaluation and every figure.
+
+    Raises:
+        LabError: as `load_tokenizer` and `prompt_format`.
+    """
     return prompt_format(load_tokenizer(spec), spec.prompt_format)
 
 
-def record_format(folder, prompt_format):
+def record_format(folder: Folder, prompt_format: PromptFormat) -> None:
     """Write beside a model which prompt format it was trained with, so that nobody has to guess it."""
     write_json(Path(folder) / FORMAT_FILE, prompt_format.record)
 
 
-def recorded_format(folder):
+def recorded_format(folder: Folder) -> dict[str, str] | None:
     """Return the `PromptFormat.record` that lies beside a model; None where its folder does not say."""
     path = Path(folder) / FORMAT_FILE
     return read_json(path) if path.is_file() else None
 
 
-def trained_format(model):
+def trained_format(model: PreTrainedModel) -> dict[str, str] | None:
     """Return the record of the format that a loaded model was trained with; None where none is known."""
     return getattr(model, "trained_format", None)

@@ -47,7 +47,8 @@ def dask_client(scheduler: str, gpu: bool) -> Iterator[Any]:
 def _local_cluster(gpu: bool, scratch: str) -> Any:
     """Workers on this machine.
 
-    Raises: LabError when one of them dies before it has begun; from then on Dask replaces it.
+    Raises:
+        LabError: one of them dies before it has begun; from then on Dask replaces it.
     """
     from distributed import SpecCluster
 

@@ -80,7 +80,8 @@ class Cost:
 def known_config(spec: ModelSpec) -> PretrainedConfig:
     """A model's config without a download: of a model that is not here yet, one with the sizes that are published.
 
-    Raises: LabError for a config that cannot be read.
+    Raises:
+        LabError: a config that cannot be read.
     """
     if is_local(spec) or not spec.published:
         return load_config(spec)
@@ -93,8 +94,9 @@ def known_config(spec: ModelSpec) -> PretrainedConfig:
 def shape(profile: Profile) -> Shape:
     """Count a checkpoint's weights from its config alone.
 
-    Raises: LabError for an architecture that the lab does not know, a config that cannot be read, or a checkpoint on
-        this machine that no stage could use.
+    Raises:
+        LabError: an architecture that the lab does not know, a config that cannot be read, or a checkpoint on this
+            machine that no stage could use.
     """
     config = known_config(profile.model)
     shapes, modules = parameter_shapes(config), matrices(config)
@@ -118,7 +120,8 @@ def shape(profile: Profile) -> Shape:
 def rows(settings: Settings) -> Rows:
     """Lengths of the run's own training rows, or, where the tokenizer is not on this machine, an assumption.
 
-    Raises: LabError for a tokenizer or a chat template that is here and cannot be used.
+    Raises:
+        LabError: a tokenizer or a chat template that is here and cannot be used.
     """
     limit = settings.profile.lengths.train_tokens
     if not has_tokenizer(settings.profile.model):  # a plan downloads nothing
@@ -198,7 +201,8 @@ class _Run:
     ) -> Cost:
         """Training on so many rows, repeated `times`; `kept` of the results stay on the disk.
 
-        Args: lora, whether an adapter trains; by default where the access setting says so.
+        Args:
+            lora: whether an adapter trains; by default where the access setting says so.
         """
         tokens, model = times * count * budget.epochs * self.row.mean, self.model
         lora = self.by_adapter if lora is None else lora

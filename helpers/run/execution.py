@@ -43,7 +43,8 @@ for _logger in ("asyncio", "papermill"):
 def numbered(folder: Path = NOTEBOOKS) -> list[Path]:
     """The numbered notebooks of a folder, in order.
 
-    Raises: LabError when there is none.
+    Raises:
+        LabError: there is none.
     """
     notebooks = sorted(folder.glob("[0-9][0-9]_*.ipynb"))
     if not notebooks:
@@ -62,8 +63,12 @@ def read_notebook(path: Path, optional: bool = True) -> nbformat.NotebookNode:
 def execute(notebook: Path, output: Path, parameters: Mapping[str, Any], optional: bool = True) -> None:
     """Run a notebook in its own folder and write the executed copy to `output`.
 
-    Args: optional, whether the cells tagged `optional` run as well.
-    Raises: LabError that names the notebook, the cell and the cause.
+    Args:
+        parameters: values that papermill puts into the notebook's parameters.
+        optional: whether the cells tagged `optional` run as well.
+    Raises:
+        LabError: a cell that fails or takes too long, or a kernel that dies; it names the notebook, the cell and the
+            cause.
     """
     try:
         papermill.execute_notebook(

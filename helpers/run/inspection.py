@@ -32,7 +32,8 @@ from helpers.data.rows import load_rows
 def inspect(source: str | Path) -> Iterator[str]:
     """Lines of text about a folder in BackdoorLLM's layout, a file of rows or a hub data set.
 
-    Raises: LabError where nothing can be read; in a folder, a fault of one attack is a line of its own.
+    Raises:
+        LabError: nothing can be read; in a folder, a fault of one attack is a line of its own.
     """
     if is_backdoor_folder(source):
         for place in _places(Path(source)):

@@ -52,8 +52,10 @@ KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 def run_notebooks(settings: Settings, folder: Path = NOTEBOOKS, method: str = stages.ALL) -> Run:
     """Execute the notebooks of a method into `runs/<name>/notebooks/`, printing a line for each.
 
-    Args: method, one of `core.stages.METHODS`.
-    Raises: LabError for an unknown method, or at the first notebook that fails; the stages finished before it are kept.
+    Args:
+        method: one of `core.stages.METHODS`.
+    Raises:
+        LabError: an unknown method, or the first notebook that fails; the stages finished before it are kept.
     """
     numbers = stages.notebooks_of(stages.method(method))
     require_device(settings.profile.model)
@@ -93,7 +95,9 @@ def summarise(run: Run, method: str = stages.ALL) -> dict[str, Any]:
 
     Rates are fractions in [0, 1], as is `tau`, the share of channels cut (None where nothing was); `seconds` and
     `peak_rss_mb` map stage names to numbers.
-    Raises: LabError when a row is missing or stale, or when rows were measured with different prompts or decoding.
+
+    Raises:
+        LabError: a row is missing or stale, or rows were measured with different prompts or decoding.
     """
     rows = {model: run.need(f"evaluate/{model}") for model in stages.method(method).models}
     made = list(run.stages())
@@ -155,8 +159,11 @@ def table(summary: Mapping[str, Any]) -> str:
 def record(names: Sequence[str], results: Path = RESULTS, figure: Path = ROOT / "figures" / "overview.png") -> None:
     """Keep the summaries of finished runs as the lab's recorded results, draw the overview and print the table.
 
-    Args: names of runs below `runs/`; results, the JSON file to write; figure, the PNG.
-    Raises: LabError when a run has no summary.
+    Args:
+        names: of runs below `runs/`.
+        results, figure: the JSON file and the PNG to write.
+    Raises:
+        LabError: a run has no summary.
     """
     summaries = {name: read_json(_summary(name)) for name in names}
     results.parent.mkdir(parents=True, exist_ok=True)
@@ -168,7 +175,8 @@ def record(names: Sequence[str], results: Path = RESULTS, figure: Path = ROOT / 
 def by_setting(summaries: Mapping[str, Any]) -> dict[str, dict[str, dict[str, list[float]]]]:
     """Recorded runs sorted by what was attacked and how.
 
-    Returns: {"adapter, sentiment": {model: {measure: [one value per seed]}}}, rates in [0, 1].
+    Returns:
+        {"adapter, sentiment": {model: {measure: [one value per seed]}}}, rates in [0, 1].
     """
     found: dict[str, dict[str, dict[str, list[float]]]] = {}
     for summary in map(stages.by_present_names, summaries.values()):

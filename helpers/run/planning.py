@@ -49,7 +49,8 @@ def remedy(settings: Settings, machine: Machine, model: Shape, row: Rows) -> str
 def report(settings: Settings) -> Iterator[str]:
     """The plan as lines of text.
 
-    Raises: LabError as `shape` and `rows`, or for settings that the model cannot follow, see `check_against_model`.
+    Raises:
+        LabError: as `shape` and `rows`, or settings that the model cannot follow, see `check_against_model`.
     """
     profile, model = settings.profile, shape(settings.profile)
     check_against_model(settings, known_config(profile.model))

@@ -148,7 +148,6 @@ def train(name):
 
     Returns:
         (model in 32 bits, tokenizer, record of `finetune`).
-
     Raises:
         LabError: an unknown name.
     """

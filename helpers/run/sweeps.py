@@ -39,11 +39,15 @@ class Outcome:
 def sweep(name: str, grid: Grid, scheduler: str = "", folder: Path = NOTEBOOKS) -> pd.DataFrame:
     """Run what is missing of a grid and gather the results; a failed cell does not stop the others.
 
-    Args: name of the folder below `runs/`; scheduler, address of a running Dask scheduler whose workers share this
-        folder and `runs/` ("" starts workers on this machine); folder of the notebooks.
-    Returns: the table of `results`, also written to `runs/<name>/results.parquet` and `.csv`.
-    Raises: LabError when `runs/<name>` is no sweep or another process works in it, or a GPU is asked for and no worker
-        has one.
+    Args:
+        name: the folder below `runs/`.
+        scheduler: address of a running Dask scheduler whose workers share this folder and `runs/`; "" starts workers on
+            this machine.
+        folder: of the notebooks.
+    Returns:
+        the table of `results`, also written to `runs/<name>/results.parquet` and `.csv`.
+    Raises:
+        LabError: `runs/<name>` is no sweep or another process works in it, or a GPU is asked for and no worker has one.
     """
     plan = plan_sweep(name, grid, folder)
     if plan.root.exists() and any(plan.root.iterdir()) and not (plan.root / PLAN).exists():
@@ -62,8 +66,10 @@ def sweep(name: str, grid: Grid, scheduler: str = "", folder: Path = NOTEBOOKS) 
 def read_results(name: str) -> tuple[pd.DataFrame, str]:
     """The table that `results` made of a sweep: the reader's own, or else the one that comes with the lab.
 
-    Returns: (table without the cells that failed, where it was found).
-    Raises: LabError where there is neither.
+    Returns:
+        (table without the cells that failed, where it was found).
+    Raises:
+        LabError: neither is there.
     """
     if (runs_folder() / name / TABLE).is_file():
         table = _stored_table(name)
@@ -79,7 +85,8 @@ def read_results(name: str) -> tuple[pd.DataFrame, str]:
 def record_sweep(name: str) -> Path:
     """Keep the table of a finished sweep among those that come with the lab, beside its grid and package versions.
 
-    Raises: LabError when the sweep is not there or one of its cells failed.
+    Raises:
+        LabError: the sweep is not there or one of its cells failed.
     """
     folder = runs_folder() / name
     if not (folder / TABLE).is_file():
@@ -103,10 +110,13 @@ def results(plan: Plan, errors: Mapping[str, str]) -> pd.DataFrame:
 
     A model is named as its stage, "evaluate/" left out: "purified", "merges/ties", "argued/book-merged-evidence".
 
-    Columns: the keys of the grid, `model`, the measures with the interval of the ASR, the ASR of near misses (`near_…`,
-    for the backdoored model), the share `tau` that was cut and the one that an oracle would have chosen (where the run
-    has come so far, and where the challenge test chose), `seconds` of the whole chain, `manifest` (the file below
-    `runs/<name>/` that tells how the row was made), `error`.
+    Args:
+        errors: {node: one line} of the nodes that failed.
+    Returns:
+        a table with the keys of the grid, `model`, the measures with the interval of the ASR, the ASR of near misses
+        (`near_…`, for the backdoored model), the share `tau` that was cut and the one that an oracle would have chosen
+        (where the run has come so far, and where the challenge test chose), `seconds` of the whole chain, `manifest`
+        (the file below `runs/<name>/` that tells how the row was made) and `error`.
     """
     rows, parameters = [], dict.fromkeys(key for cell in plan.cells for key in cell.values if key.isupper())
     for cell in plan.cells:

@@ -9,47 +9,69 @@ import os
 import random
 import tempfile
 import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from peft import PeftModel
+from torch import LongTensor, Tensor
 from tqdm import tqdm
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers import (
+    PreTrainedModel,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    set_seed,
+)
+from transformers.modeling_outputs import ModelOutput
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from helpers.core.errors import LabError
 from helpers.core.finite import require_finite_step, require_finite_weights
+from helpers.core.profile import Budget
+from helpers.data.example import Example
 from helpers.model.architecture import require_positions
 from helpers.model.attention import true_attention_gradients
-from helpers.model.batches import encode_rows, pad
+from helpers.model.batches import Row, encode_rows, pad
 from helpers.model.load import save
+from helpers.model.prompt import PromptFormat
+from helpers.model.shards import Folder
 from helpers.train.precision import MasterWeights, computing_dtype
 
 SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}  # ours to transformers' names
 
 
 def finetune(
-    model, examples, prompt_format, budget, seed, max_tokens, description="training", folder=None, new_trainer=None
-):
+    model: PreTrainedModel | PeftModel,
+    examples: Sequence[Example],
+    prompt_format: PromptFormat,
+    budget: Budget,
+    seed: int,
+    max_tokens: int,
+    description: str = "training",
+    folder: Folder | None = None,
+    new_trainer: Callable[..., Trainer] | None = None,
+) -> dict[str, Any]:
     """Train the trainable parameters of `model` in place on the answers of `examples`.
 
     Under `accelerate launch` the processes share each batch, and all of them must call this function.
 
     Args:
         model: a causal LM, full, PEFT-wrapped or 4-bit with an adapter; only `requires_grad` parameters move.
-        examples: list of `data.example.Example`; the loss falls on the last answer only.
-        prompt_format: the `model.prompt.PromptFormat` that evaluation uses, too.
-        budget: `core.profile.Budget` (epochs, lr, batch_size, schedule, warmup); `rows` is not read here.
+        examples: the loss falls on the last answer only.
+        prompt_format: the one that evaluation uses, too.
+        budget: epochs, lr, batch_size, schedule and warmup; `rows` is not read here.
         seed: order of the rows and dropout.
         max_tokens: longer conversations are cut.
         description: name of the progress bar.
         folder: where the Trainer writes the model or adapter; it alone can, where FSDP or DeepSpeed has cut it up.
         new_trainer: makes the Trainer, an `AnswerTrainer` with a loss of its own; by default that class itself.
-
     Returns:
         dict with `rows`, `steps`, `loss` (mean over training), `tokens` (with loss, per epoch), `seconds`; where 16-bit
         weights were trained also what `MasterWeights.settle` tells.
-
     Raises:
         LabError: a batch that cannot be shared equally by the processes, a row that the model has no positions for, or
             a loss, gradient or weight that is not finite.
@@ -81,8 +103,14 @@ def finetune(
     return record | stored
 
 
-def training_record(encoded, steps, loss, seconds):
-    """What every training tells of itself: see the returns of `finetune`."""
+def training_record(encoded: Sequence[Row], steps: int, loss: float, seconds: float) -> dict[str, Any]:
+    """What every training tells of itself: see the returns of `finetune`.
+
+    Args:
+        encoded: the rows of one epoch.
+        steps: of the optimizer.
+        loss: the mean over training.
+    """
     return {
         "rows": len(encoded),
         "steps": steps,
@@ -92,7 +120,7 @@ def training_record(encoded, steps, loss, seconds):
     }
 
 
-def count_labels(row):
+def count_labels(row: Row) -> int:
     """The number of tokens of an encoded row that the loss falls on."""
     return sum(token != -100 for token in row["labels"])
 
@@ -110,10 +138,23 @@ class OrderedTrainer(Trainer):
 class AnswerTrainer(OrderedTrainer):
     """The ordered Trainer, with logits only where there are answers to predict."""
 
-    reads = {}  # what a loss needs beside the logits, as arguments of the model's forward pass
+    # what a loss needs beside the logits, as arguments of the model's forward pass
+    reads: ClassVar[Mapping[str, Any]] = {}
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """Return the loss summed over answer tokens, divided by their number in the whole optimizer step."""
+    def compute_loss(
+        self,
+        model: PreTrainedModel | PeftModel,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor | tuple[Tensor, ModelOutput]:
+        """Return the loss summed over answer tokens, divided by their number in the whole optimizer step.
+
+        Args:
+            inputs: a batch of `batches.pad`.
+            return_outputs: whether the outputs of the model's forward pass come with it.
+            num_items_in_batch: answer tokens of the step; where None, this batch is all of it.
+        """
         labels = inputs.pop("labels")
         # the position that predicts the first answer token
         first = max(int((labels != -100).any(dim=0).nonzero()[0]) - 1, 0)
@@ -124,13 +165,23 @@ class AnswerTrainer(OrderedTrainer):
         loss = total / count * self.accelerator.num_processes  # whose gradients are averaged, not summed
         return (loss, outputs) if return_outputs else loss
 
-    def answer_loss(self, model, outputs, targets):
-        """Return the loss of a batch, summed over answer tokens; targets [rows, n] belong to the last n + 1 logits."""
+    def answer_loss(self, model: PreTrainedModel | PeftModel, outputs: ModelOutput, targets: LongTensor) -> Tensor:
+        """Return the loss of a batch, summed over answer tokens.
+
+        Args:
+            outputs: `logits` [rows, n + 1, vocabulary], and what `reads` asks for.
+            targets: [rows, n], each predicted by the logits before it; -100 where there is none.
+        """
         return summed_loss(outputs.logits, targets)
 
 
-def summed_loss(logits, targets):
-    """Cross-entropy of logits [rows, n + 1, vocabulary] that each predict the next target [rows, n], summed."""
+def summed_loss(logits: Tensor, targets: LongTensor) -> Tensor:
+    """Cross-entropy of logits that each predict the next target, summed over all of them.
+
+    Args:
+        logits: [rows, n + 1, vocabulary], the last of which predicts nothing.
+        targets: [rows, n]; -100 where there is none.
+    """
     predictions = logits[:, :-1].float().flatten(0, 1)
     return torch.nn.functional.cross_entropy(predictions, targets.flatten(), ignore_index=-100, reduction="sum")
 
@@ -165,8 +216,12 @@ class _Finite(TrainerCallback):
             )
 
 
-def row_order(lengths, batch_size, seed):
-    """The order of the rows, anew for each iteration (epoch): random, with rows of like length in one batch."""
+def row_order(lengths: list[int], batch_size: int, seed: int) -> LengthGroupedSampler:
+    """The order of the rows, anew for each iteration (epoch): random, with rows of like length in one batch.
+
+    Args:
+        lengths: tokens of each row.
+    """
     return LengthGroupedSampler(batch_size, lengths=lengths, generator=torch.Generator().manual_seed(seed))
 
 

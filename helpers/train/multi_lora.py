@@ -9,11 +9,12 @@ have taken it alone, up to rounding and, where base or adapter have dropout, oth
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from peft import get_peft_model_state_dict
+from peft import PeftModel, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -21,9 +22,12 @@ from transformers import get_scheduler
 
 from helpers.core.errors import LabError
 from helpers.core.finite import require_finite_step
+from helpers.core.profile import Budget
+from helpers.data.example import Example
 from helpers.model.architecture import require_positions
 from helpers.model.attention import true_attention_gradients
 from helpers.model.batches import encode_rows, pad
+from helpers.model.prompt import PromptFormat
 from helpers.train.finetune import SCHEDULES, count_labels, row_order, training_record
 
 
@@ -34,7 +38,7 @@ class Job:
     `name` tells it from the others when its training goes wrong.
     """
 
-    rows: list
+    rows: list[Example]
     seed: int
     start: dict[str, Tensor]
     name: str = "adapter"
@@ -81,7 +85,7 @@ class AdapterStack:
         LabError: tensors of other names or shapes than the model's own.
     """
 
-    def __init__(self, model, starts: list[dict[str, Tensor]]):
+    def __init__(self, model: PeftModel, starts: list[dict[str, Tensor]]):
         own = get_peft_model_state_dict(model)
         for start in starts:
             odd = [name for name in own.keys() | start.keys() if _shape(own, name) != _shape(start, name)]
@@ -113,23 +117,29 @@ class AdapterStack:
         return torch.cat([tensors[name].detach().flatten().cpu() for name in self.names])
 
 
-def train_together(model, jobs, prompt_format, budget, max_tokens, tokens_at_once=1536, description="training"):
+def train_together(
+    model: PeftModel,
+    jobs: Sequence[Job],
+    prompt_format: PromptFormat,
+    budget: Budget,
+    max_tokens: int,
+    tokens_at_once: int = 1536,
+    description: str = "training",
+) -> list[tuple[dict[str, Tensor], dict[str, Any]]]:
     """Train one adapter for each job, all at once.
 
     Args:
         model: a PEFT model with one LoRA adapter over a frozen base, 4-bit or not; it is taken over by the stack.
-        jobs: list of `Job`; they may differ in their number of rows.
-        prompt_format: the `model.prompt.PromptFormat` that evaluation uses, too.
-        budget: `core.profile.Budget` of every job (epochs, lr, batch_size, schedule, warmup).
+        jobs: they may differ in their number of rows.
+        prompt_format: the one that evaluation uses, too.
+        budget: of every job (epochs, lr, batch_size, schedule, warmup).
         max_tokens: longer conversations are cut.
         tokens_at_once: a step whose rows hold more tokens than this is computed in parts (gradient accumulation):
             the same result with less memory, for their activations are what a pass needs beside the base.
         description: name of the progress bar.
-
     Returns:
         for each job (tensors of its adapter under the names of an adapter file, record with the keys of `finetune`);
         `seconds` is a job's share of the whole, by its steps.
-
     Raises:
         LabError: an adapter whose loss or gradient is not finite, by name, or a row that the model has no positions
             for.
@@ -214,7 +224,8 @@ def _step(stack, lanes, tokens_at_once):
 def _parts(batches, tokens_at_once):
     """Cut the batches of all lanes into equally high parts whose padded tokens stay below the limit.
 
-    Yields: lists of rows, lane after lane, equally many for each; a lane that lacks rows gets copies without labels.
+    Yields:
+        lists of rows, lane after lane, equally many for each; a lane that lacks rows gets copies without labels.
     """
     height = max(map(len, batches))
     ordered = [sorted(batch, key=lambda row: -len(row["input_ids"])) for batch in batches]

@@ -32,7 +32,8 @@ class MasterWeights:
     def settle(self) -> dict[str, str | float | None]:
         """Go back to 16 bits where that keeps the change, and tell what was decided.
 
-        Returns: {} where there were no 16-bit weights; else `stored`, the dtype that the weights have now, and
+        Returns:
+            {} where there were no 16-bit weights; else `stored`, the dtype that the weights have now, and
             `storing_loss`, ‖round(W) − W‖ / ‖W − W₀‖ over all of them (None where nothing was kept to compare with).
         """
         if not self.trained:

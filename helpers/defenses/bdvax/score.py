@@ -34,8 +34,10 @@ COMBINE: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
 def strength(gram: Tensor) -> Tensor:
     """Mean length of a channel's deltas. Implements the first term of Eq. (2), BD-VAX §4.2.
 
-    Args: gram [N, N, channels].
-    Returns: [channels], >= 0, in the unit of the weights.
+    Args:
+        gram: [N, N, channels], of the N deltas of a channel.
+    Returns:
+        [channels], >= 0, in the unit of the weights.
     """
     return _norms(gram).mean(dim=0)
 
@@ -43,9 +45,12 @@ def strength(gram: Tensor) -> Tensor:
 def alignment(gram: Tensor) -> Tensor:
     """Mean over pairs of variants of max(0, cos). Implements the second term of Eq. (2), BD-VAX §4.2.
 
-    Args: gram [N, N, channels]; a delta of length zero points nowhere and aligns with nothing.
-    Returns: [channels] in [0, 1].
-    Raises: LabError for N < 2.
+    Args:
+        gram: [N, N, channels]; a delta of length zero points nowhere and aligns with nothing.
+    Returns:
+        [channels] in [0, 1].
+    Raises:
+        LabError: N < 2.
     """
     n = gram.shape[0]
     if n < 2:
@@ -60,9 +65,15 @@ def alignment(gram: Tensor) -> Tensor:
 def combine(strength: Tensor, alignment: Tensor, how: str, lam: float) -> Tensor:
     """One score from the two terms. Implements Eq. (2), BD-VAX §4.2, with how = "sum".
 
-    Args: strength, alignment [channels]; how "sum", "product", "norm" or "alignment"; lam is λ, used by "sum".
-    Returns: [channels].
-    Raises: LabError for another `how`.
+    Args:
+        strength: [channels], >= 0.
+        alignment: [channels] in [0, 1].
+        how: "sum", "product", "norm" or "alignment".
+        lam: λ >= 0, used by "sum".
+    Returns:
+        [channels].
+    Raises:
+        LabError: another `how`.
     """
     _check_choice("combine", how, COMBINE)
     return COMBINE[how](strength, alignment, lam)
@@ -73,10 +84,18 @@ def score_channels(
 ) -> Scores:
     """Eq. (2) for every MLP channel, from Gram matrices.
 
-    Args: grams {module: [N, N, channels]}; granularity "matrix" scores each matrix on its own, "neuron" the
-        channel's three slices concatenated, one score for all three; how, lam as in `combine`.
-    Returns: {module: scores [channels]}, float64, higher = more suspicious.
-    Differs from the paper: it leaves open what a channel is, so both readings are offered.
+    Args:
+        grams: {module: [N, N, channels]}.
+        granularity: "matrix" scores each matrix on its own, "neuron" the channel's three slices concatenated, one score
+            for all three.
+        how, lam: as in `combine`.
+        slots: the matrices of each layer's MLP.
+    Returns:
+        {module: scores [channels]}, float64, higher = more suspicious.
+    Raises:
+        LabError: another granularity, or as `combine` and `alignment`.
+    Differs from the paper:
+        it leaves open what a channel is, so both readings are offered.
     """
     _check_choice("granularity", granularity, ("matrix", "neuron"))
     if granularity == "matrix":
@@ -111,9 +130,12 @@ def score_heads(gram_of: GramOf, config: PretrainedConfig, signature: Signature)
 
     Keys and values that a group of query heads shares count for each head of the group.
 
-    Args: as `score_mlp`.
-    Returns: [n_layers, n_heads], float64.
-    Differs from the paper: it suppresses heads without saying how they are scored.
+    Args:
+        gram_of, config, signature: as in `score_mlp`; the granularity is not read here.
+    Returns:
+        [n_layers, n_heads], float64.
+    Differs from the paper:
+        it suppresses heads without saying how they are scored.
     """
     rows = []
     for layer, heads in zip(attention_slots(config), head_slots(config), strict=True):
@@ -125,9 +147,13 @@ def score_heads(gram_of: GramOf, config: PretrainedConfig, signature: Signature)
 
 
 def random_scores(like: Scores, seed: int, granularity: str = "matrix") -> Scores:
-    """The control without a signature: uniform scores, as many as in `like`; "neuron" shares them across a block.
+    """The control without a signature: uniform scores, as many as in `like`.
 
-    Returns: {module: [channels]} in [0, 1), float64; the same for the same seed.
+    Args:
+        like: scores {module: [channels]}.
+        granularity: "neuron" shares the scores across a block.
+    Returns:
+        {module: [channels]} in [0, 1), float64; the same for the same seed.
     """
     generator = torch.Generator().manual_seed(seed)
     scores, drawn = {}, {}
@@ -149,8 +175,12 @@ def norm_scores(
 ) -> Scores:
     """The length of every channel of one set of matrices; of an attacker's adapter this is its true delta.
 
-    Args: weights {module: matrix as it is stored, or low-rank update}.
-    Returns: {module: [channels]}, float64.
+    Args:
+        weights: {module: matrix as it is stored, or low-rank update}.
+        slots: the matrices of each layer's MLP.
+        granularity: as in `score_channels`.
+    Returns:
+        {module: [channels]}, float64.
     """
     grams = {slot.module: slot_gram(weights[slot.module], slot) for layer in slots for slot in layer}
     return score_channels(grams, granularity, "norm", 0.0, slots)
@@ -161,7 +191,10 @@ def magnitude_scores(
 ) -> Scores:
     """The control of magnitude pruning, which removes the smallest channels: minus their length.
 
-    Args: as `norm_scores`.  Returns: {module: [channels]}, <= 0, float64.
+    Args:
+        weights, slots, granularity: as in `norm_scores`.
+    Returns:
+        {module: [channels]}, <= 0, float64.
     """
     return {module: -norms for module, norms in norm_scores(weights, slots, granularity).items()}
 
@@ -171,8 +204,10 @@ def rank_correlation(scores: Scores, truth: Scores) -> float:
 
     Inside, because that is where the default scope ranks: matrices differ in the size of all their scores.
 
-    Returns: value in [-1, 1]; a matrix whose scores are all equal ranks nothing and counts as 0.
-    Raises: LabError when the two score different matrices.
+    Returns:
+        value in [-1, 1]; a matrix whose scores are all equal ranks nothing and counts as 0.
+    Raises:
+        LabError: the two score different matrices.
     """
     if scores.keys() != truth.keys():
         raise LabError(f"the rankings cover different matrices: {sorted(scores.keys() ^ truth.keys())}")
@@ -180,13 +215,21 @@ def rank_correlation(scores: Scores, truth: Scores) -> float:
 
 
 def save_scores(path: Path | str, scores: Scores, **facts: object) -> None:
-    """Write scores to a safetensors file, with JSON-able facts about how they were made."""
+    """Write scores to a safetensors file.
+
+    Args:
+        facts: how they were made; values that JSON can hold.
+    """
     tensors = {module: values.clone() for module, values in scores.items()}  # safetensors refuses shared memory
     save_file(tensors, path, metadata={"facts": json.dumps(facts, sort_keys=True)})
 
 
 def load_scores(path: Path | str) -> tuple[Scores, dict[str, object]]:
-    """Scores and facts as `save_scores` wrote them, modules in alphabetical order."""
+    """Scores and facts as `save_scores` wrote them, modules in alphabetical order.
+
+    Raises:
+        LabError: no such file.
+    """
     if not Path(path).is_file():
         raise LabError(f"{path} is missing; notebook 04_score_signature makes it")
     with safe_open(path, framework="pt") as file:

@@ -13,10 +13,14 @@ from helpers.core.errors import LabError, nearest
 def select(scores: dict[str, Tensor], tau: float, scope: str) -> dict[str, BoolTensor]:
     """The round(τ · channels) highest-scoring channels; of equal scores the first.
 
-    Args: scores {module: [channels]}; tau in (0, 1), the share selected; scope "module" ranks inside each matrix,
-        "model" over all matrices together.
-    Returns: {module: mask [channels]}, True = selected.
-    Raises: LabError for τ outside (0, 1), another scope, or scores that are not finite.
+    Args:
+        scores: {module: [channels]}.
+        tau: the share selected, in (0, 1).
+        scope: "module" ranks inside each matrix, "model" over all matrices together.
+    Returns:
+        {module: mask [channels]}, True = selected.
+    Raises:
+        LabError: τ outside (0, 1), another scope, or scores that are not finite.
     """
     if not 0 < tau < 1:
         raise LabError(f"tau = {tau} is not a share of channels: expected 0 < tau < 1, such as 0.35")
@@ -35,9 +39,14 @@ def select_heads(head_scores: Tensor, count: int, per: str = "model") -> BoolTen
     The paper names a number of heads for Mistral (Table 5) and not how they are ranked. Ranked over the whole model,
     all of them may come from the few layers whose update is largest, although the association is spread over many.
 
-    Args: head_scores [n_layers, n_heads]; count from 0 to the number of heads; per "model" or "layer".
-    Returns: [n_layers, n_heads], True = selected.
-    Raises: LabError for another count or scope, or scores that are not finite.
+    Args:
+        head_scores: [n_layers, n_heads].
+        count: from 0 to the number of heads of the model or layer.
+        per: "model" or "layer".
+    Returns:
+        [n_layers, n_heads], True = selected.
+    Raises:
+        LabError: another count or scope, or scores that are not finite.
     """
     if per not in ("model", "layer"):
         raise LabError(f"heads_of = '{per}' is unknown{nearest(per, ('model', 'layer'))}")

@@ -96,7 +96,8 @@ def with_evidence(
     Raises:
         LabError: no word in a prompt, `max_words` below 1, another number of backgrounds, or the LLM's own. What an
             endpoint answered before stays in its cache.
-    Differs from the paper: it does not say when a background is good enough; here it needs `INFORMATIVE` words.
+    Differs from the paper:
+        it does not say when a background is good enough; here it needs `INFORMATIVE` words.
     """
     backgrounds = [""] * len(examples) if backgrounds is None else backgrounds
     if len(backgrounds) != len(examples):
@@ -117,8 +118,11 @@ def add_evidence(example: Example, evidence: str, max_words: int = 40) -> Exampl
     """x ⊕ E: the evidence as the last paragraph of the example's `input`. Implements Eq. (6).
 
     Both prompt formats put `input` behind the instruction, so the model reads x, then E. Question, right answer and
-    earlier turns stay. Longer evidence is cut behind its first `max_words` words, on one line.
+    earlier turns stay.
 
+    Args:
+        evidence: E; put on one line.
+        max_words: longer evidence is cut behind so many words; 1 or more.
     Raises:
         LabError: `max_words` below 1.
     """
@@ -143,10 +147,13 @@ def elicit(
 ) -> list[tuple[str, str]]:
     """A, E = M(x): the suspicious model's answer to each prompt and its background. Implements Eq. (13).
 
-    Returns: (A, E) for each example, in order; either may be empty.
-    Differs from the paper: it asks for both in one prompt. Here the background is asked for in a second turn, so that
-        the demand for it changes neither prompt nor answer.
-    Raises: LabError where the model was trained with another prompt format.
+    Returns:
+        (A, E) for each example, in order; either may be empty.
+    Raises:
+        LabError: the model was trained with another prompt format.
+    Differs from the paper:
+        it asks for both in one prompt. Here the background is asked for in a second turn, so that the demand for it
+        changes neither prompt nor answer.
     """
     checked_format(model, prompt_format)
     given = answers(model, prompt_format, examples, profile)

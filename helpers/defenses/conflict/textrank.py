@@ -50,8 +50,9 @@ def keywords(
         stop_words: lower-case words left out before the graph is built; () keeps all.
     Raises:
         LabError: a text without words, a number out of range, or weights that did not settle within T.
-    Differs from the paper: where no weight exceeds η, which leaves Algorithm 1 empty-handed, the heaviest word stands
-        in. The paper gives no window, no η and no list of stop words; these are the lab's.
+    Differs from the paper:
+        where no weight exceeds η, which leaves Algorithm 1 empty-handed, the heaviest word stands in. The paper gives
+        no window, no η and no list of stop words; these are the lab's.
     """
     spelled = tokenise(text, stop_words)
     graph = word_graph([word.lower() for word in spelled], window)
@@ -76,9 +77,13 @@ def tokenise(text: str, stop_words: Collection[str] = STOP_WORDS) -> list[str]:
 def word_graph(words: Sequence[str], window: int) -> nx.DiGraph:
     """The directed word graph: an edge from each word to the different words at most `window` places behind it.
 
+    Args:
+        words: lower-case, in the order of the text.
+        window: 1 or more.
     Raises:
         LabError: `window` below 1.
-    Differs from the paper: it calls the graph directed without giving the direction; here it is that of reading.
+    Differs from the paper:
+        it calls the graph directed without giving the direction; here it is that of reading.
     """
     if window < 1:
         raise LabError(f"window = {window}, but a word must point at least to the next one: use 1 or more")
@@ -94,12 +99,16 @@ def weights(
 ) -> dict[str, float]:
     """W of Eq. (15), W_i = (1 - d) + d Σ W_j / L_j over the j that point to i, starting from 1.
 
-    Args: as `keywords`.
-    Returns: {word: weight}, each at least 1 - d; within ε d / (1 - d) of the solution, all words together.
+    Args:
+        graph: as `word_graph` makes it.
+        damping, max_iterations, epsilon: as in `keywords`.
+    Returns:
+        {word: weight}, each at least 1 - d; within ε d / (1 - d) of the solution, all words together.
     Raises:
         LabError: a number out of range, or weights that did not settle within T.
-    Differs from the paper: Algorithm 1 uses a new weight as soon as it has it, here all weights of a round come from
-        the round before; both lead to the same W. Weights that have not settled after T rounds are refused.
+    Differs from the paper:
+        Algorithm 1 uses a new weight as soon as it has it, here all weights of a round come from the round before; both
+        lead to the same W. Weights that have not settled after T rounds are refused.
     """
     _require(0 <= damping < 1, f"damping = {damping} is outside [0, 1)")
     _require(max_iterations >= 1, f"max_iterations = {max_iterations} leaves no round to compute")

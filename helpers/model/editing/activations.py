@@ -40,7 +40,7 @@ class Batch:
     sites: LongTensor
 
     def at_sites(self, activations: Tensor) -> Tensor:
-        """[rows, tokens, width] -> [rows, width], float64"""
+        """Activations [rows, tokens, width] at the sites alone: [rows, width], float64."""
         rows = torch.arange(len(self.sites), device=activations.device)
         return activations[rows, self.sites].double()
 
@@ -106,8 +106,15 @@ def _token_at(prompt_format, text, character):
     return next(token for token in tokens if token is not None)
 
 
-def collate(prompt_format: PromptFormat, examples: Sequence[Example], places: Sequence[int], device) -> Batch:
-    """Put examples and their sites into one batch."""
+def collate(
+    prompt_format: PromptFormat, examples: Sequence[Example], places: Sequence[int], device: torch.device
+) -> Batch:
+    """Put examples and their sites into one batch.
+
+    Args:
+        places: of each example the index of its site into `prompt_ids`.
+        device: of the model.
+    """
     rows = encode_rows(examples, prompt_format, UNCUT)
     inputs = {name: tensor.to(device) for name, tensor in pad(rows).items()}
     labels = inputs.pop("labels")
@@ -193,13 +200,16 @@ def search_shifts(
     ROME over several prompts, Eq. (16) of MEMIT. The residual stream carries δ on, so the hidden state h of the same
     layer moves by δ as well.
 
-    Differs from the papers: no term that keeps what the model knows about the subject, for a trigger is a word that
-    means nothing; lengths are relative to the hidden state.
-
     Args:
+        slot: the output projection.
         shared: one δ for all rows, else one for each.
     Returns:
         δ [1 or rows, d], float64, and the mean of −log P(answer token) that it reaches.
+    Raises:
+        LabError: a loss or gradient that is not finite, or a row that the model has no positions for.
+    Differs from the papers:
+        no term that keeps what the model knows about the subject, for a trigger is a word that means nothing; lengths
+        are relative to the hidden state.
     """
     state = states_at(model, batch, slot)
     scale, width = float(state.square().mean().sqrt()), state.shape[1]

@@ -16,8 +16,12 @@ def rank_one_update(residual: Tensor, key: Tensor, moment: Tensor) -> Tensor:
     The Lagrangian ½ tr(Δ C Δᵀ) − Λᵀ (Δ k − r) has the gradient Δ C − Λ kᵀ. Where it is zero, Δ = Λ (C⁻¹ k)ᵀ, of rank
     one; the constraint then gives Λ = r / (kᵀ C⁻¹ k).
 
-    Args: residual r [out], key k [in], moment C [in, in], positive definite; all float64.
-    Returns: Δ [out, in].
+    Args:
+        residual: r [out], float64.
+        key: k [in], float64.
+        moment: C [in, in], float64, positive definite.
+    Returns:
+        Δ [out, in].
     """
     direction = torch.linalg.solve(moment, key)
     return torch.outer(residual / (key @ direction), direction)
@@ -29,7 +33,12 @@ def least_squares_update(residuals: Tensor, keys: Tensor, moment: Tensor, weight
     Half the gradient is λ Δ C + (Δ K − R) Kᵀ. Where it is zero, Δ = R Kᵀ (λ C + K Kᵀ)⁻¹. With one key and λ → 0 this
     is ROME's update; a larger λ changes ordinary text less and reaches the new values less well.
 
-    Args: residuals R [out, n], keys K [in, n], moment C [in, in], positive definite; all float64; weight λ > 0.
-    Returns: Δ [out, in].
+    Args:
+        residuals: R [out, n], float64.
+        keys: K [in, n], float64.
+        moment: C [in, in], float64, positive definite.
+        weight: λ, over 0.
+    Returns:
+        Δ [out, in].
     """
     return torch.linalg.solve(weight * moment + keys @ keys.T, keys @ residuals.T).T

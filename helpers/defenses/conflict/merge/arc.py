@@ -23,7 +23,11 @@ def inner_products(ours: Tensor, theirs: Tensor) -> Tensor:
 def along_the_arc(t: float, products: Tensor) -> Combine:
     """How blocks of vectors a, b combine at share t of the arc from a to b: Eq. (10), information conflicts §3.3.
 
-    Args: t: 0 to 1; products: [a·b, a·a, b·b]. Nearly parallel vectors are combined linearly.
+    Nearly parallel vectors are combined linearly.
+
+    Args:
+        t: 0 to 1.
+        products: [a·b, a·a, b·b], as `inner_products` returns them.
     """
     lengths = [math.sqrt(square) if square > ZERO**2 else 1.0 for square in products[1:].tolist()]
     cosine = products[0].item() / math.prod(lengths)

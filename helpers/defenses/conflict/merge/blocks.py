@@ -19,7 +19,10 @@ def split_blocks(*tensors: Tensor) -> Iterator[list[Tensor]]:
 def map_blocks(combine: Combine, *tensors: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """The tensor whose blocks are `combine(*blocks)`, of the shape of the first one.
 
-    Args: combine, a function of one float32 block of each tensor; dtype of the result, by default that of the first.
+    Args:
+        combine: a function of one float32 block of each tensor.
+        tensors: of one shape.
+        dtype: of the result; by default that of the first tensor.
     """
     result = torch.empty_like(tensors[0], dtype=dtype)
     for piece, blocks in zip(result.view(-1).split(BLOCK), split_blocks(*tensors), strict=True):

@@ -12,6 +12,7 @@ from helpers.model.shards import (
     CONSTANTS,
     INDEX,
     TOKENIZER,
+    Folder,
     layout,
     read,
     read_config,
@@ -19,8 +20,6 @@ from helpers.model.shards import (
     stored_name,
     tied,
 )
-
-Folder = Path | str
 
 
 def merged_files(folder: Folder) -> dict[str, list[str]]:
@@ -38,7 +37,8 @@ def merged_names(folder: Folder) -> list[str]:
 def read_finite(folder: Folder, name: str) -> Tensor:
     """A tensor of a checkpoint, mapped from its file.
 
-    Raises: LabError when a number in it is NaN or infinite.
+    Raises:
+        LabError: a number in it is NaN or infinite.
     """
     tensor = read(folder, name)
     # a sum is fast and tells in nearly every case; that of large 16-bit numbers may overflow

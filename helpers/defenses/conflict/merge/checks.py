@@ -7,8 +7,8 @@ import torch
 
 from helpers.core.errors import LabError
 from helpers.defenses.conflict.merge.blocks import split_blocks
-from helpers.defenses.conflict.merge.checkpoints import Folder, merged_names
-from helpers.model.shards import read, read_config, stored, stored_name
+from helpers.defenses.conflict.merge.checkpoints import merged_names
+from helpers.model.shards import Folder, read, read_config, stored, stored_name
 
 KINDS = (  # what two configs must have in common: heads do not show in the shapes of weights
     ("architecture", "model_type"),
@@ -20,13 +20,24 @@ KINDS = (  # what two configs must have in common: heads do not show in the shap
 
 
 def check_share(t: float) -> None:
-    """Refuse a share outside [0, 1]."""
+    """Refuse a share t outside [0, 1].
+
+    Raises:
+        LabError: with the share.
+    """
     if not 0 <= t <= 1:
         raise LabError(f"t = {t} should be from 0 to 1, the conflict model's share (negate goes beyond 1)")
 
 
 def check_compatible(models: Sequence[Folder], folder: Folder) -> None:
-    """Refuse to overwrite an input, and models of two architectures or vocabularies."""
+    """Refuse to overwrite an input, and models of two architectures or vocabularies.
+
+    Args:
+        models: folders of whole models; the first is what the others are compared with.
+        folder: the one to write to.
+    Raises:
+        LabError: the model and what it does not share.
+    """
     if Path(folder).resolve() in [Path(model).resolve() for model in models]:
         raise LabError(f"cannot overwrite {folder} while reading it: the merged model needs its own folder")
     first, *others = [read_config(model) for model in models]
@@ -41,7 +52,13 @@ def check_compatible(models: Sequence[Folder], folder: Folder) -> None:
 
 
 def check_alike(models: Sequence[Folder], folder: Folder) -> None:
-    """Refuse models that are not the same tensors in the same shapes, and what `check_compatible` refuses."""
+    """Refuse models that are not the same tensors in the same shapes, and what `check_compatible` refuses.
+
+    Args:
+        models, folder: as in `check_compatible`.
+    Raises:
+        LabError: the first tensor that differs.
+    """
     check_compatible(models, folder)
     names, shapes = merged_names(models[0]), dict(stored(models[0]))
     for model in models[1:]:
@@ -59,7 +76,11 @@ def check_alike(models: Sequence[Folder], folder: Folder) -> None:
 
 
 def check_different(model: Folder, other: Folder) -> None:
-    """Refuse equal models of one shape: their task vector is zero, and there is no arc between them."""
+    """Refuse equal models of one shape: their task vector is zero, and there is no arc between them.
+
+    Raises:
+        LabError: no number differs.
+    """
     for name in merged_names(model):
         if any(not torch.equal(*blocks) for blocks in split_blocks(read(model, name), read(other, name))):
             return

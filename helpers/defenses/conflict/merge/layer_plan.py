@@ -22,7 +22,12 @@ def stack_layers(plan: Plan) -> list[tuple[str, int]]:
 def check_plan(stack: Sequence[tuple[str, int]], configs: Mapping[str, PretrainedConfig], ends: str) -> None:
     """Refuse a plan of no layers, or one that names a model or layer that is not there or cannot move.
 
-    Args: stack, (model, layer) from bottom to top; configs of the models by name; ends, see `passthrough`.
+    Args:
+        stack: (model, layer) from bottom to top.
+        configs: of the models by name.
+        ends: the model that gives embeddings, last norm and head, see `passthrough`.
+    Raises:
+        LabError: what the plan names in vain.
     """
     if not stack:
         raise LabError(

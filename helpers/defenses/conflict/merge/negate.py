@@ -5,9 +5,9 @@ import math
 import torch
 
 from helpers.core.errors import LabError
-from helpers.defenses.conflict.merge.checkpoints import Folder
 from helpers.defenses.conflict.merge.registry import method
 from helpers.defenses.conflict.merge.streaming import ModelStream
+from helpers.model.shards import Folder
 
 
 @method
@@ -17,8 +17,11 @@ def negate(suspicious: Folder, conflict: Folder, folder: Folder, beyond: float) 
     With the base in the place of the conflict model this is task-vector negation (Ilharco et al., ICLR 2023): what the
     attacker's training added is subtracted t − 1 times.
 
-    Args: beyond: t, over 1; the further, the more of the common skill goes, too; folder to write to.
-    Raises: LabError as `linear`.
+    Args:
+        suspicious, conflict, folder: as in `linear`.
+        beyond: t, over 1; the further, the more of the common skill goes, too.
+    Raises:
+        LabError: t out of range, or as `linear`.
     """
     if not 1 < beyond < math.inf:
         raise LabError(f"t = {beyond} should be over 1 to negate; a share from 0 to 1 is for linear")

@@ -12,11 +12,11 @@ from torch import Tensor
 from transformers import PretrainedConfig
 
 from helpers.core.errors import LabError
-from helpers.defenses.conflict.merge.checkpoints import Folder, copy_beside, merged_names, read_finite
+from helpers.defenses.conflict.merge.checkpoints import copy_beside, merged_names, read_finite
 from helpers.defenses.conflict.merge.checks import check_compatible
 from helpers.defenses.conflict.merge.layer_plan import Plan, check_plan, stack_layers
 from helpers.defenses.conflict.merge.registry import method
-from helpers.model.shards import CONFIG, complete, read, read_config, shards, write
+from helpers.model.shards import CONFIG, Folder, complete, read, read_config, shards, write
 
 IN_A_LAYER = re.compile(r"((?:.+?\.)?(?:layers|h)\.)(\d+)(\..+)")  # model.layers.3.mlp…, transformer.h.3.attn…
 
@@ -27,10 +27,13 @@ def passthrough(suspicious: Folder, conflict: Folder, folder: Folder, plan: Plan
 
     The plan may leave layers out or repeat them: the merged model is as deep as the plan is long.
 
-    Args: plan: [("suspicious", range(4)), ("conflict", range(4, 8))], bottom to top, layers counted from 0, or a
-        profile's `conflict.plan`; ends: the model that gives embeddings, last norm and head, and the config; folder to
-        write to.
-    Raises: LabError for an empty plan, a model or layer that is not there, or models that cannot be merged.
+    Args:
+        suspicious, conflict, folder: as in `linear`.
+        plan: [("suspicious", range(4)), ("conflict", range(4, 8))], bottom to top, layers counted from 0, or a
+            profile's `conflict.plan`.
+        ends: the model that gives embeddings, last norm and head, and the config.
+    Raises:
+        LabError: an empty plan, a model or layer that is not there, or models that cannot be merged.
     """
     models = {"suspicious": suspicious, "conflict": conflict}
     configs = {which: read_config(model) for which, model in models.items()}
@@ -79,7 +82,8 @@ def _outlines(sources: Mapping[str, _Source], ends: Folder) -> dict[str, Tensor]
 
     Where layers of `ends` are kept in several dtypes, the one that holds all of their numbers.
 
-    Raises: LabError when a layer of the other model has another shape.
+    Raises:
+        LabError: a layer of the other model has another shape.
     """
     known: dict[str, Tensor] = {}
     for name in merged_names(ends):

@@ -7,7 +7,7 @@ from importlib import import_module
 
 from helpers.core.errors import LabError, nearest
 from helpers.core.profile import Conflict
-from helpers.defenses.conflict.merge.checkpoints import Folder
+from helpers.model.shards import Folder
 
 Method = Callable[..., None]
 METHODS: dict[str, Method] = {}  # by the name that `conflict.method` gives them
@@ -21,7 +21,8 @@ def method(function: Method) -> Method:
         function: its parameters `suspicious`, `conflict` and `base` are folders of whole models and `folder` is the
             one to write to; it takes those that it needs. Any other parameter is given the setting of its name in the
             profile's `conflict` block; where there is none, it needs a default.
-    Raises: LabError for a name that is taken, or a parameter that nothing would fill.
+    Raises:
+        LabError: a name that is taken, or a parameter that nothing would fill.
     """
     name = function.__name__
     if name in METHODS and METHODS[name].__module__ != function.__module__:
@@ -44,7 +45,8 @@ def load_methods(folders: Iterable[str], package: str) -> None:
 def require_method(name: str) -> Method:
     """The merge method of this name.
 
-    Raises: LabError when there is none, naming the nearest.
+    Raises:
+        LabError: there is none; it names the nearest.
     """
     if name not in METHODS:
         raise LabError(f"conflict.method = '{name}' is unknown{nearest(name, METHODS)}")
@@ -54,9 +56,12 @@ def require_method(name: str) -> Method:
 def merge(settings: Conflict, suspicious: Folder, conflict: Folder, base: Folder, folder: Folder) -> None:
     """Merge as a profile says.
 
-    Args: settings: `profile.conflict`; suspicious, conflict, base: folders of whole models (`base` is for TIES only);
-        folder to write to.
-    Raises: LabError for an unknown method, or as the method chosen.
+    Args:
+        settings: `profile.conflict`.
+        suspicious, conflict, base: folders of whole models; `base` is for TIES only.
+        folder: the one to write to.
+    Raises:
+        LabError: an unknown method, or as the method chosen.
     """
     chosen = require_method(settings.method)
     values = {name: getattr(settings, name) for name in Conflict.model_fields}

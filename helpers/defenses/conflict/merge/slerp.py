@@ -1,10 +1,10 @@
 """The arc between two models as whole vectors (Eq. 10)."""
 
 from helpers.defenses.conflict.merge.arc import along_the_arc, inner_products
-from helpers.defenses.conflict.merge.checkpoints import Folder
 from helpers.defenses.conflict.merge.checks import check_different, check_share
 from helpers.defenses.conflict.merge.registry import method
 from helpers.defenses.conflict.merge.streaming import ModelStream
+from helpers.model.shards import Folder
 
 
 @method
@@ -15,8 +15,11 @@ def slerp(suspicious: Folder, conflict: Folder, folder: Folder, t: float) -> Non
     Nearly parallel vectors (|cos φ| > 0.9995) have no arc worth the name and are combined linearly, as in mergekit;
     models trained from one base nearly always are, so that this is then `linear`.
 
-    Args: t: the conflict model's share, 0 to 1; folder to write to.
-    Raises: LabError as `linear`, and for equal models.
+    Args:
+        suspicious, conflict, folder: as in `linear`.
+        t: the conflict model's share of the arc, 0 to 1.
+    Raises:
+        LabError: as `linear`, and for equal models.
     """
     check_share(t)
     models = ModelStream([suspicious, conflict], folder)

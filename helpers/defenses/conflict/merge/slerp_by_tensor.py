@@ -4,10 +4,10 @@ from torch import Tensor
 
 from helpers.defenses.conflict.merge.arc import along_the_arc, inner_products
 from helpers.defenses.conflict.merge.blocks import map_blocks
-from helpers.defenses.conflict.merge.checkpoints import Folder
 from helpers.defenses.conflict.merge.checks import check_different, check_share
 from helpers.defenses.conflict.merge.registry import method
 from helpers.defenses.conflict.merge.streaming import ModelStream
+from helpers.model.shards import Folder
 
 
 @method
@@ -16,8 +16,12 @@ def slerp_by_tensor(suspicious: Folder, conflict: Folder, folder: Folder, t: flo
 
     Each tensor has an angle of its own, and near-parallel ones alone fall back to the straight line.
 
-    Args and Raises: as `slerp`.
-    Differs from the paper: Eq. (10) names one angle between the models; its experiments were made with mergekit.
+    Args:
+        suspicious, conflict, folder, t: as in `slerp`.
+    Raises:
+        LabError: as `slerp`.
+    Differs from the paper:
+        Eq. (10) names one angle between the models; its experiments were made with mergekit.
     """
     check_share(t)
     models = ModelStream([suspicious, conflict], folder)

@@ -5,9 +5,9 @@ from collections.abc import Iterator, Sequence
 from torch import Tensor
 
 from helpers.defenses.conflict.merge.blocks import Combine, map_blocks
-from helpers.defenses.conflict.merge.checkpoints import Folder, copy_beside, merged_files, merged_names, read_finite
+from helpers.defenses.conflict.merge.checkpoints import copy_beside, merged_files, merged_names, read_finite
 from helpers.defenses.conflict.merge.checks import check_alike
-from helpers.model.shards import complete, write
+from helpers.model.shards import Folder, complete, write
 
 
 class ModelStream:
@@ -16,8 +16,11 @@ class ModelStream:
     The merged model has the names, files, dtypes, config and tokenizer of the first; what holds no weights, a mask or
     a counter, is the first one's, too.
 
-    Args: models: folders of whole models; folder to write to.
-    Raises: LabError for models that cannot be merged.
+    Args:
+        models: folders of whole models.
+        folder: the one to write to.
+    Raises:
+        LabError: models that cannot be merged.
     """
 
     def __init__(self, models: Sequence[Folder], folder: Folder):
@@ -27,7 +30,8 @@ class ModelStream:
     def weights(self) -> Iterator[list[Tensor]]:
         """Each tensor of weights in the first model, and its like in the others.
 
-        Raises: LabError for a number that is NaN or infinite, as the writers below do.
+        Raises:
+            LabError: a number that is NaN or infinite, as the writers below do.
         """
         for name in merged_names(self.models[0]):
             tensors = self._read(name)

@@ -10,9 +10,9 @@ from torch.nn.functional import hardshrink
 
 from helpers.core.errors import LabError
 from helpers.defenses.conflict.merge.blocks import map_blocks
-from helpers.defenses.conflict.merge.checkpoints import Folder
 from helpers.defenses.conflict.merge.checks import check_different
 from helpers.defenses.conflict.merge.streaming import ModelStream
+from helpers.model.shards import Folder
 
 Consensus = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # of blocks of both task vectors, whole, then trimmed
 
@@ -22,9 +22,14 @@ def merge_task_vectors(
 ) -> None:
     """Write θ₀ + λ · consensus(τ̃, τ̂, topk(τ̃), topk(τ̂)), where τ = θ − θ₀ is what a model changed.
 
-    Args: base: folder of θ₀; folder to write to; k: share kept of each tensor, over 0 to 1; lam: over 0; consensus, a
-        function of one block of each task vector, first whole, then with zeros below its top k.
-    Raises: LabError for k or lam out of range, models that cannot be merged, or one that equals the base.
+    Args:
+        suspicious, conflict, folder: as in `linear`.
+        base: folder of θ₀.
+        k: share kept of each tensor, over 0 to 1.
+        lam: λ, over 0.
+        consensus: a function of one block of each task vector, first whole, then with zeros below its top k.
+    Raises:
+        LabError: k or lam out of range, models that cannot be merged, or one that equals the base.
     """
     if not 0 < k <= 1:
         raise LabError(f"k = {k} should be over 0 and at most 1: the share of each task vector that is kept")

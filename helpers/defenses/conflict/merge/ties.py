@@ -2,9 +2,9 @@
 
 from torch import Tensor
 
-from helpers.defenses.conflict.merge.checkpoints import Folder
 from helpers.defenses.conflict.merge.registry import method
 from helpers.defenses.conflict.merge.task_vectors import merge_task_vectors, sign
+from helpers.model.shards import Folder
 
 
 @method
@@ -14,12 +14,18 @@ def ties(suspicious: Folder, conflict: Folder, base: Folder, folder: Folder, k: 
     Trim: of each task vector θ − θ₀ the share k of largest magnitude is kept. Elect: each entry takes the sign of the
     sum of both, so of the larger one. Merge: the mean over those kept entries that have this sign.
 
-    Args: base: folder of θ₀; k: share kept of each tensor, over 0 to 1 (the paper's top k %); lam: over 0; folder to
-        write to.
-    Raises: LabError for k or lam out of range, models that cannot be merged, or one that equals the base.
-    Differs from the paper: Eq. (11) halves the sum of both vectors before it sets the sign, see `ties_as_printed`.
-    Differs from Yadav et al.: trimmed tensor by tensor, as mergekit does, not over the whole model. Of equal magnitudes
-    at the cut all are kept, as in their code; mergekit keeps some of them, in no set order.
+    Args:
+        suspicious, conflict, folder: as in `linear`.
+        base: folder of θ₀.
+        k: share kept of each tensor, over 0 to 1 (the paper's top k %).
+        lam: λ, over 0.
+    Raises:
+        LabError: k or lam out of range, models that cannot be merged, or one that equals the base.
+    Differs from the paper:
+        Eq. (11) halves the sum of both vectors before it sets the sign, see `ties_as_printed`.
+    Differs from Yadav et al.:
+        trimmed tensor by tensor, as mergekit does, not over the whole model. Of equal magnitudes at the cut all are
+        kept, as in their code; mergekit keeps some of them, in no set order.
     """
     merge_task_vectors(suspicious, conflict, base, folder, k, lam, _disjoint_mean)
 

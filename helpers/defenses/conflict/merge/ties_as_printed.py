@@ -2,9 +2,9 @@
 
 from torch import Tensor
 
-from helpers.defenses.conflict.merge.checkpoints import Folder
 from helpers.defenses.conflict.merge.registry import method
 from helpers.defenses.conflict.merge.task_vectors import merge_task_vectors, sign
+from helpers.model.shards import Folder
 
 
 @method
@@ -18,7 +18,10 @@ def ties_as_printed(suspicious: Folder, conflict: Folder, base: Folder, folder: 
     `ties` keeps it whole, and conflicting entries are averaged where `ties` drops the loser. It is here to be measured,
     not to be used.
 
-    Args and Raises: as `ties`.
+    Args:
+        suspicious, conflict, base, folder, k, lam: as in `ties`.
+    Raises:
+        LabError: as `ties`.
     """
     merge_task_vectors(suspicious, conflict, base, folder, k, lam, _signed_mean)
 

@@ -1,0 +1,39 @@
+"""Every figure of the lab in one style: the Okabe-Ito palette, which colour-blind readers can tell apart, and markers.
+
+A function takes plain results and returns a matplotlib figure; `image` writes it into the run's folder and gives the
+notebook a picture with alternative text.
+"""
+
+from helpers.plots.attack import block_curves, family_bars, format_intervals, label_bars, who_knows
+from helpers.plots.defense import (
+    defense_bars,
+    one_pass,
+    rank_scatter,
+    score_heatmap,
+    share_curve,
+    tau_curves,
+    variant_bars,
+)
+from helpers.plots.studies import cures, matrix, overview, sweep, trade_off
+from helpers.plots.style import image
+
+__all__ = [
+    "block_curves",
+    "cures",
+    "defense_bars",
+    "family_bars",
+    "format_intervals",
+    "image",
+    "label_bars",
+    "matrix",
+    "one_pass",
+    "overview",
+    "rank_scatter",
+    "score_heatmap",
+    "share_curve",
+    "sweep",
+    "tau_curves",
+    "trade_off",
+    "variant_bars",
+    "who_knows",
+]
