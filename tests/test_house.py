@@ -66,44 +66,6 @@ def test_only_whoever_deals_the_rows_names_the_examiners():
 MOST_LINES = 350
 HEADS = r"(?:Args|Returns|Raises|Yields)(?:(?:,| and) [\w ,]+)?|Differs from [^:\n]*"
 HEADING = re.compile(rf"^\s*({HEADS}):[ \t]*\S", re.MULTILINE)
-TOO_LONG = {"data/readers.py"}  # still to be split
-UNCONVERTED = {  # files that are still to be converted; a name that is taken off is checked from then on
-    "access/deltas.py",
-    "adaptive.py",
-    "attacks/behaviors.py",
-    "attacks/editors.py",
-    "attacks/layerwise.py",
-    "attacks/triggers.py",
-    "core/definitions.py",
-    "core/disk.py",
-    "core/finite.py",
-    "core/locks.py",
-    "core/profile_files.py",
-    "core/run_names.py",
-    "core/settings.py",
-    "core/store.py",
-    "core/yaml_files.py",
-    "data/corpus.py",
-    "data/payloads.py",
-    "data/planting.py",
-    "defenses/bdvax/challenge.py",
-    "defenses/bdvax/recover.py",
-    "defenses/bdvax/suppress.py",
-    "defenses/bdvax/vaccines.py",
-    "defenses/conflict/conflict_model.py",
-    "measure/asr.py",
-    "measure/report.py",
-    "run/deal/__init__.py",
-    "run/deal/benchmark.py",
-    "run/deal/generated.py",
-    "run/deal/instruction.py",
-    "run/deal/shares.py",
-    "run/inject.py",
-    "run/limits.py",
-    "run/pretrain.py",
-    "run/start.py",
-}
-CONVERTED = [path for path in MODULES if path.relative_to(HOUSE).as_posix() not in UNCONVERTED]
 
 
 def functions(body, owner=""):
@@ -178,7 +140,7 @@ def test_flaws_are_found():
     ]
 
 
-@pytest.mark.parametrize("path", CONVERTED, ids=lambda path: path.relative_to(HOUSE).as_posix())
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(HOUSE).as_posix())
 def test_public_functions_have_types_and_docstrings_whose_headings_stand_alone(path):
     assert flaws(path.read_text(encoding="utf-8")) == []
 
