@@ -44,6 +44,7 @@ KEYS = {
     "prompt_format_mismatch",
     "decoding",
     "completions",
+    "each",
 }
 
 
