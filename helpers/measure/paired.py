@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from math import sqrt
 from typing import Any
 
+import pandas as pd
 from scipy.stats import binomtest, norm
 
 from helpers.core.errors import LabError, nearest
@@ -44,7 +45,7 @@ class Difference:
 
     @property
     def points(self) -> float:
-        """The first model's rate minus the second one's, in percentage points."""
+        """The first model's rate minus the second one's, in percentage points of all prompts."""
         return 100 * (self.first - self.second) / self.n
 
     @property
@@ -152,21 +153,6 @@ class Comparison:
         """Whether chance alone is unlikely, at 5 % for the whole family."""
         return self.p < ALPHA
 
-    @property
-    def row(self) -> dict[str, str | int]:
-        """What a table shows: discordant prompts, points with interval, p with correction and without."""
-        low, high = self.difference.interval
-        return {
-            "model": self.model,
-            "against": self.against,
-            "measure": self.measure,
-            "only model": self.difference.first,
-            "only against": self.difference.second,
-            "points (95 %)": f"{self.difference.points:+.1f} ({low:+.1f} to {high:+.1f})",
-            "p": shown_p(self.difference.p),
-            "p (Holm)": shown_p(self.p),
-        }
-
 
 def compare_all(reports: Mapping[str, Report], pairs: Iterable[tuple[str, str]]) -> list[Comparison]:
     """A family of paired tests: every pair in every measure that all of its reports hold, with Holm's correction.
@@ -190,25 +176,64 @@ def compare_all(reports: Mapping[str, Report], pairs: Iterable[tuple[str, str]])
     return [Comparison(*who, difference, p) for who, difference, p in zip(asked, found, corrected, strict=True)]
 
 
-def verdict(comparisons: Sequence[Comparison], measure: str) -> str:
-    """One line for a measure: which models differ, by how much, and which cannot be told apart.
+def comparison_table(comparisons: Sequence[Comparison]) -> pd.DataFrame:
+    """A family as a table of text, a row for each pair of models and a block of columns for each measure.
 
     Args:
         comparisons: a family, of `compare_all`.
-        measure: one of `MEASURES`.
 
     Returns:
-        "payload: a against b -3.0 points; not told apart: c and d", or "" where the family lacks the measure.
+        indexed by (model, against); in each block "only model : only against" (the discordant prompts), "points
+        (95 %)" (model minus against, with the paired interval) and "p (Holm)".
     """
-    of_measure = [c for c in comparisons if c.measure == measure]
-    parts = [f"{c.model} against {c.against} {c.difference.points:+.1f} points" for c in of_measure if c.differs]
-    if alike := [f"{c.model} and {c.against}" for c in of_measure if not c.differs]:
+    blocks = {}
+    for measure in dict.fromkeys(c.measure for c in comparisons):
+        rows = [_row(c) for c in comparisons if c.measure == measure]
+        blocks[measure] = pd.DataFrame(rows).set_index(["model", "against"])
+    return pd.concat(blocks, axis=1)
+
+
+def _row(comparison: Comparison) -> dict[str, str]:
+    found = comparison.difference
+    low, high = found.interval
+    return {
+        "model": comparison.model,
+        "against": comparison.against,
+        "only model : only against": f"{found.first} : {found.second}",
+        "points (95 %)": f"{found.points:+.1f} ({low:+.1f} to {high:+.1f})",
+        "p (Holm)": shown_p(comparison.p),
+    }
+
+
+def verdicts(comparisons: Sequence[Comparison]) -> str:
+    """One line for each measure: which models differ, by how much, and which cannot be told apart.
+
+    Args:
+        comparisons: a family, of `compare_all`.
+
+    Returns:
+        lines such as "payload: a against b -3.0 points; not told apart: c and d".
+    """
+    return "\n".join(_verdict(comparisons, measure) for measure in dict.fromkeys(c.measure for c in comparisons))
+
+
+def _verdict(comparisons: Sequence[Comparison], measure: str) -> str:
+    asked = [c for c in comparisons if c.measure == measure]
+    parts = [f"{c.model} against {c.against} {c.difference.points:+.1f} points" for c in asked if c.differs]
+    if alike := [f"{c.model} and {c.against}" for c in asked if not c.differs]:
         parts.append(f"not told apart: {', '.join(alike)}")
-    return f"{measure}: {'; '.join(parts)}" if parts else ""
+    return f"{measure}: {'; '.join(parts)}"
 
 
 def shown_p(p: float) -> str:
-    """A p value with three digits behind the point; smaller ones as "< 0.001"."""
+    """A p value as text.
+
+    Args:
+        p: in [0, 1].
+
+    Returns:
+        three digits behind the point, "< 0.001" below that.
+    """
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
@@ -229,6 +254,6 @@ def _marks(report: Report, measure: str) -> list[bool]:
     if letters is None:
         raise LabError(
             f"found a report that does not tell '{measure}' of single prompts: answers that are free text cannot be "
-            f"checked, and `attack_success` asks no clean prompts; compare the payload, or measure with `evaluate`"
+            "checked, and `attack_success` asks no clean prompts; compare the payload, or measure with `evaluate`"
         )
     return [letter == MEASURES[measure][1] for letter in letters]
