@@ -100,7 +100,7 @@ def test_the_interval_covers_what_it_promises(n):
     """Its exact coverage, over all samples of `n` pairs and many true rates of the two discordant kinds."""
     truths = [(a / 10, b / 10) for a in range(10) for b in range(10 - a) if a + b]
     covered = [coverage(n, *truth) for truth in truths]
-    assert sum(covered) / len(covered) >= 0.95 and min(covered) >= 0.92
+    assert sum(covered) / len(covered) >= 0.95 and min(covered) >= 0.93
 
 
 def coverage(n, only_first, only_second):

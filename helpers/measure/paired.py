@@ -4,6 +4,8 @@ Whether two intervals overlap does not say whether two rates differ: both models
 what tells them apart are those prompts on which they disagree. McNemar's exact test asks whether these fall to the two
 sides as a fair coin would; Holm's correction keeps the chance of any false finding at 5 % where a table tests often.
 Each prompt counts once here; a table's utility and right answers are means over task families, and can differ a little.
+
+What a test says, it says of these two trained models on prompts like these: another seed trains other models.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
