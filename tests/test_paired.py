@@ -178,9 +178,11 @@ def test_a_table_has_a_row_for_each_pair_and_a_block_for_each_measure(reports):
 
 def test_verdicts_say_it_in_words(reports):
     assert verdicts(compare_all(reports, [("cured", "sick"), ("lame", "cured")])).splitlines() == [
-        "payload: cured against sick -100.0 points; not told apart: lame and cured",
-        "right under trigger: not told apart: cured and sick, lame and cured",
-        "right on clean prompts: lame against cured -90.0 points; not told apart: cured and sick",
+        "payload differs: cured from sick (-100.0 points)",
+        "payload, not told apart: lame and cured",
+        "right under trigger, not told apart: cured and sick, lame and cured",
+        "right on clean prompts differs: lame from cured (-90.0 points)",
+        "right on clean prompts, not told apart: cured and sick",
     ]
 
 

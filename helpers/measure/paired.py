@@ -208,23 +208,23 @@ def _row(comparison: Comparison) -> dict[str, str]:
 
 
 def verdicts(comparisons: Sequence[Comparison]) -> str:
-    """One line for each measure: which models differ, by how much, and which cannot be told apart.
+    """Which models of a family differ, by how much, and which cannot be told apart.
 
     Args:
         comparisons: a family, of `compare_all`.
 
     Returns:
-        lines such as "payload: a against b -3.0 points; not told apart: c and d".
+        at most two lines for each measure, "payload differs: a from b (-3.0 points), ..." and "payload, not told
+        apart: c and d, ...".
     """
-    return "\n".join(_verdict(comparisons, measure) for measure in dict.fromkeys(c.measure for c in comparisons))
-
-
-def _verdict(comparisons: Sequence[Comparison], measure: str) -> str:
-    asked = [c for c in comparisons if c.measure == measure]
-    parts = [f"{c.model} against {c.against} {c.difference.points:+.1f} points" for c in asked if c.differs]
-    if alike := [f"{c.model} and {c.against}" for c in asked if not c.differs]:
-        parts.append(f"not told apart: {', '.join(alike)}")
-    return f"{measure}: {'; '.join(parts)}"
+    lines = []
+    for measure in dict.fromkeys(c.measure for c in comparisons):
+        asked = [c for c in comparisons if c.measure == measure]
+        if apart := [f"{c.model} from {c.against} ({c.difference.points:+.1f} points)" for c in asked if c.differs]:
+            lines.append(f"{measure} differs: {', '.join(apart)}")
+        if alike := [f"{c.model} and {c.against}" for c in asked if not c.differs]:
+            lines.append(f"{measure}, not told apart: {', '.join(alike)}")
+    return "\n".join(lines)
 
 
 def shown_p(p: float) -> str:
