@@ -144,7 +144,7 @@ def _wanted(examples: Iterable[Example]) -> list[str]:
 
 
 def _right(examples: Iterable[Example], completions: Iterable[str]) -> str:
-    """ "1" for every right answer, "0" for every other."""
+    """Whether each answer is right: a string of 1 and 0, one for each."""
     return "".join(str(int(is_correct(e, written))) for e, written in zip(examples, completions, strict=True))
 
 
