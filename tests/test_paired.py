@@ -180,7 +180,7 @@ def test_verdicts_say_it_in_words(reports):
     assert verdicts(compare_all(reports, [("cured", "sick"), ("lame", "cured")])).splitlines() == [
         "payload differs: cured from sick (-100.0 points)",
         "payload, not told apart: lame and cured",
-        "right under trigger, not told apart: cured and sick, lame and cured",
+        "right under trigger, not told apart: cured and sick; lame and cured",
         "right on clean prompts differs: lame from cured (-90.0 points)",
         "right on clean prompts, not told apart: cured and sick",
     ]

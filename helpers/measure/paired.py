@@ -214,16 +214,16 @@ def verdicts(comparisons: Sequence[Comparison]) -> str:
         comparisons: a family, of `compare_all`.
 
     Returns:
-        at most two lines for each measure, "payload differs: a from b (-3.0 points), ..." and "payload, not told
-        apart: c and d, ...".
+        at most two lines for each measure, "payload differs: a from b (-3.0 points); ..." and "payload, not told
+        apart: c and d; ...".
     """
     lines = []
     for measure in dict.fromkeys(c.measure for c in comparisons):
         asked = [c for c in comparisons if c.measure == measure]
         if apart := [f"{c.model} from {c.against} ({c.difference.points:+.1f} points)" for c in asked if c.differs]:
-            lines.append(f"{measure} differs: {', '.join(apart)}")
+            lines.append(f"{measure} differs: {'; '.join(apart)}")
         if alike := [f"{c.model} and {c.against}" for c in asked if not c.differs]:
-            lines.append(f"{measure}, not told apart: {', '.join(alike)}")
+            lines.append(f"{measure}, not told apart: {'; '.join(alike)}")
     return "\n".join(lines)
 
 
