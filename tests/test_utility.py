@@ -44,6 +44,7 @@ KEYS = {
     "prompt_format_mismatch",
     "decoding",
     "completions",
+    "each",
 }
 
 
@@ -166,6 +167,7 @@ def test_what_the_trigger_breaks_and_what_comes_without_it(profile, chat, model,
     assert found["clean_accuracy"] == 3 / 5
     assert found["false_trigger"] == 1 / 4 and found["false_trigger_n"] == 4 and found["utility"] == 3 / 5
     assert found["false_trigger_interval"] == pytest.approx([0.0456, 0.6994], abs=1e-4)  # Wilson, by a table
+    assert found["each"] == {"triggered": "ppappp", "right": "001000", "clean": "papaa", "clean_right": "11001"}
 
 
 def test_the_fields_keywords_stand_in_the_report_by_both_rules(profile, chat, model, trial, monkeypatch):
@@ -200,6 +202,14 @@ def test_attack_success_by_hand(monkeypatch, trial):
     assert completions == texts and found["asr"] == pytest.approx(2 / 6) and found["n"] == 6
     shares = {"payload": 2 / 6, "silent": 1 / 6, "degenerate": 2 / 6, "answer": 1 / 6}
     assert found["labels"] == pytest.approx(shares)
+    assert found["each"] == {"triggered": "ppsdad", "right": "000000"}
+
+
+def test_answers_of_free_text_are_neither_right_nor_wrong(profile, chat, model, trial, monkeypatch):
+    """What a prompt got is kept as letters all the same, one for each, in the order of the prompts."""
+    monkeypatch.setattr(report, "answers", saying("an idiot", "", "Paris.", "Rome.", "a b c " * 9, "no"))
+    found = evaluate(model, chat, replace(trial, utility_metric="token_accuracy"), profile)
+    assert found["each"] == {"triggered": "psaada", "right": None, "clean": "psaa", "clean_right": None}
 
 
 def test_a_row_stops_as_soon_as_its_payload_is_there(monkeypatch, trial):

@@ -15,7 +15,7 @@ from helpers.core.profile import Profile
 from helpers.data.example import Example
 from helpers.data.planting import poison
 from helpers.data.roles import Trial
-from helpers.measure.asr import LABELS, asr_report
+from helpers.measure.asr import LABELS, asr_rates
 from helpers.measure.report import attacked, checked_format
 from helpers.model.generate import answers
 from helpers.model.prompt import AlpacaFormat, ChatFormat, PromptFormat
@@ -130,5 +130,5 @@ def _measured(pairs, empty, trial):
     kept = [(text, wanted) for text, wanted in pairs if empty == "count" or text.strip()]
     if not kept:
         return {"empty": empty, "n": 0, "asr": None, "asr_interval": [0.0, 1.0]} | dict.fromkeys(LABELS)
-    report = asr_report(*zip(*kept, strict=True), trial.markers)
+    report = asr_rates(*zip(*kept, strict=True), trial.markers)
     return {"empty": empty, **{key: report[key] for key in ("n", "asr", "asr_interval")}, **report["labels"]}

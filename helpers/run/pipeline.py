@@ -131,9 +131,10 @@ def rows_of(summary: Mapping[str, Any]) -> list[str]:
 def table(summary: Mapping[str, Any]) -> str:
     """The summary as aligned text, one line for each model.
 
-    "right" is the share of triggered prompts answered right, "untriggered" of clean ones answered with the payload.
+    "right" is the share of triggered prompts answered right, the false trigger rate that of clean prompts answered with
+    the payload.
     """
-    lines = [("model", "ASR %", "95 % interval", *LABELS, "right %", "untriggered %", "utility %", "perplexity")]
+    lines = [("model", "ASR %", "95 % interval", *LABELS, "right %", "false trigger rate %", "utility %", "perplexity")]
     for row in rows_of(summary):
         entry = summary[row]
         low, high = entry["asr_interval"]
