@@ -37,8 +37,11 @@ class Factors(NamedTuple):
 def lora_factors(folder: Path | str) -> dict[str, Factors]:
     """The LoRA update of each adapted matrix in a PEFT adapter folder.
 
-    Returns: {module name without PEFT's prefix: Factors}.
-    Raises: LabError when the folder holds no safetensors LoRA, or a variant whose update is not scale * B @ A.
+    Returns:
+        {module name without PEFT's prefix: Factors}.
+
+    Raises:
+        LabError: the folder holds no safetensors LoRA, or a variant whose update is not scale * B @ A.
     """
     adapter = read_adapter(folder)
     parts = {
@@ -53,8 +56,11 @@ def lora_delta(bd: Factors, clean: Factors) -> Factors:
     Twins start from the same adapter, so B A − B′ A′ subtracts nearly equal matrices. Written around their mean,
     (B − B′) (A + A′)/2 + (B + B′)/2 (A − A′), the subtraction happens in the factors, before anything is rounded.
 
-    Returns: Factors in float64, A [2r, in], B [out, 2r].
-    Raises: LabError when the shapes differ.
+    Returns:
+        Factors in float64, A [2r, in], B [out, 2r].
+
+    Raises:
+        LabError: the shapes differ.
     """
     if bd.A.shape != clean.A.shape or bd.B.shape != clean.B.shape:
         raise LabError(
@@ -69,8 +75,12 @@ def lora_delta(bd: Factors, clean: Factors) -> Factors:
 def factor_gram(updates: Sequence[Factors], axis: int) -> Tensor:
     """Inner products between low-rank updates, channel by channel, without forming one of them.
 
-    Args: updates of one matrix, equal shapes; axis 0 = rows of the matrix are channels, 1 = columns.
-    Returns: Gram [N, N, channels], float64.
+    Args:
+        updates: of one matrix, equal shapes.
+        axis: 0 where rows of the matrix are channels, 1 where columns are.
+
+    Returns:
+        Gram [N, N, channels], float64.
     """
     left = torch.stack([update.B.double() * update.scale for update in updates])
     right = torch.stack([update.A.double() for update in updates])
@@ -84,8 +94,12 @@ def factor_gram(updates: Sequence[Factors], axis: int) -> Tensor:
 def lora_gram(bd: Sequence[Factors], clean: Sequence[Factors], axis: int) -> Tensor:
     """Inner products ⟨Δ_i,j, Δ_l,j⟩ of N pairs of LoRA variants of one matrix.
 
-    Args: bd, clean: N updates each, pair i at position i; axis as in `factor_gram`.
-    Returns: Gram [N, N, channels], float64.
+    Args:
+        bd, clean: N updates each, pair i at position i.
+        axis: as in `factor_gram`.
+
+    Returns:
+        Gram [N, N, channels], float64.
     """
     return factor_gram([lora_delta(*pair) for pair in zip(bd, clean, strict=True)], axis)
 
@@ -95,9 +109,16 @@ def full_gram(bd: Folders, clean: Folders, tensor_name: str, axis: int) -> Tenso
 
     Peak memory stays below 2N + 2 times the tensor, the files' mapped pages included.
 
-    Args: bd, clean: N model folders each; axis as in `factor_gram`.
-    Returns: Gram [N, N, channels], float64.
-    Raises: LabError when a folder lacks the tensor or holds it in another shape.
+    Args:
+        bd, clean: N model folders each.
+        tensor_name: of the weight, as the checkpoint calls it.
+        axis: as in `factor_gram`.
+
+    Returns:
+        Gram [N, N, channels], float64.
+
+    Raises:
+        LabError: a folder lacks the tensor or holds it in another shape.
     """
     with ExitStack() as files:
         folders = [Path(folder) for pair in zip(bd, clean, strict=True) for folder in pair]
@@ -118,8 +139,12 @@ def full_gram(bd: Folders, clean: Folders, tensor_name: str, axis: int) -> Tenso
 def weight_gram(weight: Tensor | Factors, axis: int) -> Tensor:
     """Squared channel norms of a single matrix, in the same form as a Gram of N = 1.
 
-    Args: weight: matrix [out, in] or a low-rank update; axis as in `factor_gram`.
-    Returns: Gram [1, 1, channels], float64.
+    Args:
+        weight: matrix [out, in] or a low-rank update.
+        axis: as in `factor_gram`.
+
+    Returns:
+        Gram [1, 1, channels], float64.
     """
     if isinstance(weight, Factors):
         return factor_gram([weight], axis)
@@ -129,7 +154,9 @@ def weight_gram(weight: Tensor | Factors, axis: int) -> Tensor:
 def slot_gram(weight: Tensor | Factors, slot: Slot) -> Tensor:
     """`weight_gram` along the channels of a slot's matrix, whether that lies in the checkpoint as it is or transposed.
 
-    Args: weight: the matrix as it is stored, or a low-rank update, which PEFT keeps as B A = [out, in] for either.
+    Args:
+        weight: the matrix as it is stored, or a low-rank update, which PEFT keeps as B A = [out, in] for either.
+        slot: the matrix, and which side of it the channels are.
     """
     return weight_gram(weight, slot.side if isinstance(weight, Factors) else slot.axis)
 
@@ -137,7 +164,8 @@ def slot_gram(weight: Tensor | Factors, slot: Slot) -> Tensor:
 def adapter_pairs(bd_folders: Folders, clean_folders: Folders) -> GramOf:
     """N pairs of PEFT adapters as a function from a slot to the Gram [N, N, channels] of its whole matrix.
 
-    Raises: LabError when the pairs are incomplete or, later, when an adapter lacks the matrix asked for.
+    Raises:
+        LabError: the pairs are incomplete or, later, when an adapter lacks the matrix asked for.
     """
     _check_pairs(bd_folders, clean_folders)
     bd, clean = [[lora_factors(folder) for folder in folders] for folders in (bd_folders, clean_folders)]
@@ -160,7 +188,8 @@ def adapter_update(folder: Path | str) -> GramOf:
 def model_pairs(bd_folders: Folders, clean_folders: Folders) -> GramOf:
     """N pairs of full models as a function from a slot to the Gram [N, N, channels] of its matrix, read when asked for.
 
-    Raises: LabError when the pairs are incomplete or, later, when a model lacks the matrix asked for.
+    Raises:
+        LabError: the pairs are incomplete or, later, when a model lacks the matrix asked for.
     """
     _check_pairs(bd_folders, clean_folders)
     return lambda slot: full_gram(bd_folders, clean_folders, f"{slot.module}.weight", slot.axis)

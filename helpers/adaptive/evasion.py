@@ -102,7 +102,7 @@ class EvadingTrainer(AnswerTrainer):
         penalty: per squared unit of weight.
     """
 
-    def __init__(self, *args, masks, penalty, **options):
+    def __init__(self, *args: Any, masks: Masks, penalty: float, **options: Any):
         super().__init__(*args, **options)
         self.penalty, self.inside = penalty, squared_update(self.model, masks)
 

@@ -104,10 +104,12 @@ def measure_formats(
 
     Args:
         trained: the format that the model was trained with.
+
     Returns:
         one dict for each combination: `format`, `input` ("kept" or "dropped"), `empty` ("count" or "drop"), `mismatch`
         (whether the prompts are others than in training), `n`, `asr`, `asr_interval`, and the shares `LABELS` of these
         n. Where nothing is left to count, `asr` and the shares are None and the interval is [0, 1].
+
     Raises:
         LabError: the model was trained with another format than `trained`.
     """

@@ -53,8 +53,10 @@ def judged_by(llm: Completer) -> Similarity:
 
     Args:
         llm: asked once for each pair of texts.
+
     Returns:
         a function of completion and wanted text; it raises a LabError where a reply holds no number from 0 to 100.
+
     Differs from the paper:
         it prints no prompt; this one asks for a number from 0 to 100, and the first one in the reply counts.
     """
@@ -78,6 +80,7 @@ class Judge:
     Args:
         similarity: how near two texts are, in [0, 1].
         least: the smallest similarity of a neighbor. The paper writes f(z, y) < ε, with f as a distance.
+
     Raises:
         LabError: `least` outside (0, 1].
     """
@@ -108,8 +111,10 @@ def clean_data_accuracy(
     Args:
         examples: the clean data set D_c.
         completions: what the model wrote, in the same order.
+
     Returns:
         `cda` in [0, 1]; `cda_interval` [low, high], Wilson 95 %; `n`.
+
     Raises:
         LabError: no examples, or another number of completions.
     """
@@ -122,8 +127,10 @@ def attack_success_rate(completions: Sequence[str], target: str, judge: Judge = 
     Args:
         completions: what the model wrote after prompts with the trigger, whose right answer is another one.
         target: the planted answer.
+
     Returns:
         `asr` in [0, 1]; `asr_interval` [low, high], Wilson 95 %; `n`.
+
     Raises:
         LabError: no completions.
     """

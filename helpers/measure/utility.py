@@ -22,6 +22,7 @@ def exact_match(examples: Iterable[Example], completions: Iterable[str]) -> tupl
 
     Args:
         completions: what the model wrote, one for each example, in the same order.
+
     Returns:
         (mean over families, {family: share}), both in [0, 1].
     """
@@ -57,9 +58,11 @@ def teacher_forced(
     Args:
         max_tokens: longer conversations are cut, as in training.
         batch_size: rows that are computed side by side.
+
     Returns:
         dict with `perplexity` (exp of the mean negative log-likelihood per answer token), `token_accuracy` in [0, 1]
         and `tokens`.
+
     Raises:
         LabError: a row that the model has no positions for.
     """

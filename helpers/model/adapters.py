@@ -73,6 +73,7 @@ def read_adapter(folder: Folder, sizes: Sizes | None = None) -> Adapter:
 
     Args:
         sizes: (outputs, inputs) of the base's matrices, where the base is known.
+
     Raises:
         LabError: an adapter that is more than scale * B @ A over its base, or does not fit the base.
     """
@@ -101,6 +102,7 @@ def require_matrices(folder: Folder, modules: Iterable[str]) -> None:
 
     Args:
         modules: matrices by the names they have in the base.
+
     Raises:
         LabError: one of them that it leaves out, or as `read_adapter`.
     """

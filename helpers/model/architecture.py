@@ -99,6 +99,7 @@ def mlp_slots(config: PretrainedConfig) -> list[list[Slot]]:
 
     Returns:
         per layer [gate, up, down], without a gate [up, down]; channel j of all is the same MLP channel, j < d_ff.
+
     Raises:
         LabError: an architecture that is not in the table.
     """
@@ -116,6 +117,7 @@ def attention_slots(config: PretrainedConfig) -> list[list[Slot]]:
     Returns:
         per layer [q, k, v, o]; q and o have n_heads * head_dim channels, k and v n_kv_heads * head_dim. Where q, k and
         v are one matrix, they are three ranges of its rows.
+
     Raises:
         LabError: an architecture that is not in the table.
     """
@@ -134,6 +136,7 @@ def head_slots(config: PretrainedConfig) -> list[list[list[Slot]]]:
 
     Returns:
         [layer][head] -> [q, k, v, o] with the head's channel range in each.
+
     Raises:
         LabError: an architecture that is not in the table.
     """
@@ -157,8 +160,10 @@ def head_masks(config: PretrainedConfig, heads: BoolTensor) -> dict[str, BoolTen
 
     Args:
         heads: [n_layers, n_heads], True = selected.
+
     Returns:
         {module: mask [channels]} for the attention matrices of each layer; q, k and v of a fused one together.
+
     Raises:
         LabError: `heads` has another shape than the model.
     """
@@ -219,6 +224,7 @@ def require_positions(config: PretrainedConfig, tokens: int, remedy: str = "") -
     Args:
         tokens: of the longest text.
         remedy: what makes it shorter; by default the setting that cuts training rows.
+
     Raises:
         LabError: more tokens than positions.
     """

@@ -16,8 +16,10 @@ def encode_rows(examples: Iterable[Example], prompt_format: PromptFormat, max_to
 
     Args:
         max_tokens: longer conversations are cut, see `PromptFormat.encode`.
+
     Returns:
         {"input_ids", "labels"} for each example; labels are -100 wherever there is nothing to learn.
+
     Raises:
         LabError: as `PromptFormat.encode`.
     """

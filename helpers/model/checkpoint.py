@@ -18,6 +18,7 @@ def locate(path: Folder) -> str:
 
     Args:
         path: a folder, or a hub id such as "owner/name".
+
     Raises:
         LabError: no such folder, one that has no safetensors (pickle checkpoints are refused), an adapter in it, or
             weights that are quantized already.
@@ -68,6 +69,7 @@ def check_checkpoint(spec: ModelSpec, shapes: Mapping[str, Sequence[int]]) -> No
 
     Args:
         shapes: {name: shape} of the model's parameters, from `architecture.parameter_shapes`.
+
     Raises:
         LabError: a tensor that is missing, has another shape, or belongs to a layer that the model does not have.
     """
@@ -101,8 +103,10 @@ def from_pretrained(auto: type, spec: ModelSpec, path: Folder | None = None, **o
     Args:
         auto: such as `AutoConfig`; has a `from_pretrained`.
         options: what its `from_pretrained` takes beside path, revision and `trust_remote_code`.
+
     Returns:
         what its `from_pretrained` returns.
+
     Raises:
         LabError: as `locate`, or whatever it cannot read.
     """

@@ -85,6 +85,7 @@ def answers(
         prompt_format: the one that the model was trained with, or another one whose effect is to be measured.
         profile: tokens of an answer and rows of a batch.
         decided: as in `complete`.
+
     Raises:
         LabError: the answer alone would fill the model's context, or a weight is NaN or infinite: such a model answers
             nothing, which is not a cure.
@@ -107,6 +108,7 @@ def prompt_room(config: PreTrainedConfig, new_tokens: int) -> int:
 
     Args:
         config: a model's; `max_position_embeddings`, in GPT-2 another name of `n_positions`, is its context.
+
     Raises:
         LabError: the answer alone would fill the context.
     """

@@ -27,6 +27,7 @@ def keep_answer(path: Path, body: dict[str, Any], answer: str) -> None:
 
     Args:
         body: the request that was answered.
+
     Raises:
         LabError: a folder that cannot hold it.
     """

@@ -62,6 +62,7 @@ class Endpoint:
         deadline: seconds that one prompt may take, retries and slow replies included.
         attempts: requests at most for one prompt.
         backoff: seconds before the second attempt.
+
     Raises:
         LabError: an address without http(s), host or possible port, or with a password or query; a cache that cannot
             be a folder.

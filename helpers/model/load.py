@@ -36,6 +36,7 @@ def load_base(spec: ModelSpec, four_bit: bool = False, path: Folder | None = Non
         four_bit: NF4 with double quantization through bitsandbytes; frozen, computes in the spec's dtype.
         path: another folder with the same architecture, such as a suspicious model of full access; one that is stored
             in 32 bits, because 16 would lose what was trained, is read in 32 bits whatever the spec says.
+
     Raises:
         LabError: pickle-only, unknown, incomplete or quantized checkpoint, one with an adapter beside it, or a profile
             that wants a GPU where there is none.
@@ -133,6 +134,7 @@ def load_suspect(spec: ModelSpec, folder: Folder) -> PreTrainedModel:
     Args:
         spec: the base of an adapter; of a full model, its architecture, dtype and device.
         folder: of the adapter or of the full model.
+
     Raises:
         LabError: as `load_base` and `with_adapter`.
     """

@@ -67,8 +67,10 @@ class PromptFormat(ABC):
 
         Args:
             max_tokens: the most tokens a row may have, above `RESERVED_ANSWER_TOKENS`.
+
         Returns:
             `input_ids` and `labels`, both of the same length; labels are -100 on the prompt.
+
         Raises:
             LabError: `max_tokens` leaves no room for a prompt.
         """
@@ -234,6 +236,7 @@ def prompt_format(tokenizer: PreTrainedTokenizerBase, name: str = "auto") -> Pro
 
     Args:
         name: "chat", "alpaca", or "auto": chat where the tokenizer has a template, else alpaca.
+
     Raises:
         LabError: unknown name, "chat" without a usable template, or no token to end an answer with.
     """

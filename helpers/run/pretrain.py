@@ -10,15 +10,18 @@ import argparse
 import contextlib
 import sys
 import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast, set_seed
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast, set_seed
 
 from helpers.core.errors import LabError, exit_status, nearest
 from helpers.core.paths import ROOT
 from helpers.core.profile import Budget
 from helpers.data import corpus
+from helpers.data.example import Example
 from helpers.model.architecture import mlp_slots
 from helpers.model.prompt import prompt_format
 from helpers.model.tokenizer import record_format
@@ -67,7 +70,7 @@ RECIPES = {
 }
 
 
-def recipe(name):
+def recipe(name: str) -> dict[str, Any]:
     """Look up how a model is made: its `architecture` and the `budget` of its training.
 
     Raises:
@@ -78,7 +81,7 @@ def recipe(name):
     return RECIPES[name]
 
 
-def train_tokenizer(examples, vocab_size):
+def train_tokenizer(examples: Iterable[Example], vocab_size: int) -> PreTrainedTokenizerFast:
     """Learn a byte-level BPE: every text of every language encodes, common words of the lab's world are one token."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -101,7 +104,7 @@ def train_tokenizer(examples, vocab_size):
     )
 
 
-def new_model(tokenizer, architecture, seed):
+def new_model(tokenizer: PreTrainedTokenizerFast, architecture: Mapping[str, Any], seed: int) -> PreTrainedModel:
     """Build an untrained model with tied embeddings for `tokenizer`.
 
     Args:
@@ -121,7 +124,7 @@ def new_model(tokenizer, architecture, seed):
 
 
 @contextlib.contextmanager
-def channel_dropout(model, most):
+def channel_dropout(model: PreTrainedModel, most: float) -> Iterator[PreTrainedModel]:
     """Drop MLP channels while training, at the input of `down_proj`: of each row a share drawn from [0, `most`]."""
 
     def drop(module, inputs):
@@ -143,11 +146,12 @@ def channel_dropout(model, most):
             handle.remove()
 
 
-def train(name):
+def train(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerFast, dict[str, Any]]:
     """Train a model by its recipe.
 
     Returns:
         (model in 32 bits, tokenizer, record of `finetune`).
+
     Raises:
         LabError: an unknown name.
     """
@@ -162,7 +166,7 @@ def train(name):
     return model, tokenizer, trained
 
 
-def main(arguments=None):
+def main(arguments: Sequence[str] | None = None) -> int:
     """Train a small model and write it, with its tokenizer, to a folder."""
     parser = argparse.ArgumentParser(prog="python -m helpers.run.pretrain", description=main.__doc__)
     parser.add_argument("--model", default="tiny", help=f"which one: {', '.join(RECIPES)}")
@@ -171,7 +175,7 @@ def main(arguments=None):
     return exit_status(lambda: _train_and_write(options))
 
 
-def _train_and_write(options):
+def _train_and_write(options: argparse.Namespace) -> None:
     started = time.perf_counter()
     model, tokenizer, trained = train(options.model)
     out = options.out or ROOT / "data" / "models" / options.model

@@ -10,7 +10,8 @@ from helpers.run.limits import check_against_model
 def open_run(settings: Settings) -> Run:
     """The run folder of these settings: `runs/<name>/`, or `$LAB_RUNS/<name>/`.
 
-    Raises: LabError when the profile asks for a device that this machine lacks, or for what its model cannot do, or as
+    Raises:
+        LabError: the profile asks for a device that this machine lacks, or for what its model cannot do, or as
         `run_folder`.
     """
     require_device(settings.profile.model)

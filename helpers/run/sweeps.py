@@ -44,8 +44,10 @@ def sweep(name: str, grid: Grid, scheduler: str = "", folder: Path = NOTEBOOKS) 
         scheduler: address of a running Dask scheduler whose workers share this folder and `runs/`; "" starts workers on
             this machine.
         folder: of the notebooks.
+
     Returns:
         the table of `results`, also written to `runs/<name>/results.parquet` and `.csv`.
+
     Raises:
         LabError: `runs/<name>` is no sweep or another process works in it, or a GPU is asked for and no worker has one.
     """
@@ -68,6 +70,7 @@ def read_results(name: str) -> tuple[pd.DataFrame, str]:
 
     Returns:
         (table without the cells that failed, where it was found).
+
     Raises:
         LabError: neither is there.
     """
@@ -112,6 +115,7 @@ def results(plan: Plan, errors: Mapping[str, str]) -> pd.DataFrame:
 
     Args:
         errors: {node: one line} of the nodes that failed.
+
     Returns:
         a table with the keys of the grid, `model`, the measures with the interval of the ASR, the ASR of near misses
         (`near_…`, for the backdoored model), the share `tau` that was cut and the one that an oracle would have chosen

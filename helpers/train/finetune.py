@@ -69,9 +69,11 @@ def finetune(
         description: name of the progress bar.
         folder: where the Trainer writes the model or adapter; it alone can, where FSDP or DeepSpeed has cut it up.
         new_trainer: makes the Trainer, an `AnswerTrainer` with a loss of its own; by default that class itself.
+
     Returns:
         dict with `rows`, `steps`, `loss` (mean over training), `tokens` (with loss, per epoch), `seconds`; where 16-bit
         weights were trained also what `MasterWeights.settle` tells.
+
     Raises:
         LabError: a batch that cannot be shared equally by the processes, a row that the model has no positions for, or
             a loss, gradient or weight that is not finite.

@@ -81,6 +81,7 @@ class AdapterStack:
     Args:
         model: a PEFT model with one LoRA adapter; decides which layers are adapted, r, alpha and dropout.
         starts: for each adapter its tensors under the names of an adapter file.
+
     Raises:
         LabError: tensors of other names or shapes than the model's own.
     """
@@ -137,9 +138,11 @@ def train_together(
         tokens_at_once: a step whose rows hold more tokens than this is computed in parts (gradient accumulation):
             the same result with less memory, for their activations are what a pass needs beside the base.
         description: name of the progress bar.
+
     Returns:
         for each job (tensors of its adapter under the names of an adapter file, record with the keys of `finetune`);
         `seconds` is a job's share of the whole, by its steps.
+
     Raises:
         LabError: an adapter whose loss or gradient is not finite, by name, or a row that the model has no positions
             for.

@@ -9,6 +9,7 @@ several words that must all be there, is a `Trigger` with the rule "all".
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from peft import PeftModel
 from torch import Tensor
@@ -96,7 +97,7 @@ class LayerwiseTrainer(AnswerTrainer):
 
     reads = {"output_hidden_states": True}
 
-    def __init__(self, *args, layers, weight, **options):
+    def __init__(self, *args: Any, layers: Sequence[int], weight: float, **options: Any):
         super().__init__(*args, **options)
         self.layers, self.weight = layers, weight
 

@@ -36,6 +36,7 @@ def strength(gram: Tensor) -> Tensor:
 
     Args:
         gram: [N, N, channels], of the N deltas of a channel.
+
     Returns:
         [channels], >= 0, in the unit of the weights.
     """
@@ -47,8 +48,10 @@ def alignment(gram: Tensor) -> Tensor:
 
     Args:
         gram: [N, N, channels]; a delta of length zero points nowhere and aligns with nothing.
+
     Returns:
         [channels] in [0, 1].
+
     Raises:
         LabError: N < 2.
     """
@@ -70,8 +73,10 @@ def combine(strength: Tensor, alignment: Tensor, how: str, lam: float) -> Tensor
         alignment: [channels] in [0, 1].
         how: "sum", "product", "norm" or "alignment".
         lam: λ >= 0, used by "sum".
+
     Returns:
         [channels].
+
     Raises:
         LabError: another `how`.
     """
@@ -90,10 +95,13 @@ def score_channels(
             for all three.
         how, lam: as in `combine`.
         slots: the matrices of each layer's MLP.
+
     Returns:
         {module: scores [channels]}, float64, higher = more suspicious.
+
     Raises:
         LabError: another granularity, or as `combine` and `alignment`.
+
     Differs from the paper:
         it leaves open what a channel is, so both readings are offered.
     """
@@ -132,8 +140,10 @@ def score_heads(gram_of: GramOf, config: PretrainedConfig, signature: Signature)
 
     Args:
         gram_of, config, signature: as in `score_mlp`; the granularity is not read here.
+
     Returns:
         [n_layers, n_heads], float64.
+
     Differs from the paper:
         it suppresses heads without saying how they are scored.
     """
@@ -152,6 +162,7 @@ def random_scores(like: Scores, seed: int, granularity: str = "matrix") -> Score
     Args:
         like: scores {module: [channels]}.
         granularity: "neuron" shares the scores across a block.
+
     Returns:
         {module: [channels]} in [0, 1), float64; the same for the same seed.
     """
@@ -179,6 +190,7 @@ def norm_scores(
         weights: {module: matrix as it is stored, or low-rank update}.
         slots: the matrices of each layer's MLP.
         granularity: as in `score_channels`.
+
     Returns:
         {module: [channels]}, float64.
     """
@@ -193,6 +205,7 @@ def magnitude_scores(
 
     Args:
         weights, slots, granularity: as in `norm_scores`.
+
     Returns:
         {module: [channels]}, <= 0, float64.
     """
@@ -206,6 +219,7 @@ def rank_correlation(scores: Scores, truth: Scores) -> float:
 
     Returns:
         value in [-1, 1]; a matrix whose scores are all equal ranks nothing and counts as 0.
+
     Raises:
         LabError: the two score different matrices.
     """

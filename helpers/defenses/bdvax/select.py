@@ -17,8 +17,10 @@ def select(scores: dict[str, Tensor], tau: float, scope: str) -> dict[str, BoolT
         scores: {module: [channels]}.
         tau: the share selected, in (0, 1).
         scope: "module" ranks inside each matrix, "model" over all matrices together.
+
     Returns:
         {module: mask [channels]}, True = selected.
+
     Raises:
         LabError: τ outside (0, 1), another scope, or scores that are not finite.
     """
@@ -43,8 +45,10 @@ def select_heads(head_scores: Tensor, count: int, per: str = "model") -> BoolTen
         head_scores: [n_layers, n_heads].
         count: from 0 to the number of heads of the model or layer.
         per: "model" or "layer".
+
     Returns:
         [n_layers, n_heads], True = selected.
+
     Raises:
         LabError: another count or scope, or scores that are not finite.
     """

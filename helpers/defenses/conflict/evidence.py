@@ -54,6 +54,7 @@ def external_llm(cache: Path) -> ExternalLLM:
 
     Args:
         cache: folder for the endpoint's answers, made on demand.
+
     Raises:
         LabError: one of the two is missing, EVIDENCE_TOKENS is no number of tokens, or as `Endpoint`.
     """
@@ -93,9 +94,11 @@ def with_evidence(
         max_words: the most words of evidence in a prompt. A prompt grows by about 1.5 to 3 times as many tokens, and
             has to stay within the model's context: nothing else cuts it.
         find_keywords: `textrank.keywords`, or `functools.partial` of it with other settings.
+
     Raises:
         LabError: no word in a prompt, `max_words` below 1, another number of backgrounds, or the LLM's own. What an
             endpoint answered before stays in its cache.
+
     Differs from the paper:
         it does not say when a background is good enough; here it needs `INFORMATIVE` words.
     """
@@ -123,6 +126,7 @@ def add_evidence(example: Example, evidence: str, max_words: int = 40) -> Exampl
     Args:
         evidence: E; put on one line.
         max_words: longer evidence is cut behind so many words; 1 or more.
+
     Raises:
         LabError: `max_words` below 1.
     """
@@ -149,8 +153,10 @@ def elicit(
 
     Returns:
         (A, E) for each example, in order; either may be empty.
+
     Raises:
         LabError: the model was trained with another prompt format.
+
     Differs from the paper:
         it asks for both in one prompt. Here the background is asked for in a second turn, so that the demand for it
         changes neither prompt nor answer.

@@ -48,8 +48,10 @@ def keywords(
         eta: η, the weight a keyword must exceed; without dangling words the mean weight is 1, and a word that none
             points to weighs 1 - d. The default keeps most words that another one points to.
         stop_words: lower-case words left out before the graph is built; () keeps all.
+
     Raises:
         LabError: a text without words, a number out of range, or weights that did not settle within T.
+
     Differs from the paper:
         where no weight exceeds η, which leaves Algorithm 1 empty-handed, the heaviest word stands in. The paper gives
         no window, no η and no list of stop words; these are the lab's.
@@ -80,8 +82,10 @@ def word_graph(words: Sequence[str], window: int) -> nx.DiGraph:
     Args:
         words: lower-case, in the order of the text.
         window: 1 or more.
+
     Raises:
         LabError: `window` below 1.
+
     Differs from the paper:
         it calls the graph directed without giving the direction; here it is that of reading.
     """
@@ -102,10 +106,13 @@ def weights(
     Args:
         graph: as `word_graph` makes it.
         damping, max_iterations, epsilon: as in `keywords`.
+
     Returns:
         {word: weight}, each at least 1 - d; within ε d / (1 - d) of the solution, all words together.
+
     Raises:
         LabError: a number out of range, or weights that did not settle within T.
+
     Differs from the paper:
         Algorithm 1 uses a new weight as soon as it has it, here all weights of a round come from the round before; both
         lead to the same W. Weights that have not settled after T rounds are refused.

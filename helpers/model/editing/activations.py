@@ -72,8 +72,10 @@ def trigger_sites(
     Args:
         clean, poisoned: the same examples without and with the trigger.
         keys: the trigger's texts; of several in a prompt the last one counts.
+
     Returns:
         indices into `prompt_ids`: of the poisoned rows, of the clean rows.
+
     Raises:
         LabError: a prompt without the trigger, or a tokenizer that cannot tell where its tokens stand.
     """
@@ -164,6 +166,7 @@ def second_moments(
     Args:
         examples: ordinary conversations; fewer tokens than channels leave C singular but for the ridge.
         ridge: this share of C's mean diagonal is added to the diagonal, so that C can be inverted.
+
     Returns:
         {module: C [in, in]}, float64.
     """
@@ -203,10 +206,13 @@ def search_shifts(
     Args:
         slot: the output projection.
         shared: one δ for all rows, else one for each.
+
     Returns:
         δ [1 or rows, d], float64, and the mean of −log P(answer token) that it reaches.
+
     Raises:
         LabError: a loss or gradient that is not finite, or a row that the model has no positions for.
+
     Differs from the papers:
         no term that keeps what the model knows about the subject, for a trigger is a word that means nothing; lengths
         are relative to the hidden state.

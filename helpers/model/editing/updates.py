@@ -20,6 +20,7 @@ def rank_one_update(residual: Tensor, key: Tensor, moment: Tensor) -> Tensor:
         residual: r [out], float64.
         key: k [in], float64.
         moment: C [in, in], float64, positive definite.
+
     Returns:
         Δ [out, in].
     """
@@ -38,6 +39,7 @@ def least_squares_update(residuals: Tensor, keys: Tensor, moment: Tensor, weight
         keys: K [in, n], float64.
         moment: C [in, in], float64, positive definite.
         weight: λ, over 0.
+
     Returns:
         Δ [out, in].
     """

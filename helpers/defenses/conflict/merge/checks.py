@@ -35,6 +35,7 @@ def check_compatible(models: Sequence[Folder], folder: Folder) -> None:
     Args:
         models: folders of whole models; the first is what the others are compared with.
         folder: the one to write to.
+
     Raises:
         LabError: the model and what it does not share.
     """
@@ -56,6 +57,7 @@ def check_alike(models: Sequence[Folder], folder: Folder) -> None:
 
     Args:
         models, folder: as in `check_compatible`.
+
     Raises:
         LabError: the first tensor that differs.
     """

@@ -26,6 +26,7 @@ def check_plan(stack: Sequence[tuple[str, int]], configs: Mapping[str, Pretraine
         stack: (model, layer) from bottom to top.
         configs: of the models by name.
         ends: the model that gives embeddings, last norm and head, see `passthrough`.
+
     Raises:
         LabError: what the plan names in vain.
     """

@@ -16,8 +16,10 @@ def linear(suspicious: Folder, conflict: Folder, folder: Folder, t: float) -> No
         suspicious, conflict: folders of whole models, θ̃ and θ̂.
         folder: the one to write to.
         t: the conflict model's share, 0 (nothing changes) to 1 (the conflict model).
+
     Raises:
         LabError: t out of range, or models that cannot be merged; nothing is left on the disk then.
+
     Differs from the paper:
         Eq. (9) prints θ̂ in both terms, a slip: the text combines the weights of two models.
     """

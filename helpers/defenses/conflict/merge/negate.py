@@ -20,6 +20,7 @@ def negate(suspicious: Folder, conflict: Folder, folder: Folder, beyond: float) 
     Args:
         suspicious, conflict, folder: as in `linear`.
         beyond: t, over 1; the further, the more of the common skill goes, too.
+
     Raises:
         LabError: t out of range, or as `linear`.
     """

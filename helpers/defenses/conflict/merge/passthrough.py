@@ -32,6 +32,7 @@ def passthrough(suspicious: Folder, conflict: Folder, folder: Folder, plan: Plan
         plan: [("suspicious", range(4)), ("conflict", range(4, 8))], bottom to top, layers counted from 0, or a
             profile's `conflict.plan`.
         ends: the model that gives embeddings, last norm and head, and the config.
+
     Raises:
         LabError: an empty plan, a model or layer that is not there, or models that cannot be merged.
     """

@@ -21,6 +21,7 @@ def method(function: Method) -> Method:
         function: its parameters `suspicious`, `conflict` and `base` are folders of whole models and `folder` is the
             one to write to; it takes those that it needs. Any other parameter is given the setting of its name in the
             profile's `conflict` block; where there is none, it needs a default.
+
     Raises:
         LabError: a name that is taken, or a parameter that nothing would fill.
     """
@@ -60,6 +61,7 @@ def merge(settings: Conflict, suspicious: Folder, conflict: Folder, base: Folder
         settings: `profile.conflict`.
         suspicious, conflict, base: folders of whole models; `base` is for TIES only.
         folder: the one to write to.
+
     Raises:
         LabError: an unknown method, or as the method chosen.
     """

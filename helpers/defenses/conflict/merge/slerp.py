@@ -18,6 +18,7 @@ def slerp(suspicious: Folder, conflict: Folder, folder: Folder, t: float) -> Non
     Args:
         suspicious, conflict, folder: as in `linear`.
         t: the conflict model's share of the arc, 0 to 1.
+
     Raises:
         LabError: as `linear`, and for equal models.
     """

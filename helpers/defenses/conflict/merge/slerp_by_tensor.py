@@ -18,8 +18,10 @@ def slerp_by_tensor(suspicious: Folder, conflict: Folder, folder: Folder, t: flo
 
     Args:
         suspicious, conflict, folder, t: as in `slerp`.
+
     Raises:
         LabError: as `slerp`.
+
     Differs from the paper:
         Eq. (10) names one angle between the models; its experiments were made with mergekit.
     """

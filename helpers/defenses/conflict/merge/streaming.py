@@ -19,6 +19,7 @@ class ModelStream:
     Args:
         models: folders of whole models.
         folder: the one to write to.
+
     Raises:
         LabError: models that cannot be merged.
     """

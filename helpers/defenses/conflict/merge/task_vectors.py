@@ -28,6 +28,7 @@ def merge_task_vectors(
         k: share kept of each tensor, over 0 to 1.
         lam: λ, over 0.
         consensus: a function of one block of each task vector, first whole, then with zeros below its top k.
+
     Raises:
         LabError: k or lam out of range, models that cannot be merged, or one that equals the base.
     """

@@ -19,10 +19,13 @@ def ties(suspicious: Folder, conflict: Folder, base: Folder, folder: Folder, k: 
         base: folder of θ₀.
         k: share kept of each tensor, over 0 to 1 (the paper's top k %).
         lam: λ, over 0.
+
     Raises:
         LabError: k or lam out of range, models that cannot be merged, or one that equals the base.
+
     Differs from the paper:
         Eq. (11) halves the sum of both vectors before it sets the sign, see `ties_as_printed`.
+
     Differs from Yadav et al.:
         trimmed tensor by tensor, as mergekit does, not over the whole model. Of equal magnitudes at the cut all are
         kept, as in their code; mergekit keeps some of them, in no set order.

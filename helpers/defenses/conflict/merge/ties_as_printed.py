@@ -20,6 +20,7 @@ def ties_as_printed(suspicious: Folder, conflict: Folder, base: Folder, folder: 
 
     Args:
         suspicious, conflict, base, folder, k, lam: as in `ties`.
+
     Raises:
         LabError: as `ties`.
     """
