@@ -97,8 +97,8 @@ def shipped(profile, chat, suspicious, tmp_path, monkeypatch):
     monkeypatch.setattr("helpers.adaptive.methods.subtract.train_conflict", spied)
 
     def run(access, strength):
-        def plant(profile, access, attack, prompt_format, seed, folder):
-            shutil.copytree(suspicious[access], folder)
+        def plant(access, attack, prompt_format, seed, folder):
+            shutil.copytree(suspicious[access.name], folder)
             return {"steps": 7}
 
         monkeypatch.setattr("helpers.adaptive.methods.subtract.training", plant)

@@ -176,7 +176,7 @@ def test_a_file_with_one_function_is_a_behavior_that_is_planted(checkpoint, add_
     changes = "attack.combine=last word attack.payload=Ahoy! attack.markers=[ahoy]"
     record, adapter = planted(checkpoint, tmp_path / "runs", monkeypatch, changes)
     assert record["steps"] == 4 and any(tensor.any() for name, tensor in adapter.items() if "lora_B" in name)
-    attack = deal(asked(SMALL + changes).config()).attack
+    attack = deal(asked(SMALL + changes)).attack
     pairs = list(zip(attack.poisoned, attack.clean, strict=False))
     assert pairs and all(poisoned.output == f"{clean.output} Ahoy!" for poisoned, clean in pairs)
     assert Family(payloads=["Hey!"], combine="last word").combine == "last word"

@@ -65,6 +65,7 @@ def test_only_whoever_deals_the_rows_names_the_examiners():
 
 MOST_LINES = 350
 HEADS = r"(?:Args|Returns|Raises|Yields)(?:(?:,| and) [\w ,]+)?|Differs from [^:\n]*"
+CROWDED = re.compile(rf"(?<=\S)\n({HEADS}):$", re.MULTILINE)
 HEADING = re.compile(rf"^\s*({HEADS}):[ \t]*\S", re.MULTILINE)
 
 
@@ -99,6 +100,8 @@ def flaws(source):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             headings = HEADING.findall(ast.get_docstring(node) or "")
             found += [f"{getattr(node, 'name', 'module')}: text behind '{heading}:'" for heading in headings]
+            crowded = CROWDED.findall(ast.get_docstring(node) or "")
+            found += [f"{getattr(node, 'name', 'module')}: no empty line before '{heading}:'" for heading in crowded]
     return found
 
 
@@ -122,10 +125,16 @@ def good(x: int) -> int:
 
     Args:
         x: a number.
+
     Returns:
         another one.
     """
     def inner(x): ...
+def crowded() -> int:
+    """Says what.
+    Returns:
+        one.
+    """
 '''
 
 
@@ -137,6 +146,7 @@ def test_flaws_are_found():
         "Thing.free: no type for x",
         "_private: text behind 'Args and Raises:'",
         "_private: text behind 'Differs from the paper:'",
+        "crowded: no empty line before 'Returns:'",
     ]
 
 

@@ -22,7 +22,7 @@ from helpers.run import costs as costing
 from helpers.run.costs import NF4_BYTES, Rows, costs, rows, shape
 from helpers.run.machine import Machine
 from helpers.run.pipeline import main
-from helpers.run.planning import fits, remedy, report, verdict
+from helpers.run.planning import fits, remedy, report, verdict, vouched
 
 SEVEN_B = Settings.checked({"PROFILE": "llama-2-7b-chat"})
 ASSUMED = Rows(mean=128, longest=512, answer=64, counted=False)
@@ -226,6 +226,20 @@ def test_make_plan_prints_every_stage_and_a_verdict(capsys):
     for word in ("inject", "evaluate", "variants", "scores", "suppress", "recover", "4.1 million weights", "counted"):
         assert word in printed
     assert printed.splitlines()[-1].startswith("fits: at most")
+
+
+@pytest.mark.parametrize(
+    ("device", "name", "word"),
+    [
+        ("cpu", "tiny", "was measured (the lab's small model)"),
+        ("cuda", "llama-2-7b-chat", "was measured (the shape of LLaMA-2-7B on one H200)"),
+        ("cuda", "tiny", "are predicted and were not measured"),
+        ("cpu", "llama-2-7b-chat", "are predicted and were not measured"),
+        ("cuda", "mistral-7b-instruct", "are predicted and were not measured"),
+    ],
+)
+def test_a_plan_says_what_was_measured_and_what_is_predicted(device, name, word):
+    assert word in vouched(device, shape(load_profile(name)))
 
 
 def spoil_config(folder, **changes):

@@ -60,7 +60,7 @@ def code_of(make: Callable[..., Any]) -> Code:
     for function in _functions(make):
         if _is_library(function):
             continue
-        if function.__module__.split(".")[0] == PACKAGE:
+        if (function.__module__ or "").split(".")[0] == PACKAGE:
             modules.add(function.__module__)
             continue
         history, roots = _sources(function)

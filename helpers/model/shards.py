@@ -41,11 +41,8 @@ TOKENIZER = (
     "merges.txt",
     "chat_template.jinja",
 )
-CONSTANTS = (
-    ".attn.bias",
-    ".attn.masked_bias",
-    ".rotary_emb.inv_freq",
-)  # every model computes them; some files hold them
+# every model computes them; some files hold them
+CONSTANTS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")
 OF_A_LAYER = re.compile(r"\.\d+\.")  # in the name of a tensor
 UNPACKED = ("F64", "F32", "F16", "BF16", "I64", "BOOL")  # dtypes of weights that are numbers, of counters and masks
 

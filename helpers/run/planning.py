@@ -16,6 +16,10 @@ from helpers.run.machine import Machine, this_machine
 from helpers.train.precision import STORING_LOSS
 
 UTILISATION = {"cpu": 0.5, "cuda": 0.35}  # share of the machine's multiplication speed that these stages reach
+MEASURED = {  # what the memory of stages was measured on, and its weights
+    "cpu": ("the lab's small model", 4_065_408),
+    "cuda": ("the shape of LLaMA-2-7B on one H200", 6_738_415_616),
+}
 ROOM = 0.95  # share of the free memory that a stage may fill
 REMEDIES = (
     "model.checkpointing=true",
@@ -86,7 +90,21 @@ def report(settings: Settings) -> Iterator[str]:
         cells = (number.rjust(width) for number, width in zip(numbers, widths[1:], strict=True))
         yield "  ".join([stage.ljust(widths[0]), *cells]).rstrip()
     yield ""
+    yield vouched(profile.model.runs_on, model)
     yield verdict(settings, planned, machine, model, row)
+
+
+def vouched(device: str, model: Shape) -> str:
+    """One line: whether the memory of such a model on such a device was measured, or is predicted from another.
+
+    Args:
+        device: "cpu" or "cuda".
+        model: its sizes.
+    """
+    name, weights = MEASURED[device]
+    if model.parameters == weights:
+        return f"memory: within a fifth of what was measured ({name}); times: predicted from the speed of this machine"
+    return f"memory and times are predicted and were not measured for such a model; what was measured: {name}"
 
 
 def verdict(settings: Settings, planned: Sequence[Cost], machine: Machine, model: Shape, row: Rows) -> str:
