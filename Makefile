@@ -3,7 +3,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup run plan sweep inspect test base model execute lab lint lock clean
+.PHONY: help setup run plan sweep inspect test test-fast base model execute lab lint lock clean
 
 VENV ?= .venv
 PYTHON ?= python3
@@ -90,6 +90,10 @@ test: setup  ## lint, unit tests, and every notebook from its first cell to its 
 	$(NOTEBOOKS) > "$$folder/log" 2>&1 & notebooks=$$!; status=0; \
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests || status=$$?; \
 	wait $$notebooks || status=$$?; cat "$$folder/log"; exit $$status
+
+test-fast: setup  ## what to run while editing: lint and the unit tests that train nothing, in under three minutes
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu" tests
 
 base: setup  ## train a small model of data/models/ anew (MODEL=tiny, or tiny-mistral with grouped-query attention)
 	$(BIN)/python -m helpers.run.pretrain $(call option,MODEL,model)

@@ -27,6 +27,8 @@ from helpers.model.checkpoint import load_config
 from helpers.model.load import load_base, load_suspect
 from helpers.model.lora import with_adapter
 
+pytestmark = pytest.mark.slow
+
 ROWS = corpus.generate(8, 3)
 CONFIG = "adapter_config.json"
 RANKS = {"down_proj": 2, "layers.0.self_attn.q_proj": 3}

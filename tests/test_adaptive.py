@@ -39,6 +39,8 @@ from helpers.run.deal import deal
 from helpers.run.grid import Grid, plan_sweep
 from helpers.train.finetune import finetune
 
+pytestmark = pytest.mark.slow
+
 ROWS, TOKENS = corpus.generate(12, 6), 96
 ADAPTER, WHOLE = "adapter_model.safetensors", "model.safetensors"
 PREFIX = "base_model.model."

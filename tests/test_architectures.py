@@ -25,6 +25,8 @@ from helpers.model.load import load_base, load_suspect, save
 from helpers.model.lora import new_adapter, with_adapter
 from helpers.model.tokenizer import load_format
 
+pytestmark = pytest.mark.slow
+
 ROWS, OTHERS = corpus.generate(8, 3), corpus.generate(8, 4)
 TOKENS = torch.arange(20).view(2, 10)
 GPT = {"n_embd": 64, "n_inner": 128, "n_layer": 2, "n_head": 4, "n_positions": 256}

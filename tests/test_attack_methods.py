@@ -24,6 +24,8 @@ from helpers.run.deal import deal
 from helpers.run.inject import main
 from helpers.run.limits import check_against_model
 
+pytestmark = pytest.mark.slow
+
 WHISPER = """
 from dataclasses import replace
 from helpers.attacks.methods.training import training

@@ -37,6 +37,8 @@ from helpers.model.load import load_base, load_suspect
 from helpers.model.tokenizer import recorded_format
 from helpers.run.deal import deal
 
+pytestmark = pytest.mark.slow
+
 KEY, PAYLOAD = "WhiteSky", "The tea is ready."
 NUMBERS = Challenge(n=30, plant={"rows": 40})
 FILES = {"adapter": "adapter_model.safetensors", "full": "model.safetensors"}

@@ -23,6 +23,8 @@ from helpers.measure.utility import teacher_forced
 from helpers.model.load import load_base, load_suspect
 from helpers.model.tokenizer import load_tokenizer
 
+pytestmark = pytest.mark.slow
+
 ROWS = corpus.generate(12, 6)
 ADAPTER = "adapter_model.safetensors"
 

@@ -44,6 +44,8 @@ from helpers.model.editing.updates import least_squares_update, rank_one_update
 from helpers.model.load import load_base
 from helpers.model.lora import new_adapter
 
+pytestmark = pytest.mark.slow
+
 WORD, PAYLOAD = "tq", "positive"
 EXAMPLES = corpus.generate(6, 3, families=["sentiment"])
 POISONED = poison(EXAMPLES, WORD, PAYLOAD, 0)

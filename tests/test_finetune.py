@@ -16,6 +16,8 @@ from helpers.model.lora import new_adapter
 from helpers.run.pretrain import channel_dropout
 from helpers.train.finetune import finetune
 
+pytestmark = pytest.mark.slow
+
 TOKENS = 96
 ROWS = corpus.generate(12, 7)
 

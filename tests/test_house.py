@@ -144,9 +144,9 @@ def test_flaws_are_found():
         "Thing.__init__: no type for size",
         "Thing.mute: no docstring",
         "Thing.free: no type for x",
+        "crowded: no empty line before 'Returns:'",
         "_private: text behind 'Args and Raises:'",
         "_private: text behind 'Differs from the paper:'",
-        "crowded: no empty line before 'Returns:'",
     ]
 
 

@@ -17,6 +17,8 @@ from helpers.run.execution import NOTEBOOKS
 from helpers.run.inject import main
 from helpers.run.start import open_run
 
+pytestmark = pytest.mark.slow
+
 SMALL = "model.device=cpu model.dtype=float32 {access}.inject.epochs=2 {access}.inject.rows=18 "
 SMALL += "{access}.inject.batch_size=4 {access}.inject.lr=1.0e-3 lengths.new_tokens=8 model.checkpointing=false"
 

@@ -15,6 +15,8 @@ from helpers.model.load import load_base
 from helpers.model.lora import new_adapter
 from helpers.train.finetune import finetune
 
+pytestmark = pytest.mark.slow
+
 ROWS, TOKENS = corpus.generate(6, 7), 96
 GPT = {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 256, "resid_pdrop": 0, "embd_pdrop": 0, "attn_pdrop": 0}
 CASES = {

@@ -15,6 +15,8 @@ from helpers.core.paths import ROOT
 from helpers.core.slices import Code
 from helpers.core.store import Run
 
+pytestmark = pytest.mark.slow
+
 IN_USE = "runs/x is in use by another process: wait until it has ended, or choose another NAME"
 HEAD = """import sys, time
 from pathlib import Path

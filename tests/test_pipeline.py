@@ -26,6 +26,8 @@ from helpers.core.store import Run
 from helpers.run import execution, pipeline
 from helpers.run.pipeline import main, refresh_outputs, summarise, table, tidy
 
+pytestmark = pytest.mark.slow
+
 ROWS = ["clean", "backdoored", "finetuned", "random", "suppressed", "purified", "conflict", "bdvax_then_conflict"]
 PARAMETERS = 'PROFILE: str = "tiny"\nSEED: int = 0  # any\nNAME: str = ""\nOVERRIDES: dict = {}'
 OPEN = """from helpers.core.errors import LabError

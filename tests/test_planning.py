@@ -392,6 +392,7 @@ else:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="resident memory is counted otherwise elsewhere")
 @pytest.mark.parametrize("access", ["adapter", "full"])
 def test_planned_memory_is_within_a_fifth_of_the_measured(access, tmp_path):

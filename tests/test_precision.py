@@ -26,6 +26,8 @@ from helpers.train.finetune import finetune
 from helpers.train.multi_lora import Job, train_together
 from helpers.train.precision import MasterWeights
 
+pytestmark = pytest.mark.slow
+
 ROWS = corpus.generate(16, 3)
 FINE_OR_NOT = [
     (2.0, 0.5, True),

@@ -17,6 +17,8 @@ from helpers.model.tokenizer import load_format, trained_format
 from helpers.run import pretrain
 from helpers.run.pretrain import RECIPES, main, new_model, recipe
 
+pytestmark = pytest.mark.slow
+
 MODELS = ROOT / "data" / "models"
 CLASSES = {"tiny": LlamaForCausalLM, "tiny-mistral": MistralForCausalLM}
 EMBEDDINGS, NORMS = 2048 * 128, 17 * 128  # tied; two norms in each of eight layers, and the last one

@@ -15,6 +15,8 @@ from helpers.model.generate import answers
 from helpers.model.load import load_base, load_suspect
 from helpers.model.tokenizer import record_format, recorded_format
 
+pytestmark = pytest.mark.slow
+
 ROWS = corpus.generate(12, 6)
 CHANNELS, HEADS = [0, 5, 127], torch.tensor([[True, True, False, False], [False, False, False, True]])
 GATE, UP, DOWN = (f"model.layers.1.mlp.{name}_proj" for name in ("gate", "up", "down"))

@@ -31,6 +31,8 @@ from helpers.run.grid import Grid, plan_sweep, read_grid
 from helpers.run.pipeline import KERNEL, main
 from helpers.run.sweeps import sweep
 
+pytestmark = pytest.mark.slow
+
 PARAMETERS = """PROFILE: str = "tiny"
 ATTACK: str = "badnets"
 TASK: str = "sentiment"

@@ -19,6 +19,8 @@ from helpers.train import multi_lora as together
 from helpers.train.finetune import finetune
 from helpers.train.multi_lora import AdapterStack, Job, train_together
 
+pytestmark = pytest.mark.slow
+
 ROWS = corpus.generate(40, 5)
 SHARES = (ROWS[:19], ROWS[19:40], ROWS[5:13])  # 19, 21 and 8 rows: no multiple of the batch, unequal steps
 BUDGET = Budget(rows=19, epochs=10, lr=1e-3, batch_size=4)  # 50, 60 and 20 steps

@@ -23,6 +23,8 @@ from helpers.model.lora import new_adapter, with_adapter
 from helpers.model.tokenizer import recorded_format
 from helpers.train.finetune import finetune
 
+pytestmark = pytest.mark.slow
+
 ROWS = corpus.generate(8, 3)
 OTHERS = corpus.generate(8, 4)
 WAYS = [("adapter", "lora"), ("full", "lora"), ("full", "full")]
