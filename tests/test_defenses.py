@@ -10,7 +10,14 @@ from helpers.core.errors import LabError
 from helpers.data import corpus
 from helpers.data.roles import DefenderData
 from helpers.defenses.bdvax.recover import recover
-from helpers.defenses.bdvax.score import load_rankings, random_heads, random_scores, score_heads, score_mlp
+from helpers.defenses.bdvax.score import (
+    blank_rankings,
+    load_rankings,
+    random_heads,
+    random_scores,
+    score_heads,
+    score_mlp,
+)
 from helpers.defenses.bdvax.select import select, select_heads
 from helpers.defenses.bdvax.vaccines import Variant, train_variants, vaccine_pairs
 from helpers.defenses.conflict import merge
@@ -153,6 +160,7 @@ def test_bdvax_and_its_control_do_what_their_steps_do(access, suspicious, chat, 
 
     control, _ = defended("random_channels", access, suspicious, chat, tmp_path / "control")
     channels, heads = load_rankings(tmp_path / "one" / "scores")
+    assert [*blank_rankings(config)[0]] == [*channels]  # one draw follows the other
     drawn = random_scores(channels, SEED, signature.granularity), random_heads(heads, SEED)
     assert same(control, cut_and_healed(access, suspicious, *drawn, chat, tmp_path / "drawn"))
     assert not same(control, expected)
