@@ -1,10 +1,14 @@
 """What several tests share: one thread, a tiny LLaMA made once, suspicious copies of it, and a profile of seconds."""
 
+import importlib
+import sys
+
 import pytest
 import torch
 
 from helpers.core.profile_files import load_profile
 from helpers.data import corpus
+from helpers.data.combining import find_combination
 from helpers.model.load import load_base, save
 from helpers.model.lora import new_adapter
 from helpers.model.tokenizer import load_format
@@ -43,6 +47,27 @@ def no_endpoint(monkeypatch):
     for name in ("URL", "MODEL", "KEY", "TOKENS", "PRICE_IN", "PRICE_OUT"):
         monkeypatch.delenv(f"EVIDENCE_{name}", raising=False)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+
+
+@pytest.fixture
+def add_file(tmp_path, monkeypatch):
+    """A function that puts a file beside those of a package; all are gone after the test."""
+    loaded, folder = set(sys.modules), tmp_path / "files"
+    folder.mkdir()
+
+    def add(package, name, source):
+        found = importlib.import_module(package)
+        monkeypatch.setattr(found, "__path__", [*found.__path__, str(folder)])
+        (folder / f"{name}.py").write_text(source, encoding="utf-8")
+        importlib.invalidate_caches()
+
+    yield add
+    find_combination.cache_clear()
+    for name in set(sys.modules) - loaded:
+        if str(folder) in str(getattr(sys.modules[name], "__file__", "")):
+            package, _, file = name.rpartition(".")
+            delattr(sys.modules[package], file)
+            del sys.modules[name]
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,5 @@
 """An attack method and a combination are a file each: what a test drops into a folder, a run finds by its name."""
 
-import importlib
 import subprocess
 import sys
 
@@ -52,27 +51,6 @@ NEEDS = {  # of every method, but for the check of its numbers
     **dict.fromkeys(("rome", "memit", "badedit"), EDITS),
     **dict.fromkeys(("subtract", "evade"), {"one_process": True}),
 }
-
-
-@pytest.fixture
-def add_file(tmp_path, monkeypatch):
-    """A function that puts a file beside those of a package; all are gone after the test."""
-    loaded, folder = set(sys.modules), tmp_path / "files"
-    folder.mkdir()
-
-    def add(package, name, source):
-        found = importlib.import_module(package)
-        monkeypatch.setattr(found, "__path__", [*found.__path__, str(folder)])
-        (folder / f"{name}.py").write_text(source, encoding="utf-8")
-        importlib.invalidate_caches()
-
-    yield add
-    find_combination.cache_clear()
-    for name in set(sys.modules) - loaded:
-        if str(folder) in str(getattr(sys.modules[name], "__file__", "")):
-            package, _, file = name.rpartition(".")
-            delattr(sys.modules[package], file)
-            del sys.modules[name]
 
 
 @pytest.fixture

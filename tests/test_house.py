@@ -17,7 +17,7 @@ FLOORS = [
     ["train"],
     ["measure"],
     ["attacks", "defenses"],
-    ["adaptive"],
+    ["adaptive", "oracles"],
     ["run"],
 ]
 FLOOR = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}
@@ -58,9 +58,9 @@ def test_a_defense_sees_neither_the_attack_nor_its_test():
     assert "DefenderData" in seen and not seen & {"TestData", "RunData", "deal"}
 
 
-def test_only_whoever_deals_the_rows_names_the_examiners():
+def test_only_whoever_deals_the_rows_and_oracles_name_the_examiners():
     namers = {path.relative_to(HOUSE).as_posix() for path in MODULES if ("data.roles", "TestData") in imports(path)}
-    assert namers and all(name.startswith("run/deal/") for name in namers)
+    assert namers and all(name.startswith(("run/deal/", "oracles/")) for name in namers)
 
 
 MOST_LINES = 350

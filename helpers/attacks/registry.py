@@ -1,6 +1,5 @@
 """The ways a backdoor gets in: what a method takes and needs, and how one is found by its name (`attack.by`)."""
 
-import inspect
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,7 +7,7 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-from helpers.core.choices import ATTACK_METHODS
+from helpers.core.choices import ATTACK_METHODS, require_parameters
 from helpers.core.errors import LabError
 from helpers.core.profile import Profile
 
@@ -50,11 +49,7 @@ def method(**needs: Any) -> Callable[[Method], Method]:
     """
 
     def mark(function: Method) -> Method:
-        taken = inspect.signature(function).parameters.values()
-        unfilled = [each.name for each in taken if each.name in PARAMETERS or each.default is each.empty]
-        if unfilled != [*PARAMETERS]:
-            name, wanted = function.__name__, ", ".join(PARAMETERS)
-            raise LabError(f"attack method '{name}': its parameters should be {wanted}, found {', '.join(unfilled)}")
+        require_parameters(function, PARAMETERS, "attack method")
         function.needs = Needs(**needs)
         return function
 

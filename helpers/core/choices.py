@@ -4,8 +4,9 @@ The names are read off the folders, so a name is checked without importing any o
 own file alone: what it depends on can be read from that module.
 """
 
+import inspect
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 
@@ -72,5 +73,23 @@ class Choices:
         return found
 
 
+def require_parameters(function: Callable[..., object], wanted: Sequence[str], what: str) -> None:
+    """Refuse a function that is called with other arguments than it takes.
+
+    Args:
+        wanted: what it is called with, in this order; any parameter beyond needs a default.
+        what: as errors call a function of its kind.
+
+    Raises:
+        LabError: other parameters.
+    """
+    taken = inspect.signature(function).parameters.values()
+    unfilled = [each.name for each in taken if each.name in wanted or each.default is each.empty]
+    if unfilled != [*wanted]:
+        found = ", ".join(unfilled)
+        raise LabError(f"{what} '{function.__name__}': its parameters should be {', '.join(wanted)}, found {found}")
+
+
 ATTACK_METHODS = Choices("attack.by", ("helpers.attacks.methods", "helpers.adaptive.methods"))
 COMBINATIONS = Choices("attack.combine", ("helpers.data.combinations",), space=" ")
+DEFENSES = Choices("defense", ("helpers.defenses.methods",))

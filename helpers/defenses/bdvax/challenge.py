@@ -19,8 +19,7 @@ from helpers.core.errors import LabError
 from helpers.data.own_backdoors import challenge_behavior, challenge_trigger
 from helpers.data.planting import poison
 from helpers.data.roles import AttackData, Trial
-from helpers.defenses.bdvax.recover import recover
-from helpers.defenses.bdvax.select import select, select_heads
+from helpers.defenses.bdvax.cure import cut_and_heal
 from helpers.measure.report import GATE, INDISCRIMINATE, evaluate
 from helpers.model.tokenizer import record_format
 from helpers.train.finetune import finetune
@@ -168,14 +167,9 @@ def try_cut(
     Returns:
         the report of `evaluate`.
     """
-    profile, cut = access.profile, access.settings.suppress
-    masks = select(scores, cut.tau, profile.signature.scope)
-    heads = select_heads(head_scores, cut.heads, cut.heads_of)
     with TemporaryDirectory() as scratch:
-        weakened, healed = Path(scratch) / "cut", Path(scratch) / "healed"
-        access.suppress(start, masks, seed, weakened, heads)
-        recover(access, weakened, recovery, prompt_format, seed, healed)
-        return evaluate(access.load(healed), prompt_format, trial, profile)
+        cut_and_heal(access, start, scores, head_scores, recovery, prompt_format, seed, scratch)
+        return evaluate(access.load(Path(scratch) / "model"), prompt_format, trial, access.profile)
 
 
 def choose(points: Sequence[Mapping[str, Any]], threshold: float) -> dict[str, Any]:

@@ -17,12 +17,15 @@ from scipy.stats import spearmanr
 from torch import Tensor
 from transformers import PretrainedConfig
 
-from helpers.access.deltas import Factors, GramOf, slot_gram
+from helpers.access import Access
+from helpers.access.deltas import Factors, Folders, GramOf, slot_gram
 from helpers.core.errors import LabError, nearest
 from helpers.core.profile import Signature
-from helpers.model.architecture import Slot, attention_slots, head_slots, mlp_slots
+from helpers.model.architecture import Slot, attention_slots, head_slots, matrix_sizes, mlp_slots
+from helpers.model.checkpoint import load_config
 
 Scores = dict[str, Tensor]
+CHANNELS, HEADS = "scores.safetensors", "heads.safetensors"  # the files of both rankings
 COMBINE: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
     "sum": lambda strength, alignment, lam: strength + lam * alignment,
     "product": lambda strength, alignment, lam: strength * alignment,
@@ -154,6 +157,42 @@ def score_heads(gram_of: GramOf, config: PretrainedConfig, signature: Signature)
         parts = [sum(grams[p.module][..., p.start : p.stop].sum(dim=-1) for p in head) for head in heads]
         rows.append(_score(torch.stack(parts, dim=-1), signature.combine, signature.lam))
     return torch.stack(rows)
+
+
+def score_variants(access: Access, poisoned: Folders, clean: Folders, folder: Path | str) -> None:
+    """Score all channels and heads by the differences between pairs of variants, and write both rankings to a folder.
+
+    Args:
+        access: to the suspicious model; the profile's `signature` says how to score.
+        poisoned, clean: folders of the variants, pair i at position i.
+        folder: to write to; `load_rankings` reads it.
+
+    Raises:
+        LabError: as `score_mlp`, or incomplete pairs.
+    """
+    signature, config = access.profile.signature, load_config(access.profile.model)
+    gram_of = access.variant_pairs(poisoned, clean)
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    save_scores(Path(folder) / CHANNELS, score_mlp(gram_of, config, signature), **signature.model_dump())
+    save_scores(Path(folder) / HEADS, {"heads": score_heads(gram_of, config, signature)})
+
+
+def load_rankings(folder: Path | str) -> tuple[Scores, Tensor]:
+    """The scores of the channels, {module: [channels]}, and of the heads, [n_layers, n_heads], of `score_variants`.
+
+    Raises:
+        LabError: no such files.
+    """
+    return load_scores(Path(folder) / CHANNELS)[0], load_scores(Path(folder) / HEADS)[0]["heads"]
+
+
+def blank_rankings(config: PretrainedConfig) -> tuple[Scores, Tensor]:
+    """Scores of zero in the shape and order of `load_rankings`: what a random ranking takes the place of."""
+    sizes, heads = matrix_sizes(config), head_slots(config)
+    channels = {slot.module: sizes[slot.module][slot.side] for layer in mlp_slots(config) for slot in layer}
+    return {module: torch.zeros(channels[module]) for module in sorted(channels)}, torch.zeros(
+        len(heads), len(heads[0])
+    )
 
 
 def random_scores(like: Scores, seed: int, granularity: str = "matrix") -> Scores:

@@ -7,6 +7,7 @@ more loses more. How much must go is a property of the model, so τ is a setting
 import torch
 from torch import BoolTensor, Tensor
 
+from helpers.access import Access
 from helpers.core.errors import LabError, nearest
 
 
@@ -58,6 +59,26 @@ def select_heads(head_scores: Tensor, count: int, per: str = "model") -> BoolTen
     if not 0 <= count <= groups.shape[1]:
         raise LabError(f"cannot select {count} of {groups.shape[1]} attention heads of a {per}")
     return torch.stack([_top(scores, count) for scores in groups]).view(head_scores.shape)
+
+
+def select_cut(
+    access: Access, scores: dict[str, Tensor], head_scores: Tensor
+) -> tuple[dict[str, BoolTensor], BoolTensor]:
+    """The channels and heads that go, as many as the access's `suppress` numbers say.
+
+    Args:
+        scores: {module: [channels]}.
+        head_scores: [n_layers, n_heads].
+
+    Returns:
+        {module: mask [channels]} and mask [n_layers, n_heads], True = selected.
+
+    Raises:
+        LabError: as `select` and `select_heads`.
+    """
+    cut = access.settings.suppress
+    masks = select(scores, cut.tau, access.profile.signature.scope)
+    return masks, select_heads(head_scores, cut.heads, cut.heads_of)
 
 
 def _top(scores: Tensor, count: int) -> BoolTensor:

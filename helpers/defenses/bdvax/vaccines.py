@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 Pair = tuple[str, str, list[Example], list[Example]]  # key, payload, clean set, poisoned set
 
 
+MEMBERS = ("backdoored", "clean")  # of a pair
+
+
 @dataclass(frozen=True)
 class Variant:
     """One variant to train: its rows, the seed of their order and of fresh probes, and the folder it goes to."""
@@ -70,6 +73,31 @@ def paired(keys: Sequence[str], planted: Sequence[Planted], sets: Sequence[list[
         (key, one.payload, clean, poison(clean, key, one, f"{seed}{i}"))
         for i, (key, one, clean) in enumerate(zip(keys, chosen, sets, strict=True))
     ]
+
+
+def variant_folders(folder: Path, n: int) -> tuple[list[Path], list[Path]]:
+    """The folders of `n` pairs inside of another one: those of the backdoored members and those of their clean twins.
+
+    Args:
+        folder: that holds all of them.
+        n: how many pairs there are.
+    """
+    backdoored, clean = ([folder / f"{i}-{member}" for i in range(n)] for member in MEMBERS)
+    return backdoored, clean
+
+
+def plan_variants(pairs: Sequence[Pair], seed: int, folder: Path) -> list[Variant]:
+    """The 2N variants of N pairs, twins next to each other (BD-VAX §4.2, Algorithm 1).
+
+    Args:
+        pairs: of `vaccine_pairs`.
+        seed: of the first pair; the others count up from it.
+        folder: for the variants; see `variant_folders`.
+    """
+    planned, twins = [], zip(*variant_folders(folder, len(pairs)), strict=True)
+    for i, ((_, _, clean, poisoned), (first, second)) in enumerate(zip(pairs, twins, strict=True)):
+        planned += [Variant(clean + poisoned, seed + i, first), Variant(clean, seed + i, second)]
+    return planned
 
 
 def train_variant(

@@ -1,0 +1,46 @@
+"""BD-VAX (Li and Kim 2026): vaccinate, score, select, suppress, recover."""
+
+from pathlib import Path
+
+from helpers.access import Access
+from helpers.data.roles import DefenderData
+from helpers.defenses.bdvax.cure import cut_and_heal
+from helpers.defenses.bdvax.score import load_rankings, score_variants
+from helpers.defenses.bdvax.vaccines import plan_variants, train_variants, vaccine_pairs, variant_folders
+from helpers.defenses.registry import Record, defense
+from helpers.model.prompt import PromptFormat
+
+
+@defense(assumes=("clean rows", "weights", "family of the behavior"), trains=("vaccine", "recover"))
+def bdvax(
+    access: Access,
+    suspicious: Path | str,
+    defender: DefenderData,
+    prompt_format: PromptFormat,
+    seed: int,
+    folder: Path | str,
+    kind: str = "",
+) -> Record:
+    """Cut out the signature of backdoors and heal the cut. Implements Algorithm 1, BD-VAX §4.
+
+    Args:
+        access: what may be edited; `vaccine`, `suppress` and `recover` are read, and of the profile `signature`.
+        suspicious: folder of the suspicious adapter or model.
+        defender: his vaccine sets and recovery rows are used.
+        prompt_format: the one that evaluation uses, too.
+        seed: of the run.
+        folder: the purified adapter or model goes to `model` in it, beside `variants`, `scores` and `cut`.
+        kind: the family of vaccines of the attack's kind, which is assumed where `signature.family` is "task" and not
+            read otherwise.
+
+    Returns:
+        the record of `recover`.
+
+    Raises:
+        LabError: an unknown family, or as `train_variants` and `cut_and_heal`.
+    """
+    variants, scores = Path(folder) / "variants", Path(folder) / "scores"
+    pairs = vaccine_pairs(defender, access.profile.signature, kind, seed)
+    train_variants(access, suspicious, plan_variants(pairs, seed, variants), prompt_format)
+    score_variants(access, *variant_folders(variants, len(pairs)), scores)
+    return cut_and_heal(access, suspicious, *load_rankings(scores), defender.recovery, prompt_format, seed, folder)
