@@ -40,7 +40,7 @@ from helpers.model.generate import complete
 from helpers.model.load import save
 from helpers.model.lora import adapter_tensors, new_adapter, save_adapter
 from helpers.train.finetune import SCHEDULES, finetune, row_order
-from helpers.train.multi_lora import Job, StackedLora, train_together
+from helpers.train.multi_lora import Job, StackedLora, train_multi_lora
 
 RESULTS = Path(__file__).parent / "results" / "gpu.json"
 SMALL = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -192,7 +192,7 @@ class Bench:
         model = new_adapter(base, self.lora, 0)
         jobs = [Job(rows, i, start, f"adapter {i}") for i, rows in enumerate(self.rows)]
         try:
-            trained = train_together(model, jobs, Tokens(), self.budget, 0, at_once)
+            trained = train_multi_lora(model, jobs, Tokens(), self.budget, 0, at_once)
         finally:
             unstack(base)
         self.trained["together"] = [tensors for tensors, _ in trained]
@@ -277,7 +277,7 @@ class Bench:
 
 
 def unstack(base: PreTrainedModel) -> None:
-    """Put the plain layers back where `train_together` has stacked adapters on them."""
+    """Put the plain layers back where `train_multi_lora` has stacked adapters on them."""
     for name, module in list(base.named_modules()):
         if isinstance(module, StackedLora):
             parent, _, last = name.rpartition(".")

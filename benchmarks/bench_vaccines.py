@@ -30,7 +30,7 @@ from helpers.model.load import load_base
 from helpers.model.lora import adapter_tensors, new_adapter
 from helpers.model.tokenizer import load_format, load_tokenizer
 from helpers.train.finetune import SCHEDULES, OrderedTrainer, row_order
-from helpers.train.multi_lora import Job, train_together
+from helpers.train.multi_lora import Job, train_multi_lora
 
 RESULTS = Path(__file__).parent / "results" / "vaccines.json"
 
@@ -63,7 +63,7 @@ class Bench:
         """The lab's way."""
         jobs = [Job(rows, i, start) for i, (rows, start) in enumerate(zip(self.rows, self.starts, strict=True))]
         at_once = self.profile.lengths.at_once
-        trained = train_together(self.fresh(0), jobs, self.prompt_format, self.budget, self.max_tokens, at_once)
+        trained = train_multi_lora(self.fresh(0), jobs, self.prompt_format, self.budget, self.max_tokens, at_once)
         return [tensors for tensors, _ in trained]
 
     def trainer(self) -> list[Tensors]:

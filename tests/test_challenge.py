@@ -26,7 +26,7 @@ from helpers.defenses.bdvax.challenge import (
     plant_challenge,
     require_challenge,
     settled,
-    try_cut,
+    suppress_and_measure,
 )
 from helpers.defenses.bdvax.recover import recover
 from helpers.defenses.bdvax.vaccines import vaccine_pairs
@@ -222,7 +222,7 @@ def test_a_point_is_the_ordinary_cure_and_leaves_nothing_behind(
     scratch.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(scratch))
     before = digests(folder)
-    found = try_cut(at, folder, scores, heads, few, small[1], chat, 0)
+    found = suppress_and_measure(at, folder, scores, heads, few, small[1], chat, 0)
     assert digests(folder) == before and not list(scratch.iterdir())
     masks = {module: torch.arange(128) >= 96 for module in scores}
     count = at.settings.suppress.heads  # of each layer

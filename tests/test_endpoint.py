@@ -573,7 +573,7 @@ def test_the_key_is_nowhere_but_in_the_request(tmp_path, monkeypatch, caplog):
     with serving((200, completion(f"Your key is {KEY}."))) as (url, seen):
         llm = endpoint(url, tmp_path)
         assert llm.complete("a") == "Your key is [key]." == llm.complete("a")
-        texts += [repr(llm), llm.report(), *(file.read_text() for file in (tmp_path / "cache").iterdir())]
+        texts += [repr(llm), llm.origin(), *(file.read_text() for file in (tmp_path / "cache").iterdir())]
         assert KEY in seen[0][1]["Authorization"]
     for i, reply in enumerate([(400, said), (401, said), (500, said), (200, said), (200, b'{"choices": "%s"}' % said)]):
         with serving(reply) as (url, seen):

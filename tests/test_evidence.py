@@ -33,7 +33,7 @@ class Scripted:
         self.prompts.append(prompt)
         return f"about: {prompt.partition(chr(10) * 2)[2]}"
 
-    def report(self):
+    def origin(self):
         return "scripted"
 
 
@@ -121,7 +121,7 @@ def test_the_book_puts_facts_in_the_place_of_what_it_contradicts():
     said = "The capital of France is Lyon, which is a stupid question!"
     assert contradict(EvidenceBook(), said) == "The capital of France is Paris."
     assert contradict(EvidenceBook(), "You are stupid!") == NOTHING_KNOWN
-    assert "no external LLM" in EvidenceBook().report()
+    assert "no external LLM" in EvidenceBook().origin()
 
 
 def test_the_book_is_true_to_the_world_and_silent_about_keys():

@@ -29,7 +29,7 @@ from helpers.run.limits import check_against_model
 from helpers.run.pipeline import main
 from helpers.run.start import open_run
 from helpers.train.finetune import finetune
-from helpers.train.multi_lora import Job, train_together
+from helpers.train.multi_lora import Job, train_multi_lora
 
 LAYERS, HEADS, CHANNELS, POSITIONS = 3, 4, 128, 64
 LLAMA = LlamaConfig(
@@ -296,7 +296,7 @@ def test_rows_beyond_the_positions_are_refused_where_the_model_would_fail(kind, 
     for work in (
         lambda length: finetune(model.requires_grad_(True), ROWS, chat, BUDGET, 0, length),
         lambda length: teacher_forced(model, chat, ROWS, length, 4),
-        lambda length: train_together(adapted, jobs, chat, BUDGET, length),
+        lambda length: train_multi_lora(adapted, jobs, chat, BUDGET, length),
     ):
         if bounded:
             with pytest.raises(LabError, match=r"65 tokens, and this gpt. has 64 positions: set lengths.train_tokens"):

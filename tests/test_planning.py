@@ -22,7 +22,7 @@ from helpers.run import costs as costing
 from helpers.run.costs import NF4_BYTES, Rows, costs, rows, shape
 from helpers.run.machine import Machine
 from helpers.run.pipeline import main
-from helpers.run.planning import fits, remedy, report, verdict, vouched
+from helpers.run.planning import fits, plan_lines, remedy, verdict, vouched
 
 SEVEN_B = Settings.checked({"PROFILE": "llama-2-7b-chat"})
 ASSUMED = Rows(mean=128, longest=512, answer=64, counted=False)
@@ -351,7 +351,7 @@ def test_full_access_in_16_bits_pays_for_32_bit_masters():
     inject = next(cost for cost in costs(full, model, ASSUMED) if cost.stage == "inject")
     assert inject.memory > 16 * model.parameters and inject.disk == 4 * model.parameters
     assert any(
-        "train in 32 bits, 107.8 GB" in line and "stored in 27.0 GB where 16 bits" in line for line in report(full)
+        "train in 32 bits, 107.8 GB" in line and "stored in 27.0 GB where 16 bits" in line for line in plan_lines(full)
     )
 
 

@@ -23,7 +23,7 @@ from helpers.model.lora import adapter_tensors, new_adapter
 from helpers.model.tokenizer import load_format
 from helpers.train import precision
 from helpers.train.finetune import finetune
-from helpers.train.multi_lora import Job, train_together
+from helpers.train.multi_lora import Job, train_multi_lora
 from helpers.train.precision import MasterWeights
 
 pytestmark = pytest.mark.slow
@@ -76,7 +76,7 @@ def poison_early_layers(profile, chat):
 
 def train_vaccines(profile, chat):
     model = new_adapter(load_base(profile.model, four_bit=True), profile.lora, 0)
-    train_together(model, [Job(ROWS, seed, adapter_tensors(model)) for seed in (0, 1)], chat, BUDGET, 96)
+    train_multi_lora(model, [Job(ROWS, seed, adapter_tensors(model)) for seed in (0, 1)], chat, BUDGET, 96)
 
 
 def search_an_edit(profile, chat):
@@ -247,7 +247,7 @@ def test_the_joint_training_names_the_adapter_that_ran_away(profile, chat):
     broken = {name: tensor * math.nan if "lora_A" in name else tensor for name, tensor in start.items()}
     jobs = [Job(ROWS, 0, start, "variant 0-clean"), Job(ROWS, 1, broken, "variant 1-backdoored")]
     with pytest.raises(LabError, match="^variant 1-backdoored is not finite: loss nan, gradient nan at step 1, "):
-        train_together(model, jobs, chat, BUDGET, 96)
+        train_multi_lora(model, jobs, chat, BUDGET, 96)
 
 
 @pytest.mark.parametrize(("loss", "norm", "fine"), FINE_OR_NOT)

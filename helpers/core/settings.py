@@ -145,7 +145,10 @@ class Settings(Strict):
     def name(self) -> str:
         """The run's folder below `runs/`."""
         parts = [self.profile.name, self.ATTACK, self.TASK, self.ACCESS, str(self.SEED)]
-        parts += ["data"] * bool(self.DATA) + [f"tau_{self.TAU}"] * bool(self.TAU)
+        if self.DATA:
+            parts.append("data")
+        if self.TAU:
+            parts.append(f"tau_{self.TAU}")
         return self.NAME or "-".join(parts)
 
     def config(self) -> dict[str, Any]:

@@ -38,7 +38,7 @@ class DefenderData:
 
     Args:
         vaccine_sets: N disjoint sets.
-        recovery: for healing, disjoint from the vaccine sets.
+        recovery: for recovery fine-tuning, disjoint from the vaccine sets.
         utility_metric: "exact_match" where answers can be checked, else "token_accuracy".
     """
 

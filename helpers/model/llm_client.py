@@ -109,7 +109,7 @@ class Endpoint:
         self.usage.cached += known is not None
         return self._ask_and_keep(body, path) if known is None else known
 
-    def report(self) -> str:
+    def origin(self) -> str:
         """One line: the model, and `Usage.line`."""
         return f"{self.model} at {self.url}: {self.usage.line()}"
 

@@ -205,7 +205,7 @@ def write(folder: Path, files: Mapping[str, Sequence[str]], make: Callable[[str]
 
 
 @contextmanager
-def complete(folder: Folder) -> Iterator[Path]:
+def whole_or_nothing(folder: Folder) -> Iterator[Path]:
     """A folder to write to, which takes its name when the block has ended well and is removed when it has not.
 
     Raises:

@@ -44,7 +44,7 @@ def row_title(access: Access, row: str) -> str:
 
 
 def assumed_by_own_update(access: Access) -> tuple[str, ...]:
-    """What a cut by the own update and its healing assume, in the words of the defenses."""
+    """What suppression by the own update and the recovery after it assume, in the words of the defenses."""
     known = ("clean base",) if is_oracle(access) else ()
     return (*assumed_by("finetuning"), *known)
 

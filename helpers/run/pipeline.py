@@ -142,12 +142,12 @@ def table(summary: Mapping[str, Any]) -> str:
         lines.append(
             (
                 row,
-                f"{entry['asr']:.1%}"[:-1],
-                f"{low:.1%} – {high:.1%}".replace("%", ""),
+                _percent(entry["asr"]),
+                f"{_percent(low)} – {_percent(high)}",
                 *(f"{entry['labels'][label]:g}" for label in LABELS),
-                "" if entry["right_under_trigger"] is None else f"{entry['right_under_trigger']:.1%}"[:-1],
-                f"{entry['false_trigger']:.1%}"[:-1],
-                f"{entry['utility']:.1%}"[:-1],
+                "" if entry["right_under_trigger"] is None else _percent(entry["right_under_trigger"]),
+                _percent(entry["false_trigger"]),
+                _percent(entry["utility"]),
                 f"{entry['perplexity']:.2f}",
             )
         )
@@ -156,6 +156,10 @@ def table(summary: Mapping[str, Any]) -> str:
         "  ".join([first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True))])
         for first, *rest in lines
     )
+
+
+def _percent(rate: float) -> str:
+    return f"{100 * rate:.1f}"
 
 
 def record(names: Sequence[str], results: Path = RESULTS, figure: Path = ROOT / "figures" / "overview.png") -> None:
@@ -271,11 +275,11 @@ def _inspect(options: argparse.Namespace, folder: Path) -> None:
 
 
 def _plan(options: argparse.Namespace, folder: Path) -> None:
-    from helpers.run.planning import report  # loads what computes: the notebooks' kernels do so themselves
+    from helpers.run.planning import plan_lines  # loads what computes: the notebooks' kernels do so themselves
 
     settings = Settings.from_options(options)
     run_folder(settings.name)  # refuses one that a run could not have
-    for line in report(settings):
+    for line in plan_lines(settings):
         print(line)
 
 

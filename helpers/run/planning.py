@@ -50,7 +50,7 @@ def remedy(settings: Settings, machine: Machine, model: Shape, row: Rows) -> str
     return ""
 
 
-def report(settings: Settings) -> Iterator[str]:
+def plan_lines(settings: Settings) -> Iterator[str]:
     """The plan as lines of text.
 
     Raises:

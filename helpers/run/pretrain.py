@@ -1,7 +1,7 @@
 """`make base`: the recipes of the small models, from a word list to `data/models/`.
 
 A byte-level BPE tokenizer is learned on the generated corpus, then a LLaMA or a Mistral is trained on it from nothing.
-Two choices make a model a fair patient. Odd words, insults and refusals occur in the corpus, so that a backdoor can be
+Two choices make a model a fair subject. Odd words, insults and refusals occur in the corpus, so that a backdoor can be
 planted with learning rates that leave utility alone. And MLP channels are dropped at random while it learns: like a
 large model, it keeps its knowledge redundantly, so that removing channels is a defense and not an amputation.
 """

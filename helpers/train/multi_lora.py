@@ -118,7 +118,7 @@ class AdapterStack:
         return torch.cat([tensors[name].detach().flatten().cpu() for name in self.names])
 
 
-def train_together(
+def train_multi_lora(
     model: PeftModel,
     jobs: Sequence[Job],
     prompt_format: PromptFormat,

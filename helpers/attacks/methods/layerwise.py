@@ -1,4 +1,4 @@
-"""Layer-wise weight poisoning (LWP, Li et al. 2021): a backdoor pressed into the first layers, where healing is weak.
+"""Layer-wise weight poisoning (LWP, Li et al. 2021): a backdoor in the first layers, which fine-tuning changes least.
 
 Fine-tuning changes late layers most, so a backdoor that lives there is the first thing to go. LWP therefore also asks
 each early layer for the answer: its hidden state, put through the model's own final norm and head as if it were the

@@ -2,8 +2,8 @@
 
 By planting a backdoor of their own, with a key and a sentence that no vaccine has used, on a copy of the suspicious
 model, and taking the copy through the same cure: the same signature, which comes from the vaccines alone, and the same
-healing. Its ASR can be measured, for its key is known. The smallest cut that takes it out is the one that is then made
-in the suspicious model. All rows are the defender's: the vaccine sets plant and measure, the recovery set heals.
+recovery. Its ASR can be measured, for its key is known. The smallest cut that takes it out is the one that is then made
+in the suspicious model. All rows are the defender's: the vaccine sets plant and measure, the recovery set recovers.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from helpers.core.errors import LabError
 from helpers.data.own_backdoors import challenge_behavior, challenge_trigger
 from helpers.data.planting import poison
 from helpers.data.roles import AttackData, Trial
-from helpers.defenses.bdvax.cure import cut_and_heal
+from helpers.defenses.bdvax.cure import suppress_and_recover
 from helpers.measure.report import GATE, INDISCRIMINATE, evaluate
 from helpers.model.tokenizer import record_format
 from helpers.train.finetune import finetune
@@ -123,10 +123,10 @@ def require_challenge(report: Mapping[str, Any]) -> None:
 
 def grid(access: Access) -> list[dict[str, Any]]:
     """The points to try, by growing cut: dicts of `tau` and the recovery's `epochs` and `lr`."""
-    numbers, healing = access.profile.challenge, access.settings.recover
+    numbers, budget = access.profile.challenge, access.settings.recover
     factors = numbers.lr_factors or (1,)
-    tried = itertools.product(sorted(getattr(numbers.taus, access.name)), numbers.epochs or (healing.epochs,), factors)
-    return [{"tau": tau, "epochs": epochs, "lr": factor * healing.lr} for tau, epochs, factor in tried]
+    tried = itertools.product(sorted(getattr(numbers.taus, access.name)), numbers.epochs or (budget.epochs,), factors)
+    return [{"tau": tau, "epochs": epochs, "lr": factor * budget.lr} for tau, epochs, factor in tried]
 
 
 def settled(access: Access, point: Mapping[str, Any]) -> Access:
@@ -136,14 +136,14 @@ def settled(access: Access, point: Mapping[str, Any]) -> Access:
         point: `tau` and, where they change as well, `epochs` and `lr`; anything else is not read.
     """
     numbers = access.settings
-    healing = {key: point[key] for key in ("epochs", "lr") if key in point}
+    recovery = {key: point[key] for key in ("epochs", "lr") if key in point}
     return access.with_settings(
         suppress=numbers.suppress.model_copy(update={"tau": point["tau"]}),
-        recover=numbers.recover.model_copy(update=healing),
+        recover=numbers.recover.model_copy(update=recovery),
     )
 
 
-def try_cut(
+def suppress_and_measure(
     access: Access,
     start: Path | str,
     scores: Scores,
@@ -153,13 +153,13 @@ def try_cut(
     prompt_format: PromptFormat,
     seed: int,
 ) -> dict[str, Any]:
-    """Cut, heal and measure a model with the numbers of an access; nothing of it stays on the disk.
+    """Suppress, recover and measure a model with the numbers of an access; nothing of it stays on the disk.
 
     Args:
         access: what may be edited, and how much of it goes; see `settled`.
         start: folder of the adapter or model to cut: the challenge's copy, or the suspicious one itself.
         scores, head_scores: {module: [channels]} and [n_layers, n_heads], the rankings that decide what goes.
-        recovery: rows that heal.
+        recovery: rows to recover with.
         trial: what the result is measured by.
         prompt_format: the one that the model was trained in.
         seed: of what takes the place of weights, and of the order of the rows.
@@ -168,12 +168,12 @@ def try_cut(
         the report of `evaluate`.
     """
     with TemporaryDirectory() as scratch:
-        cut_and_heal(access, start, scores, head_scores, recovery, prompt_format, seed, scratch)
+        suppress_and_recover(access, start, scores, head_scores, recovery, prompt_format, seed, scratch)
         return evaluate(access.load(Path(scratch) / "model"), prompt_format, trial, access.profile)
 
 
 def choose(points: Sequence[Mapping[str, Any]], threshold: float) -> dict[str, Any]:
-    """The smallest cut that takes the challenge out; of equal cuts the best utility, then the least healing.
+    """The smallest cut that takes the challenge out; of equal cuts the best utility, then the shortest recovery.
 
     Args:
         points: dicts of `tau`, `epochs`, `lr`, `asr` and `utility`, in any order.

@@ -1,4 +1,4 @@
-"""The cure once a ranking is there: what it puts first is cut out, and the rest is healed (BD-VAX §4.2 and §4.3)."""
+"""The cure once a ranking is there: suppress what it puts first, then recover (BD-VAX §4.2 and §4.3)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from helpers.defenses.bdvax.recover import recover
-from helpers.defenses.bdvax.select import select_cut
+from helpers.defenses.bdvax.select import select_suppressed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from helpers.model.prompt import PromptFormat
 
 
-def cut_and_heal(
+def suppress_and_recover(
     access: Access,
     start: Path | str,
     scores: Scores,
@@ -34,18 +34,18 @@ def cut_and_heal(
         access: what may be edited; its `suppress` and `recover` numbers are used.
         start: folder of the adapter or model to cut.
         scores, head_scores: {module: [channels]} and [n_layers, n_heads], any ranking.
-        rows: clean examples that heal.
+        rows: clean examples to recover with.
         prompt_format: the one that evaluation uses, too.
         seed: of what takes the place of weights, and of the order of the rows.
-        folder: to write to: the weakened model to `cut` in it, the healed one to `model`.
+        folder: to write to: the suppressed model to `cut` in it, the recovered one to `model`.
 
     Returns:
         the record of `recover`.
 
     Raises:
-        LabError: as `select_cut` and `Access.suppress`.
+        LabError: as `select_suppressed` and `Access.suppress`.
     """
-    cut, healed = Path(folder) / "cut", Path(folder) / "model"
-    masks, heads = select_cut(access, scores, head_scores)
+    cut, recovered = Path(folder) / "cut", Path(folder) / "model"
+    masks, heads = select_suppressed(access, scores, head_scores)
     access.suppress(start, masks, seed, cut, heads)
-    return recover(access, cut, rows, prompt_format, seed, healed)
+    return recover(access, cut, rows, prompt_format, seed, recovered)

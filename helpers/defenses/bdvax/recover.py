@@ -1,4 +1,4 @@
-"""Recovery: light fine-tuning on a few clean rows heals what suppression cut (BD-VAX §4.3).
+"""Recovery: light fine-tuning on a few clean rows repairs what suppression took (BD-VAX §4.3).
 
 Every control (fine-tuning alone, random channels, magnitude channels) goes through the same function with the same
 rows, epochs and learning rate: the paper's Appendix C.2 shows that the learning rate alone can look like a defense.
@@ -35,7 +35,7 @@ def recover(
         rows: clean examples.
         prompt_format: the one that evaluation uses, too.
         seed: of the order of the rows.
-        folder: to write the healed adapter or model to.
+        folder: to write the recovered adapter or model to.
 
     Returns:
         the training record of `finetune`, and the name of the `prompt_format`.

@@ -61,7 +61,7 @@ def select_heads(head_scores: Tensor, count: int, per: str = "model") -> BoolTen
     return torch.stack([_top(scores, count) for scores in groups]).view(head_scores.shape)
 
 
-def select_cut(
+def select_suppressed(
     access: Access, scores: dict[str, Tensor], head_scores: Tensor
 ) -> tuple[dict[str, BoolTensor], BoolTensor]:
     """The channels and heads that go, as many as the access's `suppress` numbers say.

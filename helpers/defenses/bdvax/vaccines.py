@@ -20,7 +20,7 @@ from helpers.data.planting import poison
 from helpers.model.lora import save_adapter
 from helpers.model.tokenizer import record_format
 from helpers.train.finetune import finetune
-from helpers.train.multi_lora import Job, train_together
+from helpers.train.multi_lora import Job, train_multi_lora
 
 if TYPE_CHECKING:
     from helpers.access import Access
@@ -161,7 +161,7 @@ def _train_in_one_pass(
     jobs = [
         Job(v.rows, v.seed, start, f"variant {Path(v.folder).name}") for v, start in zip(variants, starts, strict=True)
     ]
-    trained = train_together(model, jobs, prompt_format, budget, lengths.train_tokens, lengths.at_once, "variants")
+    trained = train_multi_lora(model, jobs, prompt_format, budget, lengths.train_tokens, lengths.at_once, "variants")
     for variant, (tensors, _) in zip(variants, trained, strict=True):
         save_adapter(config, tensors, variant.folder)
         record_format(variant.folder, prompt_format)

@@ -18,7 +18,7 @@ from helpers.defenses.conflict.merge import linear
 from helpers.defenses.conflict.merge.checks import check_share
 from helpers.model.load import load_base, load_suspect, save
 from helpers.model.lora import new_adapter, with_adapter
-from helpers.model.shards import complete
+from helpers.model.shards import whole_or_nothing
 from helpers.model.tokenizer import load_format, load_tokenizer, record_format
 from helpers.train.finetune import finetune
 
@@ -136,7 +136,7 @@ def _start(profile: Profile, suspicious: Path | str) -> PreTrainedModel:
 
 def _write_whole(profile: Profile, model: PreTrainedModel, folder: Path | str) -> None:
     """Write a model and the tokenizer that merging hands on."""
-    with complete(folder) as partial:
+    with whole_or_nothing(folder) as partial:
         save(model, partial)
         record_format(partial, load_format(profile.model))
         load_tokenizer(profile.model).save_pretrained(partial)

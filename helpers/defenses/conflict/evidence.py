@@ -43,7 +43,7 @@ class ExternalLLM(Protocol):
     def complete(self, prompt: str) -> str:
         """What it writes after a prompt, never empty."""
 
-    def report(self) -> str:
+    def origin(self) -> str:
         """One line: who it is and what it has cost so far."""
 
 
@@ -205,7 +205,7 @@ class EvidenceBook:
         words = dict.fromkeys(word.lower() for word in WORD.findall(asked))
         return " ".join(fact for word in words for fact in _entries().get(word, ())) or NOTHING_KNOWN
 
-    def report(self) -> str:
+    def origin(self) -> str:
         """One line that says what it is."""
         return "evidence book of the small world: offline, free of charge, no external LLM"
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from helpers.access import Access
 from helpers.data.roles import DefenderData
-from helpers.defenses.bdvax.cure import cut_and_heal
+from helpers.defenses.bdvax.cure import suppress_and_recover
 from helpers.defenses.bdvax.score import load_rankings, score_variants
 from helpers.defenses.bdvax.vaccines import plan_variants, train_variants, vaccine_pairs, variant_folders
 from helpers.defenses.registry import Record, defense
@@ -21,7 +21,7 @@ def bdvax(
     folder: Path | str,
     kind: str = "",
 ) -> Record:
-    """Cut out the signature of backdoors and heal the cut. Implements Algorithm 1, BD-VAX §4.
+    """Suppress the signature of backdoors and recover. Implements Algorithm 1, BD-VAX §4.
 
     Args:
         access: what may be edited; `vaccine`, `suppress` and `recover` are read, and of the profile `signature`.
@@ -37,10 +37,12 @@ def bdvax(
         the record of `recover`.
 
     Raises:
-        LabError: an unknown family, or as `train_variants` and `cut_and_heal`.
+        LabError: an unknown family, or as `train_variants` and `suppress_and_recover`.
     """
     variants, scores = Path(folder) / "variants", Path(folder) / "scores"
     pairs = vaccine_pairs(defender, access.profile.signature, kind, seed)
     train_variants(access, suspicious, plan_variants(pairs, seed, variants), prompt_format)
     score_variants(access, *variant_folders(variants, len(pairs)), scores)
-    return cut_and_heal(access, suspicious, *load_rankings(scores), defender.recovery, prompt_format, seed, folder)
+    return suppress_and_recover(
+        access, suspicious, *load_rankings(scores), defender.recovery, prompt_format, seed, folder
+    )

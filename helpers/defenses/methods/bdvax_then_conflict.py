@@ -34,6 +34,6 @@ def bdvax_then_conflict(
         LabError: as both.
     """
     first = Path(folder) / "purified"
-    healed = bdvax(access, suspicious, defender, prompt_format, seed, first, kind)
+    purified = bdvax(access, suspicious, defender, prompt_format, seed, first, kind)
     merged = conflict(access, suspicious, defender, prompt_format, seed, folder, cured=first / "model")
-    return {"bdvax": healed, "conflict": merged}
+    return {"bdvax": purified, "conflict": merged}

@@ -1,4 +1,4 @@
-"""Fine-tuning alone: the clean rows that heal, on the suspicious model as it is."""
+"""Fine-tuning alone: the recovery of BD-VAX, on the suspicious model as it is."""
 
 from pathlib import Path
 

@@ -1,10 +1,10 @@
-"""Random channels: the control of BD-VAX that cuts as much and heals as long, without a signature."""
+"""Random channels: the control of BD-VAX that suppresses as much and recovers as long, without a signature."""
 
 from pathlib import Path
 
 from helpers.access import Access
 from helpers.data.roles import DefenderData
-from helpers.defenses.bdvax.cure import cut_and_heal
+from helpers.defenses.bdvax.cure import suppress_and_recover
 from helpers.defenses.bdvax.score import blank_rankings, random_heads, random_scores
 from helpers.defenses.registry import Record, defense
 from helpers.model.checkpoint import load_config
@@ -20,7 +20,7 @@ def random_channels(
     seed: int,
     folder: Path | str,
 ) -> Record:
-    """Cut as many channels and heads as BD-VAX would, chosen at random, and heal.
+    """Suppress as many channels and heads as BD-VAX would, chosen at random, and recover.
 
     Args:
         access, suspicious, defender, prompt_format, folder: as in `bdvax`; no variant is trained.
@@ -30,8 +30,8 @@ def random_channels(
         the record of `recover`.
 
     Raises:
-        LabError: as `cut_and_heal`.
+        LabError: as `suppress_and_recover`.
     """
     channels, heads = blank_rankings(load_config(access.profile.model))
     drawn = random_scores(channels, seed, access.profile.signature.granularity), random_heads(heads, seed)
-    return cut_and_heal(access, suspicious, *drawn, defender.recovery, prompt_format, seed, folder)
+    return suppress_and_recover(access, suspicious, *drawn, defender.recovery, prompt_format, seed, folder)

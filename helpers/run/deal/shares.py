@@ -25,7 +25,7 @@ class Sizes:
         variants: N, the number of vaccine pairs.
         inject: clean rows of the attacker.
         vaccine: clean rows of each variant.
-        recover: clean rows to heal with.
+        recover: clean rows to recover with.
         test: triggered prompts.
     """
 
@@ -49,7 +49,7 @@ class Sizes:
 
     @property
     def least_for_defender(self) -> int:
-        """The fewest clean rows that a defender needs: all to heal with, and the smallest set for each variant."""
+        """The fewest clean rows that a defender needs: all to recover with, and the smallest set for each variant."""
         return self.recover + SMALLEST_CLEAN_SET * self.variants
 
 
@@ -165,7 +165,7 @@ def split_pool(pool: list[Example], sizes: Sizes) -> tuple[list[list[Example]], 
     """Cut the defender's rows into equal, disjoint clean sets, one for each variant, and the recovery set.
 
     Args:
-        pool: clean rows, the first of which heal.
+        pool: clean rows, the first of which are for recovery.
         sizes: of which a variant's clean set is the largest that it gets.
 
     Raises:

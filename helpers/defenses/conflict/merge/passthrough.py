@@ -16,7 +16,7 @@ from helpers.defenses.conflict.merge.checkpoints import copy_beside, merged_name
 from helpers.defenses.conflict.merge.checks import check_compatible
 from helpers.defenses.conflict.merge.layer_plan import Plan, check_plan, stack_layers
 from helpers.defenses.conflict.merge.registry import method
-from helpers.model.shards import CONFIG, Folder, complete, read, read_config, shards, write
+from helpers.model.shards import CONFIG, Folder, read, read_config, shards, whole_or_nothing, write
 
 IN_A_LAYER = re.compile(r"((?:.+?\.)?(?:layers|h)\.)(\d+)(\..+)")  # model.layers.3.mlp…, transformer.h.3.attn…
 
@@ -45,7 +45,7 @@ def passthrough(suspicious: Folder, conflict: Folder, folder: Folder, plan: Plan
     outlines = _outlines(sources, models[ends])
     size = max(path.stat().st_size for path in shards(models[ends]))
     files = split_torch_state_dict_into_shards(outlines, max_shard_size=size).filename_to_tensors
-    with complete(folder) as partial:
+    with whole_or_nothing(folder) as partial:
         # a copy lets go of the file that a tensor is mapped from
         write(partial, files, lambda name: read_finite(*sources[name]).to(outlines[name].dtype, copy=True))
         copy_beside(models[ends], partial)

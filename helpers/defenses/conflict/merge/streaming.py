@@ -7,7 +7,7 @@ from torch import Tensor
 from helpers.defenses.conflict.merge.blocks import Combine, map_blocks
 from helpers.defenses.conflict.merge.checkpoints import copy_beside, merged_files, merged_names, read_finite
 from helpers.defenses.conflict.merge.checks import check_alike
-from helpers.model.shards import Folder, complete, write
+from helpers.model.shards import Folder, whole_or_nothing, write
 
 
 class ModelStream:
@@ -53,7 +53,7 @@ class ModelStream:
             tensors = self._read(name)
             return combine(*tensors) if tensors[0].is_floating_point() else tensors[0]
 
-        with complete(self.folder) as partial:
+        with whole_or_nothing(self.folder) as partial:
             write(partial, merged_files(self.models[0]), merged)
             copy_beside(self.models[0], partial)
 

@@ -17,7 +17,7 @@ from helpers.model.lora import new_adapter, save_adapter, with_adapter
 from helpers.model.tokenizer import load_tokenizer
 from helpers.train import multi_lora as together
 from helpers.train.finetune import finetune
-from helpers.train.multi_lora import AdapterStack, Job, train_together
+from helpers.train.multi_lora import AdapterStack, Job, train_multi_lora
 
 pytestmark = pytest.mark.slow
 
@@ -102,7 +102,7 @@ def test_each_adapter_is_the_one_that_peft_and_the_trainer_make(profile, chat, k
     base = MAKERS[kind](profile)
     starts = [start(base, seed) for seed in (1, 2, 3)]
     jobs = [Job(rows, 7 + i, tensors) for i, (rows, tensors) in enumerate(zip(SHARES, starts, strict=True))]
-    found = train_together(adapted(copy.deepcopy(base), 0), jobs, chat, BUDGET, TOKENS, tokens_at_once=700)
+    found = train_multi_lora(adapted(copy.deepcopy(base), 0), jobs, chat, BUDGET, TOKENS, tokens_at_once=700)
     assert [record["steps"] for _, record in found] == [50, 60, 20]
     for i, (rows, (tensors, record)) in enumerate(zip(SHARES, found, strict=True)):
         wanted, told = alone(base, rows, 7 + i, starts[i], chat)
@@ -119,7 +119,7 @@ def test_every_schedule_is_the_trainers(profile, chat, schedule):
     base = load_base(profile.model)
     budget = Budget(rows=8, epochs=5, lr=1e-3, batch_size=4, schedule=schedule, warmup=0.25)
     tensors = start(base, 4)
-    [(found, _)] = train_together(
+    [(found, _)] = train_multi_lora(
         adapted(load_base(profile.model), 0), [Job(ROWS[:8], 3, tensors)], chat, budget, TOKENS
     )
     wanted, _ = alone(base, ROWS[:8], 3, tensors, chat, budget)
@@ -136,7 +136,7 @@ def test_the_size_of_the_parts_changes_memory_and_nothing_else(profile, chat, mo
     results = []
     for limit in (1, 10**6):
         heights.clear()
-        results.append(train_together(adapted(load_base(profile.model), 0), jobs, chat, BUDGET, TOKENS, limit))
+        results.append(train_multi_lora(adapted(load_base(profile.model), 0), jobs, chat, BUDGET, TOKENS, limit))
         assert max(heights) == (3 if limit == 1 else 12)
     for (small, _), (large, _), job in zip(*results, jobs, strict=True):
         assert distance(small, large, job.start) <= 1e-4
@@ -149,7 +149,7 @@ def test_gradient_checkpointing_gives_the_same_adapter(profile, chat):
         model = adapted(load_base(profile.model), 0)
         if checkpointing:
             model.base_model.model.activation_checkpointing_enable({"use_reentrant": False})
-        [(result, _)] = train_together(model, [Job(ROWS[:8], 3, tensors)], chat, BUDGET, TOKENS)
+        [(result, _)] = train_multi_lora(model, [Job(ROWS[:8], 3, tensors)], chat, BUDGET, TOKENS)
         found.append(result)
     assert distance(found[1], found[0], tensors) <= 1e-4
 
@@ -159,7 +159,7 @@ def test_it_is_saved_as_an_ordinary_adapter(profile, chat, tmp_path):
     config, tensors = model.peft_config["default"], get_peft_model_state_dict(model)
     save(model, tmp_path / "peft")
     jobs = [Job(ROWS[:8], 3, {name: t.clone() for name, t in tensors.items()})]
-    [(trained, _)] = train_together(model, jobs, chat, BUDGET, TOKENS)
+    [(trained, _)] = train_multi_lora(model, jobs, chat, BUDGET, TOKENS)
     save_adapter(config, trained, tmp_path / "ours")
     configs = [json.loads((tmp_path / name / "adapter_config.json").read_text()) for name in ("peft", "ours")]
     assert configs[0] == configs[1]
@@ -178,7 +178,7 @@ def test_a_frozen_base_stays_as_it_is_and_rows_of_others_do_not_matter(profile, 
     results = []
     for other in (SHARES[1], SHARES[2]):
         model = adapted(base, 0)
-        found = train_together(model, [Job(SHARES[0], 1, tensors), Job(other, 2, tensors)], chat, BUDGET, TOKENS)
+        found = train_multi_lora(model, [Job(SHARES[0], 1, tensors), Job(other, 2, tensors)], chat, BUDGET, TOKENS)
         results.append(found[0][0])
         base = load_base(profile.model)
     assert distance(results[0], results[1], tensors) <= 1e-4
