@@ -70,7 +70,7 @@ def load_base(spec: ModelSpec, four_bit: bool = False, path: Folder | None = Non
     _make_savable(model.generation_config, path or spec.path)
     for name, module in model.named_modules():
         if isinstance(module, bnb.nn.Linear4bit):
-            _check_width(name, module, spec.runs_on)
+            require_width(name, module.in_features, spec.runs_on)
             # On CPUs with AVX512-BF16, bitsandbytes 0.50 repacks the weights at the first evaluation, and every later
             # backward pass through them is silently wrong.
             module.support_avx512bf16_for_cpu = False
@@ -117,12 +117,21 @@ def _check_complete(report, path):
     require_known(report["unexpected_keys"], path)
 
 
-def _check_width(name, module, device):
-    """Refuse input widths (32, 48, 96 …) that bitsandbytes 0.50 dequantizes wrongly on some CPUs, without a word."""
-    if device == "cpu" and module.in_features % 64:
+def require_width(name: str, width: int, device: str) -> None:
+    """Refuse input widths (32, 48, 96 …) that bitsandbytes 0.50 dequantizes wrongly on some CPUs, without a word.
+
+    Args:
+        name: of the matrix.
+        width: numbers of its input.
+        device: "cpu" or "cuda".
+
+    Raises:
+        LabError: such a width on a CPU.
+    """
+    if device == "cpu" and width % 64:
         raise LabError(
-            f"4-bit weights on the CPU need input widths in multiples of 64, and {name} has {module.in_features}: "
-            "use a GPU, or another model"
+            f"4-bit weights on the CPU need input widths in multiples of 64, and {name} has {width}: use a GPU, or "
+            "another model"
         )
 
 
