@@ -1,6 +1,8 @@
 """The registry of stages, and what outdates a stage: settings, stages, reachable modules, the notebook's own code."""
 
 import shutil
+import subprocess
+import sys
 from functools import partial
 
 import nbformat
@@ -260,6 +262,20 @@ def test_functions_behind_a_partial_or_a_closure_count():
     assert code_of(outer).cell and code_of(partial(outer)) == code_of(outer)
     assert code_of(partial(shutil.rmtree)) == slices.Code(())  # a library's
     assert code_of(version_of.__wrapped__) == slices.Code(("helpers.core.modules",))
+
+
+def test_a_function_that_closes_over_itself_counts_once():
+    def count_down(n):
+        return n and count_down(n - 1)
+
+    assert code_of(count_down).cell and code_of(lambda folder: count_down(3)).cell
+
+
+def test_a_run_folder_is_opened_without_what_only_reads_notebooks():
+    """Every kernel waits for the import, so it brings no validators of notebook files, and no model."""
+    program = "import sys, helpers.core.store; print([name for name in ('nbformat', 'torch') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_a_function_without_a_source_is_refused():

@@ -42,7 +42,7 @@ def _imported_by(module: str) -> Iterator[str]:
             whole = [f"{node.module}.{alias.name}" for alias in node.names]
             imported = [name if is_module(name) else node.module or "" for name in whole]
         for name in imported:
-            if name.split(".")[0] == PACKAGE:
+            if in_package(name):
                 yield name
                 yield from _inside(name)
 
@@ -66,9 +66,14 @@ def _imports(node: ast.AST) -> Iterator[ast.Import | ast.ImportFrom]:
         yield from _imports(child)
 
 
+def in_package(name: str) -> bool:
+    """Whether a dotted name is one of `helpers`."""
+    return name.split(".")[0] == PACKAGE
+
+
 def is_module(name: str) -> bool:
     """Whether a dotted name is that of a module or package of `helpers`."""
-    return name.split(".")[0] == PACKAGE and file_of(name).is_file()
+    return in_package(name) and file_of(name).is_file()
 
 
 def file_of(module: str) -> Path:

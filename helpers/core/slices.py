@@ -12,15 +12,14 @@ import linecache
 import sysconfig
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import CodeType, FunctionType
 from typing import Any
 
-import nbformat
-
 from helpers.core.errors import LabError
-from helpers.core.modules import PACKAGE, digest, is_module, text_of, version_of
+from helpers.core.modules import digest, in_package, is_module, text_of, version_of
 from helpers.core.settings import Settings
 
 # What a manifest tells anyway: a notebook's parameters, and what it makes of them alone.
@@ -60,7 +59,7 @@ def code_of(make: Callable[..., Any]) -> Code:
     for function in _functions(make):
         if _is_library(function):
             continue
-        if (function.__module__ or "").split(".")[0] == PACKAGE:
+        if in_package(function.__module__ or ""):
             modules.add(function.__module__)
             continue
         history, roots = _sources(function)
@@ -79,7 +78,9 @@ def code_in_notebook(notebook: Path, stage: str) -> Code:
     Raises:
         LabError: no such call in the notebook.
     """
-    cells = [cell.source for cell in nbformat.read(notebook, as_version=4).cells if cell.cell_type == "code"]
+    import nbformat  # takes a second, which the kernels of all notebooks would wait for
+
+    cells = [_python(cell.source) for cell in nbformat.read(notebook, as_version=4).cells if cell.cell_type == "code"]
     for i, source in enumerate(cells):
         for node in ast.walk(_parsed(source)):
             if _makes(node, stage):
@@ -97,8 +98,8 @@ def modules_named_in(cells: Iterable[str]) -> tuple[str, ...]:
     named = set()
     for statement in (one for source in cells for one in ast.walk(_parsed(_python(source)))):
         if isinstance(statement, ast.Import | ast.ImportFrom):
-            named |= {_imported(statement, alias.asname or alias.name.split(".")[0])[0] for alias in statement.names}
-    return tuple(sorted(name for name in named - PRESENTATION if name.split(".")[0] == PACKAGE))
+            named |= {_imported(statement, _bound_by(alias))[0] for alias in statement.names}
+    return tuple(sorted(name for name in named - PRESENTATION if in_package(name)))
 
 
 def _makes(node: ast.AST, stage: str) -> bool:
@@ -112,22 +113,28 @@ def _makes(node: ast.AST, stage: str) -> bool:
     )
 
 
-def _functions(make: Any) -> Iterator[FunctionType]:
-    """The Python functions behind something that can be called: what it wraps, binds and closes over."""
-    if isinstance(make, functools.partial):
-        for part in (make.func, *make.args, *make.keywords.values()):
-            yield from _functions(part)
-    elif isinstance(make, FunctionType):
-        yield make
-        for cell in make.__closure__ or ():
-            try:
-                yield from _functions(cell.cell_contents)
-            except ValueError:  # not bound yet
-                continue
-    elif hasattr(make, "__func__"):
-        yield make.__func__
-    elif callable(make) and isinstance(called := vars(type(make)).get("__call__"), FunctionType):
-        yield called
+def _functions(make: Any) -> list[FunctionType]:
+    """The Python functions behind something that can be called: what it wraps, binds and closes over, each once."""
+    found, wanted = [], [make]
+    while wanted:
+        part = wanted.pop()
+        if isinstance(part, functools.partial):
+            wanted += [part.func, *part.args, *part.keywords.values()]
+        elif isinstance(part, FunctionType):
+            if part not in found:  # a function may close over itself
+                found.append(part)
+                wanted += _closed_over(part)
+        elif hasattr(part, "__func__"):
+            wanted.append(part.__func__)
+        elif callable(part) and isinstance(called := vars(type(part)).get("__call__"), FunctionType):
+            wanted.append(called)
+    return found
+
+
+def _closed_over(function: FunctionType) -> Iterator[Any]:
+    for cell in function.__closure__ or ():
+        with suppress(ValueError):  # not bound yet
+            yield cell.cell_contents
 
 
 def _is_library(function: FunctionType) -> bool:
@@ -182,7 +189,8 @@ def _slice(history: Sequence[str], roots: Iterable[ast.AST]) -> tuple[set[str], 
             statement = statements[i]
             if isinstance(statement, ast.Import | ast.ImportFrom):
                 module, what = _imported(statement, name)
-                modules |= {module} if module.split(".")[0] == PACKAGE else set()
+                if in_package(module):
+                    modules.add(module)
                 dumps.add(f"{name} is {what}")
                 continue
             dumps.add(text_of(statement))
@@ -217,7 +225,7 @@ def _written(statement: ast.stmt) -> Iterator[tuple[str, bool]]:
     match statement:
         case ast.Import() | ast.ImportFrom():
             for alias in statement.names:
-                yield alias.asname or alias.name.split(".")[0], True
+                yield _bound_by(alias), True
         case ast.FunctionDef() | ast.ClassDef():
             yield statement.name, True
         case ast.Assign():
@@ -273,10 +281,15 @@ def _global_names(code: CodeType) -> Iterator[str]:
             yield from _global_names(constant)
 
 
+def _bound_by(alias: ast.alias) -> str:
+    """The name that an import binds."""
+    return alias.asname or alias.name.split(".")[0]
+
+
 def _imported(statement: ast.Import | ast.ImportFrom, name: str) -> tuple[str, str]:
     """The module that an import takes a name from, and the name's full one."""
     for alias in statement.names:
-        if (alias.asname or alias.name.split(".")[0]) == name:
+        if _bound_by(alias) == name:
             if isinstance(statement, ast.Import):
                 return alias.name, alias.name
             whole = f"{statement.module}.{alias.name}"
