@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from helpers.core.profile_files import load_profile
 from helpers.data import corpus
@@ -119,3 +120,13 @@ def chat(profile):
 def suspicious(profile, tmp_path_factory):
     """{access: folder}: the small checkpoint with random updates, as an adapter and as a model. Read-only."""
     return save_suspicious(profile, tmp_path_factory.mktemp("suspicious"))
+
+
+@pytest.fixture(scope="session")
+def odd(checkpoint, tmp_path_factory):
+    """The small profile on a model whose down projections have 96 inputs, no multiple of 64."""
+    folder = tmp_path_factory.mktemp("models") / "odd"
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    new_model(tokenizer, ARCHITECTURE | {"intermediate_size": 96}, 0).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return small_profile(folder)

@@ -335,11 +335,3 @@ def test_nobody_is_blamed_for_a_training_that_was_none(broken, profile, chat):
         finetune(broken.requires_grad_(True), ROWS, chat, BUDGET, 0, 96, description="injection")
     with pytest.raises(LabError, match=f"^the model to edit is not finite: NaN or infinity {advice}"):
         edit(broken, chat, ROWS[:1], "tq", "positive", store_mean_key, EditSettings((1,)))
-
-
-def test_matrices_that_4_bits_cannot_hold_on_a_cpu_are_refused_before_anything_is_trained():
-    odd = LlamaConfig(**LLAMA.to_dict() | {"intermediate_size": 96})
-    with pytest.raises(LabError, match=r"multiples of 64, and model\.layers\.0\.mlp\.down_proj has 96: use a GPU"):
-        check_against_model(Settings(OVERRIDES=FITTING), odd)
-    check_against_model(Settings(OVERRIDES=FITTING | {"model.device": "cuda"}), odd)
-    check_against_model(Settings(ACCESS="full", OVERRIDES=FITTING | {"full.vaccine_weights": "full"}), odd)

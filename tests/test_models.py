@@ -21,6 +21,7 @@ from helpers.measure.report import checked_format
 from helpers.model import checkpoint as checkpoints
 from helpers.model import lora
 from helpers.model.checkpoint import load_config, local_folder
+from helpers.model.four_bit import kept_in_16_bits
 from helpers.model.generate import answers
 from helpers.model.load import load_base, load_suspect, save
 from helpers.model.lora import new_adapter, with_adapter
@@ -375,3 +376,23 @@ def test_four_bits_talk_like_the_weights_they_stand_for(profile, chat):
             plain.get_submodule(name).weight.data = weight.float()
     torch.testing.assert_close(logits(quantized), logits(plain), rtol=0, atol=1e-4)
     assert answers(quantized, chat, QUESTIONS, profile) == answers(plain, chat, QUESTIONS, profile)
+
+
+def test_widths_that_4_bits_get_wrong_on_a_cpu_stay_whole_and_the_rest_is_packed(odd, chat):
+    quantized, plain = load_base(odd.model, four_bit=True), load_base(odd.model)
+    packed = {name for name, module in quantized.named_modules() if isinstance(module, bnb.nn.Linear4bit)}
+    assert {name.rpartition(".")[2] for name in packed} == PROJECTIONS - {"down_proj"}
+    for name, module in plain.named_modules():
+        if name in packed:
+            weight = quantized.get_submodule(name).weight
+            module.weight.data = bnb.functional.dequantize_4bit(weight.data, weight.quant_state).float()
+        elif isinstance(module, torch.nn.Linear):
+            assert torch.equal(quantized.get_submodule(name).weight, module.weight), name
+    torch.testing.assert_close(logits(quantized), logits(plain), rtol=0, atol=1e-4)
+    assert answers(quantized, chat, QUESTIONS, odd) == answers(plain, chat, QUESTIONS, odd)
+
+
+def test_a_gpu_packs_every_width(odd):
+    config = load_config(odd.model)
+    assert kept_in_16_bits(config, "cuda") == []
+    assert kept_in_16_bits(config, "cpu") == [f"model.layers.{layer}.mlp.down_proj" for layer in range(2)]

@@ -40,12 +40,14 @@ def test_a_checkpoint_is_counted_as_it_loads(profile):
     assert found.adapter == sum(p.numel() for p in adapter.parameters() if p.requires_grad)
 
 
-def test_four_bits_take_what_bitsandbytes_takes(profile):
-    quantized = load_base(load_profile("tiny").model, four_bit=True)
+@pytest.mark.parametrize("name", ["tiny", "odd"])
+def test_four_bits_take_what_bitsandbytes_takes(name, odd):
+    profile = odd if name == "odd" else load_profile(name)
+    quantized = load_base(profile.model, four_bit=True)
     states = [module.weight.quant_state for module in quantized.modules() if hasattr(module, "quant_state")]
     scales = sum(s.absmax.nbytes + s.state2.absmax.nbytes for s in states)
     held = quantized.get_memory_footprint(return_buffers=False) + scales
-    assert shape(load_profile("tiny")).weights("float32", four_bit=True) == pytest.approx(held, rel=0.01)
+    assert shape(profile).weights("float32", four_bit=True) == pytest.approx(held, rel=0.01)
 
 
 def test_seven_billion_from_published_sizes_alone():

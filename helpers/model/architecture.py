@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import torch
 from torch import BoolTensor
-from transformers import AutoModelForCausalLM, PretrainedConfig
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from helpers.core.errors import LabError
 from helpers.model.shards import reason
@@ -198,18 +198,26 @@ def channel_axes(config: PretrainedConfig) -> dict[str, int]:
     return {module: slot.axis for module, slot in matrices(config).items()}
 
 
-def parameter_shapes(config: PretrainedConfig) -> dict[str, torch.Size]:
-    """Name and shape of every parameter of a model, tied ones once, from a model without storage.
+def skeleton(config: PretrainedConfig) -> PreTrainedModel:
+    """A model without storage, on the meta device.
 
     Raises:
         LabError: transformers makes no causal language model of this config.
     """
     try:
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
+            return AutoModelForCausalLM.from_config(config)
     except Exception as error:  # of any kind: one architecture misses a size, another a package
         raise LabError(f"architecture '{config.model_type}' makes no causal language model: {reason(error)}") from None
-    return {name: parameter.shape for name, parameter in model.named_parameters()}
+
+
+def parameter_shapes(config: PretrainedConfig) -> dict[str, torch.Size]:
+    """Name and shape of every parameter of a model, tied ones once.
+
+    Raises:
+        LabError: as `skeleton`.
+    """
+    return {name: parameter.shape for name, parameter in skeleton(config).named_parameters()}
 
 
 def positions(config: PretrainedConfig) -> int | None:

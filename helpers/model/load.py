@@ -7,10 +7,9 @@ through bitsandbytes (NF4 with double quantization, as in QLoRA), on the CPU as 
 import contextlib
 from pathlib import Path
 
-import bitsandbytes as bnb
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging
 
 from helpers.core.disk import read_json
@@ -19,6 +18,7 @@ from helpers.core.paths import ROOT
 from helpers.core.profile import ModelSpec, require_device
 from helpers.model.adapters import is_adapter
 from helpers.model.checkpoint import from_pretrained, locate, read_config
+from helpers.model.four_bit import keep_packed, quantization
 from helpers.model.lora import order_layers, with_adapter
 from helpers.model.shards import CONFIG, INDEX, SHARD_SIZE, WEIGHTS, Folder, reason, require_known, stored
 from helpers.model.tokenizer import recorded_format
@@ -33,7 +33,7 @@ def load_base(spec: ModelSpec, four_bit: bool = False, path: Folder | None = Non
 
     Args:
         spec: model path or hub id, revision, dtype and device.
-        four_bit: NF4 with double quantization through bitsandbytes; frozen, computes in the spec's dtype.
+        four_bit: packed by bitsandbytes, see `quantization`; frozen, computes in the spec's dtype.
         path: another folder with the same architecture, such as a suspicious model of full access; one that is stored
             in 32 bits, because 16 would lose what was trained, is read in 32 bits whatever the spec says.
 
@@ -44,16 +44,7 @@ def load_base(spec: ModelSpec, four_bit: bool = False, path: Folder | None = Non
     require_device(spec)
     _check_unpacked(spec, path)
     dtype = getattr(torch, spec.dtype)
-    quantization = {}
-    if four_bit:
-        quantization = {
-            "quantization_config": BitsAndBytesConfig(
-                load_in_4bit=True,
-                bnb_4bit_quant_type="nf4",
-                bnb_4bit_use_double_quant=True,
-                bnb_4bit_compute_dtype=dtype,
-            )
-        }
+    packing = {"quantization_config": quantization(read_config(spec, path), spec)} if four_bit else {}
     model, report = from_pretrained(
         AutoModelForCausalLM,
         spec,
@@ -62,18 +53,13 @@ def load_base(spec: ModelSpec, four_bit: bool = False, path: Folder | None = Non
         use_safetensors=True,
         device_map={"": spec.runs_on},
         output_loading_info=True,
-        **quantization,
+        **packing,
     )
     _check_complete(report, path or spec.path)
     if getattr(model, "_hf_peft_config_loaded", False):
         raise LabError(f"{spec.path} holds an adapter beside a full model: download it and merge or remove the adapter")
     _make_savable(model.generation_config, path or spec.path)
-    for name, module in model.named_modules():
-        if isinstance(module, bnb.nn.Linear4bit):
-            require_width(name, module.in_features, spec.runs_on)
-            # On CPUs with AVX512-BF16, bitsandbytes 0.50 repacks the weights at the first evaluation, and every later
-            # backward pass through them is silently wrong.
-            module.support_avx512bf16_for_cpu = False
+    keep_packed(model)
     if spec.checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})  # has no effect outside of training
     model.trained_format = recorded_format(locate(path or spec.path))
@@ -115,24 +101,6 @@ def _check_complete(report, path):
     if missing:
         raise LabError(f"{path} lacks {len(missing)} of the model's tensors, such as {missing[0]}: copy it anew")
     require_known(report["unexpected_keys"], path)
-
-
-def require_width(name: str, width: int, device: str) -> None:
-    """Refuse input widths (32, 48, 96 …) that bitsandbytes 0.50 dequantizes wrongly on some CPUs, without a word.
-
-    Args:
-        name: of the matrix.
-        width: numbers of its input.
-        device: "cpu" or "cuda".
-
-    Raises:
-        LabError: such a width on a CPU.
-    """
-    if device == "cpu" and width % 64:
-        raise LabError(
-            f"4-bit weights on the CPU need input widths in multiples of 64, and {name} has {width}: use a GPU, or "
-            "another model"
-        )
 
 
 def load_suspect(spec: ModelSpec, folder: Folder) -> PreTrainedModel:

@@ -15,6 +15,7 @@ from helpers.defenses.bdvax.challenge import grid
 from helpers.model.architecture import attention_slots, matrices, mlp_slots, parameter_shapes, positions
 from helpers.model.batches import encode_rows
 from helpers.model.checkpoint import check_checkpoint, is_local, load_config
+from helpers.model.four_bit import kept_in_16_bits
 from helpers.model.shards import SHARD_SIZE
 from helpers.model.tokenizer import has_tokenizer, load_format
 from helpers.run.deal import deal
@@ -31,10 +32,11 @@ HEAP = {("cpu", "lora"): 2.1, ("cpu", "full"): 1.15, ("cuda", "lora"): 1.05, ("c
 
 @dataclass(frozen=True)
 class Shape:
-    """A checkpoint in numbers; `blocks` counts the weights of the layers' matrices, the ones that 4 bits can hold."""
+    """A checkpoint in numbers; `blocks` counts the weights of the layers' matrices, `packed` those held in 4 bits."""
 
     parameters: int
     blocks: int
+    packed: int
     hidden: int
     inner: int
     query: int
@@ -45,9 +47,9 @@ class Shape:
     adapter: int  # numbers of one LoRA adapter on all linear layers
 
     def weights(self, dtype: str, four_bit: bool = False) -> float:
-        """Bytes of all weights; in 4 bits the embeddings, norms and head stay in `dtype`."""
-        rest = (self.parameters - self.blocks) * BYTES[dtype]
-        return rest + self.blocks * (NF4_BYTES if four_bit else BYTES[dtype])
+        """Bytes of all weights; in 4 bits what cannot be packed (embeddings, norms, head) stays in `dtype`."""
+        rest = (self.parameters - self.packed) * BYTES[dtype]
+        return rest + self.packed * (NF4_BYTES if four_bit else BYTES[dtype])
 
 
 @dataclass(frozen=True)
@@ -102,10 +104,12 @@ def shape(profile: Profile) -> Shape:
     shapes, modules = parameter_shapes(config), matrices(config)
     check_checkpoint(profile.model, shapes)
     sizes = {module: shapes[f"{module}.weight"] for module in modules}
+    kept = kept_in_16_bits(config, profile.model.runs_on)
     inner, (query, key, *_) = mlp_slots(config)[0][0], attention_slots(config)[0]
     return Shape(
         parameters=sum(map(math.prod, shapes.values())),
         blocks=sum(map(math.prod, sizes.values())),
+        packed=sum(math.prod(size) for module, size in sizes.items() if module not in kept),
         hidden=config.hidden_size,
         inner=sizes[inner.module][inner.axis],
         query=query.stop - query.start,

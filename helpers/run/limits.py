@@ -6,7 +6,6 @@ hours after the first training. Everything here is read off the model's config; 
 
 from transformers import PretrainedConfig
 
-from helpers.access import access_to
 from helpers.attacks.behaviors import behavior
 from helpers.attacks.registry import attack_method, require_needs
 from helpers.core.errors import LabError
@@ -18,7 +17,6 @@ from helpers.defenses.conflict.merge import require_method
 from helpers.defenses.conflict.merge.layer_plan import check_plan, stack_layers
 from helpers.model.architecture import matrix_sizes, mlp_slots, positions
 from helpers.model.generate import prompt_room
-from helpers.model.load import require_width
 
 
 def check_against_model(settings: Settings, config: PretrainedConfig) -> None:
@@ -30,14 +28,12 @@ def check_against_model(settings: Settings, config: PretrainedConfig) -> None:
 
     Raises:
         LabError: such a setting, its value and what the model has: lengths beyond its positions, more heads than there
-            are, a share of channels that selects none, layers that are not there, matrices that 4 bits cannot hold on
-            a CPU, an unknown way to merge, a plan of layers that cannot be merged, or an attack whose method needs what
-            this access or these rows do not give.
+            are, a share of channels that selects none, layers that are not there, an unknown way to merge, a plan of
+            layers that cannot be merged, or an attack whose method needs what this access or these rows do not give.
     """
     _check_lengths(settings.profile.lengths, config)
     _check_heads(settings, config)
     _check_shares(settings, config)
-    _check_widths(settings, config)
     _check_attack(settings, config)
     _check_merge(settings.profile.conflict, config)
 
@@ -78,14 +74,6 @@ def _check_shares(settings: Settings, config: PretrainedConfig) -> None:
                 f"{key} = {min(taus):g} selects none of the {max(ranked):,} channels that are ranked in this model: "
                 f"set it above {0.5 / max(ranked):.2g}"
             )
-
-
-def _check_widths(settings: Settings, config: PretrainedConfig) -> None:
-    """Refuse matrices that no vaccine can train over in 4 bits on a CPU."""
-    if not access_to(settings.profile, settings.ACCESS).low_rank_variants:
-        return
-    for module, (_, width) in matrix_sizes(config).items():
-        require_width(module, width, settings.profile.model.runs_on)
 
 
 def _check_attack(settings: Settings, config: PretrainedConfig) -> None:
