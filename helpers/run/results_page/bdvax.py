@@ -75,8 +75,8 @@ def _rows_chosen() -> Section:
     }
     return Section(
         "How the number of rows was chosen",
-        "The two attacks that cost most, planted with the usual rows and with twice as many, on seeds that report "
-        "nothing else.",
+        "One attack for each access, planted with the usual rows and with twice as many, on seeds that report nothing "
+        "else.",
         source("implants_dev"),
         pd.DataFrame(columns),
     )
@@ -175,12 +175,13 @@ def challenged() -> pd.DataFrame:
         oracle's cure of that share leaves.
     """
     table = pd.concat([recorded("challenge").assign(ACCESS="adapter"), recorded("challenge_code")], ignore_index=True)
-    table = table.join(table["model"].str.extract(POINT), rsuffix="_tried").astype({"tau_tried": float})
+    point = table["model"].str.extract(POINT)
+    table = table.assign(by=point["by"], tried=point["tau"].astype(float))
     table = table.sort_values("ACCESS", kind="stable").set_index(["ACCESS", "ATTACK", "TASK", "attack", "task"])
     cured, before = (table[table["model"] == model] for model in ("purified", "backdoored"))
     points = table[table["by"] == "oracle"]
-    widest = points.groupby(level=points.index.names, sort=False)["tau_tried"].max()
-    at_widest = points[points["tau_tried"] == widest.reindex(points.index)]
+    widest = points.groupby(level=points.index.names, sort=False)["tried"].max()
+    at_widest = points[points["tried"] == widest.reindex(points.index)]
     cost = before["utility"] - cured["utility"]
     return cured[["tau", "oracle_tau", "asr"]].assign(lost=cost, widest=widest, asr_widest=at_widest["asr"])
 
