@@ -3,7 +3,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup run plan sweep inspect test test-fast base model execute lab lint lock clean
+.PHONY: help setup run plan sweep inspect test test-fast base model execute results lab lint lock clean
 
 VENV ?= .venv
 PYTHON ?= python3
@@ -103,6 +103,9 @@ model: setup  ## fetch a real model into data/models/, for PROFILE=smollm2 (MODE
 
 execute: setup  ## refresh the outputs stored in the notebooks
 	$(FRESH_RUNS); $(BIN)/python -m helpers.run.pipeline execute
+
+results: setup  ## write docs/results.md from what is recorded in data/results/ and benchmarks/results/
+	@$(BIN)/python -m helpers.run.results_page
 
 lab: setup  ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab notebooks

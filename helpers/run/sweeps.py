@@ -79,10 +79,15 @@ def read_results(name: str) -> tuple[pd.DataFrame, str]:
         return table[table["error"] == ""], f"runs/{name}/{TABLE}"
     recorded = RECORDED / f"{name}.json"
     if recorded.is_file():
-        return pd.DataFrame(read_json(recorded)["rows"]), recorded.relative_to(ROOT).as_posix()
+        return read_recorded(name), recorded.relative_to(ROOT).as_posix()
     raise LabError(
         f"nothing of a sweep '{name}' is stored: run `make sweep GRID=notebooks/parameters/grids/{name}.yaml`"
     )
+
+
+def read_recorded(name: str) -> pd.DataFrame:
+    """The table of a sweep that comes with the lab, whether or not the reader has one of the same name."""
+    return pd.DataFrame(read_json(RECORDED / f"{name}.json")["rows"])
 
 
 def record_sweep(name: str) -> Path:

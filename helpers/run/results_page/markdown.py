@@ -1,0 +1,115 @@
+"""Markdown of the page: tables whose columns stand under each other in the source as well, and what surrounds them."""
+
+import textwrap
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+
+import pandas as pd
+from pandas.api.types import is_numeric_dtype
+
+from helpers.core.paths import ROOT
+
+WIDTH = 120
+MISSING = "–"
+
+
+@dataclass(frozen=True)
+class Section:
+    """One table and what a reader needs to understand it.
+
+    Args:
+        title: its heading.
+        caption: what the table shows, in plain English.
+        source: how often and by what it was measured, and the files it comes from.
+        table: the index names what was measured, the columns hold the values.
+        digits: decimals of all its numbers that are no integers.
+    """
+
+    title: str
+    caption: str
+    source: str
+    table: pd.DataFrame
+    digits: int = 1
+
+    def markdown(self) -> str:
+        """The section as it stands on the page."""
+        parts = (
+            f"### {self.title}",
+            paragraph(self.caption),
+            table_of(self.table, self.digits),
+            paragraph(self.source),
+        )
+        return "\n\n".join(parts)
+
+
+def paragraph(text: str, indent: str = "") -> str:
+    """Prose in lines of the page's width; neither a link nor a number and its percent sign is broken.
+
+    Args:
+        indent: what all lines but the first begin with.
+    """
+    glued = text.replace(" %", "\0%")
+    wrapped = textwrap.fill(glued, WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+    return wrapped.replace("\0%", " %")
+
+
+def items(texts: Iterable[str]) -> str:
+    """A list, one item for each text."""
+    return "\n".join(paragraph(f"- {text}", indent="  ") for text in texts)
+
+
+def link(path: Path) -> str:
+    """A link from the page, which lies in `docs/`, to a file of the repository."""
+    shown = path.relative_to(ROOT).as_posix()
+    return f"[{shown}](../{shown})"
+
+
+def number(value: float, digits: int = 1) -> str:
+    """A number with a fixed count of decimals; an en dash where there is none."""
+    if pd.isna(value):
+        return MISSING
+    return f"{round(value, 6):z.{digits}f}".replace("-", "−")  # means differ in their last bits between machines
+
+
+def percent(value: float) -> str:
+    """A rate in [0, 1] as a number of percent."""
+    return number(100 * value)
+
+
+def span(values: Iterable[float]) -> str:
+    """Rates in [0, 1] in percent: their mean, with the lowest and the highest where there are several."""
+    rates = [value for value in values if not pd.isna(value)]
+    if not rates:
+        return MISSING
+    low_and_high = f" ({percent(min(rates))} – {percent(max(rates))})" if len(rates) > 1 else ""
+    return percent(mean(rates)) + low_and_high
+
+
+def ends(values: Iterable[float]) -> str:
+    """The lowest and the highest of some rates in [0, 1], in percent; one number where they are the same."""
+    return " to ".join(dict.fromkeys(map(percent, (min(values := list(values)), max(values)))))
+
+
+def table_of(table: pd.DataFrame, digits: int = 1) -> str:
+    """A table with its index as the first columns; texts of the index to the left, everything else to the right."""
+    labels = table.index.to_frame(index=False)
+    columns = [_cells(labels[name], name, digits, left=not is_numeric_dtype(labels[name])) for name in labels]
+    columns += [_cells(table[name], name, digits, left=False) for name in table]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in zip(*columns, strict=True))
+
+
+def _cells(values: pd.Series, name: str, digits: int, left: bool) -> list[str]:
+    """The lines of one column, padded: heading, rule and values."""
+    heading, *shown = (name, *(_cell(value, digits) for value in values))
+    width = max(3, *map(len, (heading, *shown)))
+    rule = "-" * width if left else "-" * (width - 1) + ":"
+    padded = [cell.ljust(width) if left else cell.rjust(width) for cell in (heading, *shown)]
+    return [padded[0], rule, *padded[1:]]
+
+
+def _cell(value: object, digits: int) -> str:
+    if isinstance(value, str):
+        return value or MISSING
+    return number(value, digits) if isinstance(value, float) else f"{value:,}"

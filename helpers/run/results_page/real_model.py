@@ -1,0 +1,149 @@
+"""The recorded chains of the real model: implants, and attacks by cures with their intervals."""
+
+import re
+
+import pandas as pd
+
+from helpers.core.disk import read_json
+from helpers.run.results_page.markdown import Section, percent
+from helpers.run.results_page.names import ATTACKS, TASKS
+from helpers.run.results_page.sweeps import data_source
+from helpers.run.sweeps import RECORDED
+
+RECORD = RECORDED / "real" / "smollm2-135m-instruct.json"
+CHAIN = ["attack", "task", "access", "seed"]
+HEALED = re.compile(r"healed (signature|random|own update) ([\d.]+)(, half of the heads)?")
+RANKINGS = {"signature": "BD-VAX", "random": "random", "own update": "own update"}
+OTHERS = {
+    "clean": "clean",
+    "backdoored": "backdoored",
+    "without attention": "without attention",
+    "without MLP": "without MLP",
+    "fine-tuning alone": "fine-tuning alone",
+    "conflict model": "base + clean rows",
+    "linear merge 0.5": "merge, share 0.5",
+    "linear merge 0.7": "merge, share 0.7",
+}
+MEANING = (
+    "BD-VAX, random and own update name what ranks the channels that are cut, with the share, and half of the heads "
+    "where it says so; all are healed. Base + clean rows is the conflict model, a merge the linear one with it."
+)
+
+
+def sections() -> list[Section]:
+    """The implants; then two tables for each group of chains: what is left, and what it costs."""
+    table = chains()
+    reported = table[~table["development"]]
+    adapter, full = (reported[reported["access"] == access] for access in ("adapter", "full"))
+    insults = adapter[adapter["task"] == "sentiment"]
+    groups = {
+        "BadNets' insults, adapter access": insults[insults["attack"] == "badnets"],
+        "other triggers, adapter access": insults[insults["attack"] != "badnets"],
+        "refusals, adapter access": adapter[adapter["task"] == "refusal"],
+        "full access": full,
+    }
+    cures = [make(name, rows) for name, rows in groups.items() for make in (_left, _price)]
+    return [_implants(reported), _rates(table[table["development"]]), *cures]
+
+
+def chains() -> pd.DataFrame:
+    """Every model that was measured: its chain, `model`, `lr` of the injection, and its report."""
+    rows = [
+        {key: chain[key] for key in (*CHAIN, "development")}
+        | {"model": model, "lr": chain["settings"][chain["access"]]["inject"]["lr"], **report}
+        for chain in read_json(RECORD)["chains"]
+        for model, report in chain["results"].items()
+        if "asr" in report
+    ]
+    return pd.DataFrame(rows)
+
+
+def _implants(reported: pd.DataFrame) -> Section:
+    record, columns = read_json(RECORD), {"attack": ATTACKS, "task": TASKS}
+    planted = reported[reported["model"] == "backdoored"].replace(columns)
+    before = reported[reported["model"] == "clean"].replace(columns).set_index(CHAIN)["utility"]
+    return Section(
+        "The implants",
+        "How well each backdoor is planted (ASR with its 95 % interval), how many clean prompts bring its payload, and "
+        f"utility before and after. Rows: {record['rows']}. Hardware: {record['hardware']}. Utility is the share of "
+        "answer tokens predicted right.",
+        _source(reported),
+        _planted(planted, CHAIN).assign(**{"clean: utility %": 100 * before}),
+    )
+
+
+def _rates(development: pd.DataFrame) -> Section:
+    planted = development[development["model"] == "backdoored"]
+    return Section(
+        "How the rate of the injection was chosen",
+        "Full access, BadNets with insults, on a seed that reports nothing else: a low rate plants a payload that does "
+        "not wait for its trigger.",
+        _source(development),
+        _planted(planted.assign(**{"rate × 100,000": 1e5 * planted["lr"]}), ["rate × 100,000"]),
+    )
+
+
+def _planted(planted: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
+    columns = {
+        "ASR %": [_with_interval(row) for _, row in planted.iterrows()],
+        "clean prompts %": 100 * planted["false_trigger"].to_numpy(),
+        "utility %": 100 * planted["utility"].to_numpy(),
+    }
+    return pd.DataFrame(columns, index=planted.set_index(keys).index)
+
+
+def _left(name: str, rows: pd.DataFrame) -> Section:
+    cells = [_with_interval(row) for _, row in rows.iterrows()]
+    return Section(
+        f"What is left: {name}",
+        f"ASR in percent with its 95 % interval, for each attack, behavior and seed (across) and each cure. {MEANING}",
+        _source(rows),
+        _by_cure(rows, cells),
+    )
+
+
+def _price(name: str, rows: pd.DataFrame) -> Section:
+    silent = [labels["degenerate"] + labels["silent"] for labels in rows["labels"]]
+    cells = [f"{percent(utility)} · {percent(none)}" for utility, none in zip(rows["utility"], silent, strict=True)]
+    return Section(
+        f"What it costs: {name}",
+        "Utility, and triggered prompts that get no answer (degenerate or silent), both in percent.",
+        _source(rows),
+        _by_cure(rows, cells),
+    )
+
+
+def _by_cure(rows: pd.DataFrame, cells: list[str]) -> pd.DataFrame:
+    """Cells with a cure in each line and a chain in each column; what is no cure is left out."""
+    chain = [f"{ATTACKS[row.attack]}, {TASKS[row.task]}, {row.seed}" for row in rows.itertuples()]
+    found = pd.DataFrame({"cure": [_plain(model) for model in rows["model"]], "chain": chain, "cell": cells})
+    found = found[found["cure"] != ""]
+    order = sorted(dict.fromkeys(found["cure"]), key=_place)
+    wide = found.pivot(index="cure", columns="chain", values="cell")
+    return wide.reindex(index=order, columns=dict.fromkeys(found["chain"])).fillna("")
+
+
+def _plain(model: str) -> str:
+    """What the page calls a model of a chain; "" for one that is no cure, such as a cut that was not healed."""
+    if cut := HEALED.fullmatch(model):
+        ranking, share, heads = cut.groups()
+        return f"{RANKINGS[ranking]} {float(share):.0%}".replace("%", " %") + (", heads" if heads else "")
+    return OTHERS.get(model, "")
+
+
+def _place(cure: str) -> tuple[int, str, int, str]:
+    """Cuts stand between fine-tuning and the base, by ranking and then by share."""
+    names = list(OTHERS.values())
+    if cure in names:
+        return 2 * names.index(cure), cure, 0, ""
+    ranking, share, heads = re.fullmatch(r"(.+) (\d+) %(.*)", cure).groups()
+    return 2 * names.index("fine-tuning alone") + 1, ranking, int(share), heads
+
+
+def _with_interval(row: pd.Series) -> str:
+    low, high = row["asr_interval"]
+    return f"{percent(row['asr'])} ({percent(low)} – {percent(high)})"
+
+
+def _source(rows: pd.DataFrame) -> str:
+    return data_source(RECORD, rows["n"], rows["seed"])

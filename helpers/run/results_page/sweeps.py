@@ -1,0 +1,71 @@
+"""Recorded sweeps as the page tells them: plain names, percent, and where each number comes from."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from helpers.core.paths import ROOT
+from helpers.run.results_page.markdown import link, span
+from helpers.run.results_page.names import ATTACKS, TASKS
+from helpers.run.sweeps import RECORDED, read_recorded
+
+GRIDS = ROOT / "notebooks" / "parameters" / "grids"
+
+
+def recorded(name: str) -> pd.DataFrame:
+    """The table of a recorded sweep; its attacks and tasks have plain names, in columns `attack` and `task`."""
+    table = read_recorded(name)
+    for column, names in (("ATTACK", ATTACKS), ("TASK", TASKS)):
+        if column in table:
+            table[column.lower()] = table[column].map(names).fillna(table[column])
+    return table
+
+
+def of_model(table: pd.DataFrame, model: str, **where: object) -> pd.DataFrame:
+    """The rows of one model, and of these the ones with given values in some columns."""
+    rows = table[table["model"] == model]
+    for column, value in where.items():
+        rows = rows[rows[column] == value]
+    return rows
+
+
+def over_seeds(table: pd.DataFrame, model: str, keys: Sequence[str], measure: str = "asr") -> pd.Series:
+    """A measure of one model in percent for each value of the keys: mean over the seeds, lowest and highest."""
+    return of_model(table, model).groupby(list(keys), sort=False)[measure].agg(span)
+
+
+def means(table: pd.DataFrame, model: str, keys: Sequence[str], measure: str = "asr") -> pd.Series:
+    """A measure of one model in percent for each value of the keys, as a mean over the seeds."""
+    return 100 * of_model(table, model).groupby(list(keys), sort=False)[measure].mean()
+
+
+def lost(table: pd.DataFrame, before: str, after: str, keys: Sequence[str]) -> pd.Series:
+    """Points of utility between two models of the same runs, as means over the seeds."""
+    return means(table, before, keys, "utility") - means(table, after, keys, "utility")
+
+
+def source(*names: str) -> str:
+    """What vouches for the numbers of some sweeps: prompts, seeds, data file and grid of each."""
+    return " ".join(_source(name, read_recorded(name)) for name in names)
+
+
+def _source(name: str, table: pd.DataFrame) -> str:
+    files = f"{link(RECORDED / f'{name}.json')}, made by {link(GRIDS / f'{name}.yaml')}."
+    return f"{measured(table['n'], table['SEED'])}: {files}"
+
+
+def measured(prompts: pd.Series, seeds: pd.Series) -> str:
+    """On how many triggered prompts and which seeds something was measured."""
+    shown = [", ".join(map(str, sorted(set(values)))) for values in (prompts, seeds)]
+    return f"n = {shown[0]}, {'seeds' if seeds.nunique() > 1 else 'seed'} {shown[1]}"
+
+
+def data_source(path: Path, prompts: pd.Series, seeds: pd.Series) -> str:
+    """As `source`, of a file that no single grid made."""
+    return f"{measured(prompts, seeds)}: {link(path)}."
+
+
+def named(table: pd.DataFrame, names: Mapping[str, str]) -> pd.DataFrame:
+    """A table with other names for the levels of its index."""
+    return table.rename_axis(index=[names.get(name, name) for name in table.index.names])
