@@ -8,8 +8,9 @@ import pandas as pd
 import pytest
 
 from helpers.core.paths import ROOT
+from helpers.run.rates import number, span
 from helpers.run.results_page.findings import findings
-from helpers.run.results_page.markdown import number, paragraph, span, table_of
+from helpers.run.results_page.markdown import paragraph, table_of
 from helpers.run.results_page.page import PAGE, page, write_page
 
 RESULTS = ROOT / "data" / "results"

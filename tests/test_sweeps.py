@@ -464,7 +464,7 @@ def test_notebooks_run_in_their_own_order_whatever_the_grids(lab, order):
         (["01", "03", "05"], "05_suppress_channels", "scores", "04_score_signature"),
         (["01", "03", "04", "06"], "06_recover_fluency", "challenge", "05_suppress_channels"),
         (["01", "08"], "08_external_evidence", "merged", "07_merge_conflict"),
-        (["01", "07", "10", "12"], "12_real_model", "ablations/kinds", "02_sanity_checks"),
+        (["01", "07", "12", "15"], "15_real_model", "ablations/kinds", "02_sanity_checks"),
     ],
 )
 @pytest.mark.parametrize("optional", [True, False])

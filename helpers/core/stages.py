@@ -14,7 +14,8 @@ from helpers.core.errors import LabError, nearest
 
 INJECT, CHECK, VACCINES, SCORE = "01_inject_backdoor", "02_sanity_checks", "03_train_vaccines", "04_score_signature"
 SUPPRESS, RECOVER, MERGE = "05_suppress_channels", "06_recover_fluency", "07_merge_conflict"
-EVIDENCE, COMPARE, ABLATE = "08_external_evidence", "09_compare_defenses", "10_ablate"
+EVIDENCE, COMPARE, MIX = "08_external_evidence", "09_compare_defenses", "12_merges_and_evidence"
+MEASURES = "16_many_measures"
 
 
 @dataclass(frozen=True)
@@ -105,8 +106,8 @@ STAGES: dict[str, Entry] = {
     ),
     "evaluate/backdoored": Entry(INJECT, MEASURED, ("inject",), measures=1),
     "near_misses": Entry(INJECT, MEASURED, ("inject",)),
-    "formats": Entry(INJECT, MEASURED, ("inject",)),
-    "formats_input": Entry(INJECT, MEASURED, ("inject",)),
+    "formats": Entry(MEASURES, MEASURED, ("inject",)),
+    "formats_input": Entry(MEASURES, MEASURED, ("inject",)),
     "ablations": Entry(CHECK, ("seed", "profile.evaluation"), ("inject",)),
     "variants": Entry(
         VACCINES,
@@ -166,7 +167,7 @@ STAGES: dict[str, Entry] = {
         keeps=1,
     ),
     "evaluate/merged_suppressed": _measured(COMPARE, "merged_suppressed"),
-    "mixtures": Entry(ABLATE, ("profile.conflict.budget", "profile.lora", *MEASURED), ("inject",)),
+    "mixtures": Entry(MIX, ("profile.conflict.budget", "profile.lora", *MEASURED), ("inject",)),
 }
 
 

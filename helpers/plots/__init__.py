@@ -1,7 +1,7 @@
 """Every figure of the lab in one style: the Okabe-Ito palette, which colour-blind readers can tell apart, and markers.
 
-A function takes plain results and returns a matplotlib figure; `image` writes it into the run's folder and gives the
-notebook a picture with alternative text.
+A function takes plain results and returns a matplotlib figure; `image` writes it into the run's folder and shows it
+with alternative text and a caption. `table` gives every table one form.
 """
 
 from helpers.plots.attack import block_curves, family_bars, format_intervals, label_bars, who_knows
@@ -14,8 +14,9 @@ from helpers.plots.defense import (
     tau_curves,
     variant_bars,
 )
+from helpers.plots.picture import image, save
 from helpers.plots.studies import cures, matrix, overview, sweep, trade_off
-from helpers.plots.style import image
+from helpers.plots.table import table
 
 __all__ = [
     "block_curves",
@@ -29,9 +30,11 @@ __all__ = [
     "one_pass",
     "overview",
     "rank_scatter",
+    "save",
     "score_heatmap",
     "share_curve",
     "sweep",
+    "table",
     "tau_curves",
     "trade_off",
     "variant_bars",

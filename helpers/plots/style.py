@@ -1,14 +1,11 @@
-"""What all figures share: colours, markers, axes, and the picture that a notebook shows."""
+"""What all figures share: colours, markers and axes."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import matplotlib
-from IPython.display import Image
 from matplotlib.figure import Figure
 
 BLUE, ORANGE, GREEN, RED, PURPLE, SKY, GREY = (
@@ -35,14 +32,6 @@ STYLE = {
 
 Reports = Mapping[str, Mapping[str, Any]]  # {model: what was measured of it}
 Rows = Sequence[Mapping[str, Any]]  # what was measured, point by point
-
-
-def image(figure: Figure, path: Path, alt: str) -> Image:
-    """Write a figure to `path` as PNG and return it as a notebook picture with alternative text `alt`."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=100)
-    path.write_bytes(buffer.getvalue())
-    return Image(data=buffer.getvalue(), format="png", alt=alt)
 
 
 def new_axes(width: float, height: float, **options: Any) -> tuple[Figure, Any]:

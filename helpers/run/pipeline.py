@@ -175,7 +175,7 @@ def record(names: Sequence[str], results: Path = RESULTS, figure: Path = ROOT / 
     summaries = {name: read_json(_summary(name)) for name in names}
     results.parent.mkdir(parents=True, exist_ok=True)
     write_json(results, summaries)
-    plots.image(plots.overview(by_setting(summaries)), figure, "")
+    plots.save(plots.overview(by_setting(summaries)), figure)
     print(results_table(summaries))
 
 

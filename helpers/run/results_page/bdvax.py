@@ -2,9 +2,11 @@
 
 import pandas as pd
 
-from helpers.run.results_page.markdown import Section, percent
+from helpers.run.rates import percent
+from helpers.run.results_page.markdown import Section
 from helpers.run.results_page.names import SETTINGS
-from helpers.run.results_page.sweeps import lost, means, named, of_model, over_seeds, recorded, source
+from helpers.run.results_page.sweeps import named, recorded, source
+from helpers.run.sweep_tables import lost, means, of_model, over_seeds
 
 ATTACK = ["attack", "task"]
 POINT = r"(?P<by>challenge|oracle)_points/(?P<tau>[\d.]+)-(?P<epochs>\d+)-(?P<lr>[\d.e-]+)"
@@ -27,7 +29,7 @@ def _attacks(access: str) -> Section:
     planted, cured = recorded("implants"), recorded("attacks")
     planted, cured = (table[table["ACCESS"] == access] for table in (planted, cured))
     columns = {
-        "planted: ASR %": over_seeds(planted, "backdoored", ATTACK),
+        "planted: ASR %": over_seeds(of_model(planted, "backdoored"), ATTACK),
         "its cost": lost(planted, "clean", "backdoored", ATTACK),
         "cut %": means(cured, "suppressed", ATTACK),
         "BD-VAX %": means(cured, "purified", ATTACK),
@@ -51,7 +53,7 @@ def _rows() -> Section:
     for rows, planting, curing in ((1500, "implants", "attacks"), (3000, "implants_3000", "attacks_3000")):
         planted, cured = (recorded(name).rename(columns={"ACCESS": "access"}) for name in (planting, curing))
         columns = {
-            "planted: ASR %": over_seeds(planted, "backdoored", keys),
+            "planted: ASR %": over_seeds(of_model(planted, "backdoored"), keys),
             "its utility cost": lost(planted, "clean", "backdoored", keys),
             "BD-VAX: ASR %": means(cured, "purified", keys),
         }
@@ -70,7 +72,7 @@ def _rows_chosen() -> Section:
     table["rows"] = table["adapter.inject.rows"].fillna(table["full.inject.rows"]).astype(int)
     keys = [*ATTACK, "access", "rows"]
     columns = {
-        "planted: ASR %": over_seeds(table, "backdoored", keys),
+        "planted: ASR %": over_seeds(of_model(table, "backdoored"), keys),
         "its utility cost": lost(table, "clean", "backdoored", keys),
     }
     return Section(
@@ -86,7 +88,7 @@ def _families(heads: int) -> Section:
     table = recorded("families")
     table = table[table["adapter.suppress.heads"] == heads]
     share = percent(table["adapter.suppress.tau"].iloc[0])
-    left = over_seeds(table, "purified", ["signature.family", "task"]).unstack(sort=False)
+    left = over_seeds(of_model(table, "purified"), ["signature.family", "task"]).unstack(sort=False)
     cut = f"{heads} of 4 heads and " if heads else ""
     return Section(
         f"What the vaccines say, {'heads and channels' if heads else 'channels alone'} cut",
@@ -102,10 +104,10 @@ def _heads() -> Section:
     table["share cut %"] = 100 * table["adapter.suppress.tau"]
     keys = ["share cut %", "adapter.suppress.heads"]
     columns = {
-        "backdoored: ASR %": over_seeds(table, "backdoored", keys),
-        "BD-VAX: ASR %": over_seeds(table, "purified", keys),
-        "right %": over_seeds(table, "purified", keys, "right_under_trigger"),
-        "utility %": over_seeds(table, "purified", keys, "utility"),
+        "backdoored: ASR %": over_seeds(of_model(table, "backdoored"), keys),
+        "BD-VAX: ASR %": over_seeds(of_model(table, "purified"), keys),
+        "right %": over_seeds(of_model(table, "purified"), keys, "right_under_trigger"),
+        "utility %": over_seeds(of_model(table, "purified"), keys, "utility"),
     }
     return Section(
         "Heads beside channels",

@@ -2,9 +2,11 @@
 
 import pandas as pd
 
-from helpers.run.results_page.markdown import Section, number
+from helpers.run.rates import number
+from helpers.run.results_page.markdown import Section
 from helpers.run.results_page.names import ATTACKERS, MERGES, SETTINGS
-from helpers.run.results_page.sweeps import means, named, over_seeds, recorded, source
+from helpers.run.results_page.sweeps import named, recorded, source
+from helpers.run.sweep_tables import means, of_model, over_seeds
 
 ATTACK = ["attack", "task"]
 EXTERNAL, BOTH = "argued/book-backdoored-evidence", "argued/book-merged-evidence"
@@ -18,9 +20,9 @@ def sections() -> list[Section]:
 def _share() -> Section:
     table, keys = recorded("share"), ["conflict.budget.rows"]
     columns = {
-        "ASR %": over_seeds(table, "conflict", keys),
-        "right %": over_seeds(table, "conflict", keys, "right_under_trigger"),
-        "utility %": over_seeds(table, "conflict", keys, "utility"),
+        "ASR %": over_seeds(of_model(table, "conflict"), keys),
+        "right %": over_seeds(of_model(table, "conflict"), keys, "right_under_trigger"),
+        "utility %": over_seeds(of_model(table, "conflict"), keys, "utility"),
     }
     return Section(
         "Clean rows for the conflict model",
@@ -87,7 +89,9 @@ def _adaptive() -> Section:
     keys, models = ["attacker", "access"], {"none": "backdoored", "BD-VAX": "purified", "merge": "conflict"}
     measures = {"ASR %": "asr", "right %": "right_under_trigger", "utility %": "utility"}
     parts = {
-        defense: pd.DataFrame({name: over_seeds(table, model, keys, measure) for name, measure in measures.items()})
+        defense: pd.DataFrame(
+            {name: over_seeds(of_model(table, model), keys, measure) for name, measure in measures.items()}
+        )
         for defense, model in models.items()
     }
     return Section(

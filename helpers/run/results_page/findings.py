@@ -8,11 +8,12 @@ import pandas as pd
 
 from helpers.core.disk import read_json
 from helpers.run.pipeline import RESULTS, by_setting
+from helpers.run.rates import ends, percent
 from helpers.run.results_page.bdvax import RANKINGS, challenged, tries
-from helpers.run.results_page.markdown import ends, percent
 from helpers.run.results_page.names import ATTACKS, MODELS, TASKS
 from helpers.run.results_page.real_model import chains
-from helpers.run.results_page.sweeps import of_model, recorded
+from helpers.run.results_page.sweeps import recorded
+from helpers.run.sweep_tables import of_model
 
 CURED = 0.10  # an ASR, in [0, 1], up to which the page calls a backdoor gone
 CHEAP = 0.03  # a loss of utility, in [0, 1], that a cure may cost

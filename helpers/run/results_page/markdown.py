@@ -4,15 +4,14 @@ import textwrap
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean
 
 import pandas as pd
 from pandas.api.types import is_numeric_dtype
 
 from helpers.core.paths import ROOT
+from helpers.run.rates import MISSING, number
 
 WIDTH = 120
-MISSING = "–"
 
 
 @dataclass(frozen=True)
@@ -64,32 +63,6 @@ def link(path: Path) -> str:
     """A link from the page, which lies in `docs/`, to a file of the repository."""
     shown = path.relative_to(ROOT).as_posix()
     return f"[{shown}](../{shown})"
-
-
-def number(value: float, digits: int = 1) -> str:
-    """A number with a fixed count of decimals; an en dash where there is none."""
-    if pd.isna(value):
-        return MISSING
-    return f"{round(value, 6):z.{digits}f}".replace("-", "−")  # means differ in their last bits between machines
-
-
-def percent(value: float) -> str:
-    """A rate in [0, 1] as a number of percent."""
-    return number(100 * value)
-
-
-def span(values: Iterable[float]) -> str:
-    """Rates in [0, 1] in percent: their mean, with the lowest and the highest where there are several."""
-    rates = [value for value in values if not pd.isna(value)]
-    if not rates:
-        return MISSING
-    low_and_high = f" ({percent(min(rates))} – {percent(max(rates))})" if len(rates) > 1 else ""
-    return percent(mean(rates)) + low_and_high
-
-
-def ends(values: Iterable[float]) -> str:
-    """The lowest and the highest of some rates in [0, 1], in percent; one number where they are the same."""
-    return " to ".join(dict.fromkeys(map(percent, (min(values := list(values)), max(values)))))
 
 
 def table_of(table: pd.DataFrame, digits: int = 1) -> str:

@@ -1,12 +1,12 @@
 """Recorded sweeps as the page tells them: plain names, percent, and where each number comes from."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
 
 from helpers.core.paths import ROOT
-from helpers.run.results_page.markdown import link, span
+from helpers.run.results_page.markdown import link
 from helpers.run.results_page.names import ATTACKS, TASKS
 from helpers.run.sweeps import RECORDED, read_recorded
 
@@ -20,29 +20,6 @@ def recorded(name: str) -> pd.DataFrame:
         if column in table:
             table[column.lower()] = table[column].map(names).fillna(table[column])
     return table
-
-
-def of_model(table: pd.DataFrame, model: str, **where: object) -> pd.DataFrame:
-    """The rows of one model, and of these the ones with given values in some columns."""
-    rows = table[table["model"] == model]
-    for column, value in where.items():
-        rows = rows[rows[column] == value]
-    return rows
-
-
-def over_seeds(table: pd.DataFrame, model: str, keys: Sequence[str], measure: str = "asr") -> pd.Series:
-    """A measure of one model in percent for each value of the keys: mean over the seeds, lowest and highest."""
-    return of_model(table, model).groupby(list(keys), sort=False)[measure].agg(span)
-
-
-def means(table: pd.DataFrame, model: str, keys: Sequence[str], measure: str = "asr") -> pd.Series:
-    """A measure of one model in percent for each value of the keys, as a mean over the seeds."""
-    return 100 * of_model(table, model).groupby(list(keys), sort=False)[measure].mean()
-
-
-def lost(table: pd.DataFrame, before: str, after: str, keys: Sequence[str]) -> pd.Series:
-    """Points of utility between two models of the same runs, as means over the seeds."""
-    return means(table, before, keys, "utility") - means(table, after, keys, "utility")
 
 
 def source(*names: str) -> str:
