@@ -8,7 +8,7 @@ from helpers.run.results_page.markdown import MISSING, table_of
 
 
 def assumptions() -> str:
-    """A line for each defense that is registered: what it needs beyond the suspicious model, and which budgets it spends.
+    """A line for each registered defense: what it needs beyond the suspicious model, and which budgets it spends.
 
     Raises:
         LabError: as `find_defense`.
