@@ -94,7 +94,8 @@ def anchors(text):
 
 
 def test_the_readme_can_be_read_in_one_sitting():
-    assert len(text_of(README).split()) <= MOST_WORDS
+    words = len(text_of(README).split())
+    assert words <= MOST_WORDS
 
 
 @every_page
@@ -105,7 +106,8 @@ def test_a_page_has_one_title(page):
 
 @pytest.mark.parametrize("page", PAGES[1:], ids=lambda page: page.name)
 def test_lines_fit_a_screen(page):
-    lines = [line for line in prose(text_of(page)).splitlines() if "https://" not in line]  # which cannot be broken
+    """All but those that cannot be broken: rows of tables and addresses."""
+    lines = [line for line in prose(text_of(page)).splitlines() if line[:1] != "|" and "https://" not in line]
     assert not [line for line in lines if len(line) > WIDTH]
 
 

@@ -38,7 +38,7 @@ class Part:
         first = f"<!-- {self.name}: written by `make docs` from {self.source}; do not edit -->"
         last = f"<!-- end of {self.name} -->"
         old = re.compile(f"{re.escape(first)}\n.*?{re.escape(last)}", re.DOTALL)
-        new, found = old.subn(lambda _: f"{first}\n{self.make()}\n{last}", text)
+        new, found = old.subn(lambda _: f"{first}\n\n{self.make()}\n\n{last}", text)
         if found != 1:
             raise LabError(f"docs/{self.page} should hold one line '{first}' and behind it '{last}', found {found}")
         return new
