@@ -55,7 +55,7 @@ test execute: export HF_HUB_OFFLINE := 1
 test: export OMP_NUM_THREADS := 1
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo; echo '  make run PROFILE=tiny ATTACK=badnets TASK=refusal ACCESS=full SEED=3 NAME=mine DATA=rows.json SET="lora.r=4"'
 
 setup: $(READY)  ## install everything into .venv (TORCH_INDEX=https://download.pytorch.org/whl/cpu: the small CPU build)
