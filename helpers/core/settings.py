@@ -126,6 +126,12 @@ class Settings(Strict):
             values["SEED"] = yaml_literal("SEED", values["SEED"])
         return cls.checked(values | {"OVERRIDES": parse_overrides(options.OVERRIDES)})
 
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A copy with other values, whose profile is read anew."""
+        copied = super().model_copy(update=update, deep=deep)
+        copied.__dict__.pop("profile", None)
+        return copied
+
     @functools.cached_property
     def profile(self) -> Profile:
         """The profile with this run's overrides applied, a number in TAU among them."""
