@@ -26,11 +26,16 @@ def recorded(name):
     return pd.DataFrame(read_json(RECORDED / f"{name}.json")["rows"])
 
 
-def rate(table, model, measure="asr", **where):
-    """The mean of a measure over the seeds, in [0, 1]; rounded, as means differ in their last bits."""
+def of_seeds(table, model, measure="asr", **where):
+    """A measure of one model on each seed, in [0, 1]."""
     for column, value in where.items():
         table = table[table[column] == value]
-    return round(table[table["model"] == model][measure].mean(), 8)
+    return list(table[table["model"] == model][measure])
+
+
+def rate(table, model, measure="asr", **where):
+    """Its mean over the seeds; rounded, as means differ in their last bits."""
+    return round(mean(of_seeds(table, model, measure, **where)), 8)
 
 
 def real_chains():
@@ -186,12 +191,15 @@ def test_the_page_tells_what_is_left_of_every_attack(access):
         where = {"ATTACK": attack, "TASK": task, "ACCESS": access}
         clean, backdoored = (rate(planted, model, "utility", **where) for model in ("clean", "backdoored"))
         before, after = (rate(purified, model, "utility", **where) for model in ("backdoored", "purified"))
-        cells = found[f"{ATTACKS[attack]} · {TASKS[task]}"]
-        assert cells["planted: ASR %"].split(" (")[0] == percent(rate(planted, "backdoored", **where))
-        assert cells["its cost"] == percent(clean - backdoored) and cells["cost"] == percent(before - after)
-        assert cells["cut %"] == percent(rate(purified, "suppressed", **where))
-        assert cells["BD-VAX %"] == percent(rate(purified, "purified", **where))
-        assert cells["right %"] == percent(rate(purified, "purified", "right_under_trigger", **where))
+        assert found[f"{ATTACKS[attack]} · {TASKS[task]}"] == {
+            "planted: ASR %": spanned(of_seeds(planted, "backdoored", **where)),
+            "its cost": percent(clean - backdoored),
+            "cut %": percent(rate(purified, "suppressed", **where)),
+            "BD-VAX %": percent(rate(purified, "purified", **where)),
+            "right %": percent(rate(purified, "purified", "right_under_trigger", **where)),
+            "cost": percent(before - after),
+            "seeds": str(len(of_seeds(purified, "purified", **where))),
+        }
 
 
 def test_the_page_tells_what_merging_and_evidence_leave():
