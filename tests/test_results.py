@@ -12,7 +12,7 @@ from helpers.core.disk import read_json
 from helpers.core.paths import ROOT
 from helpers.run.grid import read_grid
 from helpers.run.pipeline import RESULTS, by_setting
-from helpers.run.results_page.markdown import MISSING, percent
+from helpers.run.rates import MISSING, percent
 from helpers.run.results_page.names import ATTACKS, MODELS, TASKS
 from helpers.run.sweeps import RECORDED
 
@@ -68,16 +68,16 @@ def test_a_recorded_sweep_can_be_made_again(name):
 SMALL = {
     "backdoored": "backdoored",
     "fine-tuning alone": "finetuned",
-    "random cut, healed": "random",
+    "random channels, recovered": "random",
     "BD-VAX": "purified",
     "linear merge": "conflict",
 }
 REAL = {
     "backdoored": "backdoored",
     "fine-tuning alone": "fine-tuning alone",
-    "random cut, healed": "healed random {tau}",
+    "random channels, recovered": "healed random {tau}",
     "BD-VAX": "healed signature {tau}",
-    "own-update cut, healed": "healed own update {tau}",
+    "own update, recovered": "healed own update {tau}",
     "conflict model alone": "conflict model",
     "linear merge": "linear merge {t}",
 }
@@ -137,7 +137,7 @@ def test_what_the_readme_says_of_its_table_is_so():
         "Merging it at equal shares leaves a third": (
             mean(over(adapter, "linear merge 0.5")) == pytest.approx(1 / 3, abs=0.05)
         ),
-        "most of them survive the cut unless attention heads are cut as well": (
+        "most of them survive unless attention heads are suppressed as well (one seed)": (
             min(over(refused, cut)) > 0.5 and max(over(refused, heads)) <= 0.1
         ),
         "takes nearly all of an insult's backdoor out of either model": (
