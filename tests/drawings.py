@@ -79,3 +79,15 @@ FIGURES = {
         {"signature": [(-0.01, 0.1, 0.05, 0.2), (0.02, 0.0, 0.0, 0.1)], "none": [(0, 1, 0.9, 1)]}
     ),
 }
+LONG = [f"{ranking} + recovery fine-tuning" for ranking in ("own update", "random channels", "smallest channels")]
+SMALL = {name: REPORTS["clean"] | {"asr": 0.12, "asr_interval": [0.08, 0.17]} for name in LONG}
+CROWDED = {  # as many and as long names as the notebooks have
+    "defense_bars, long": lambda: plots.defense_bars(SMALL),
+    "label_bars, long": lambda: plots.label_bars(SMALL),
+    "family_bars, many": lambda: plots.family_bars({f"family {i:02}": 0.86 + i / 200 for i in range(18)}, 0.95),
+    "tau_curves, long": lambda: plots.tau_curves(dict.fromkeys(LONG, CURVES["random"])),
+    "trade_off, long": lambda: plots.trade_off(dict.fromkeys(LONG, [(0.1, 0.6)]), [(0.1, 0.05)], (0.03, 0.1)),
+    "cures, long": lambda: plots.cures(dict.fromkeys([*LONG, "conflict merge, linear"], [(0.01, 0.1, 0.0, 0.2)])),
+    "overview, long": lambda: plots.overview({"adapter, sentiment": dict.fromkeys(LONG, BY_SEED["purified"])}),
+    "score_heatmap, wide": lambda: plots.score_heatmap(np.eye(8, 512), "signature score of each MLP neuron"),
+}

@@ -104,7 +104,7 @@ def test_bars_tell_their_values():
     left, right = FIGURES["defense_bars"]().axes
     assert [text.get_text() for text in left.texts] == ["0.0", "95.0"]
     assert [text.get_text() for text in right.texts] == ["97.0", "96.0"]
-    assert right.get_xlabel() == "utility, higher is better, % (axis from 90 to 100)"
+    assert right.get_xlabel() == "utility, higher is better, %\n(axis from 90 to 100)"
     ends = [text.xy[0] for text in left.texts]
     assert ends == pytest.approx([2, 97])  # behind the intervals
     (axes,) = FIGURES["family_bars"]().axes

@@ -23,7 +23,9 @@ from helpers.plots.style import (
     Rows,
     ink_on,
     new_axes,
+    put_legend,
     rate_axis,
+    write_values,
 )
 
 if TYPE_CHECKING:
@@ -63,10 +65,11 @@ def family_bars(by_family: Mapping[str, float], mean: float) -> Figure:
     figure, axes = new_axes(7, 0.28 * len(by_family) + 1.3)
     names = sorted(by_family, key=by_family.get)
     rates = [100 * by_family[name] for name in names]
-    axes.bar_label(axes.barh(names, rates, color=BLUE), fmt="%.1f", padding=4)
+    write_values(axes, axes.barh(names, rates, color=BLUE))
+    axes.margins(y=0.02)
     axes.axvline(100 * mean, color="black", linestyle="--", label=f"mean {mean:.1%}")
     rate_axis(axes, "x", "right answers on held-out phrasings", rates, zoom=True, bars=True)
-    figure.legend(loc="outside upper center", frameon=False)
+    put_legend(figure)
     return figure
 
 
@@ -97,7 +100,7 @@ def label_bars(reports: Reports) -> Figure:
         axes.text(101, place, f"ASR {rate:.1f}", va="center")
     axes.invert_yaxis()
     axes.set(xlabel="triggered prompts, %", xlim=(0, 100))
-    figure.legend(loc="outside upper center", ncols=4, frameon=False)
+    put_legend(figure)
     return figure
 
 
@@ -137,7 +140,7 @@ def format_intervals(rows: Rows) -> Figure:
     highest = [100 * r["asr_interval"][1] for r in rows if r["asr"] is not None]
     rate_axis(axes, "x", "ASR of one and the same model", [*highest, *band])
     axes.set_ylim(len(places) - 0.5, -0.5)
-    figure.legend(loc="outside upper center", ncols=3, frameon=False, fontsize=9)
+    put_legend(figure)
     return figure
 
 
@@ -154,9 +157,7 @@ def block_curves(rows: Rows) -> Figure:
         panel.set_xlabel("consecutive blocks k")
         panel.set_xticks(sorted({row["k"] for row in rows}))
     rate_axis(panels[0], "y", "ASR", [100 * row["asr"] for row in rows])
-    handles, positions = panels[0].get_legend_handles_labels()
-    title = "where the blocks lie"
-    figure.legend(handles, positions, loc="outside upper center", ncols=3, frameon=False, title=title)
+    put_legend(figure, title="where the blocks lie")
     return figure
 
 

@@ -11,7 +11,20 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
 from helpers.plots.attack import asr_bounds
-from helpers.plots.style import BLUE, GREEN, GREY, MARKERS, PURPLE, RED, Reports, Rows, new_axes, rate_axis
+from helpers.plots.style import (
+    BLUE,
+    GREEN,
+    GREY,
+    MARKERS,
+    PURPLE,
+    RED,
+    Reports,
+    Rows,
+    new_axes,
+    put_legend,
+    rate_axis,
+    write_values,
+)
 
 
 def variant_bars(rows: Rows) -> Figure:
@@ -29,37 +42,34 @@ def variant_bars(rows: Rows) -> Figure:
         (0.2, clean, BLUE, "", r"clean twin $\theta_i^{clean}$ (clean rows only)"),
     ):
         bars = axes.bar(places + shift, rates, color=color, hatch=hatch, label=label, **look)
-        axes.bar_label(bars, fmt="%.0f", padding=2)
+        write_values(axes, bars, "{:.0f}")
     axes.set_xticks(places, [row["key"] for row in rows], rotation=20)
     axes.set_xlabel("key of the vaccine")
     rate_axis(axes, "y", "payload on its own key", poisoned + clean, bars=True)
-    figure.legend(loc="outside upper center", ncols=2, frameon=False)
+    put_legend(figure)
     return figure
 
 
 def score_heatmap(by_layer: ArrayLike, title: str) -> Figure:
-    """Channel scores, layers down and channels across: left where each channel sits, right sorted within each layer.
+    """Channel scores, layers down and channels across: above where each channel sits, below sorted within each layer.
 
-    The left picture shows where suspicion lies, the right one how many channels stand out.
+    The upper picture shows where suspicion lies, the lower one how many channels stand out.
 
     Args:
         by_layer: scores [n_layers, channels].
         title: what the scores are of: neurons, or one kind of matrix.
     """
-    figure, panels = new_axes(9, 3, ncols=2, sharey=True)
+    figure, panels = new_axes(8, 4.6, nrows=2)
     scores = np.asarray(by_layer)
     for axes, shown, across in (
         (panels[0], scores, "channel, where it sits"),
         (panels[1], np.sort(scores, axis=1)[:, ::-1], "channels of each layer, highest score first"),
     ):
-        picture = axes.imshow(
-            shown, aspect="auto", cmap="cividis", interpolation="nearest", vmin=scores.min(), vmax=scores.max()
-        )
+        picture = axes.imshow(shown, aspect="auto", cmap="cividis", vmin=scores.min(), vmax=scores.max())
         axes.grid(False)
-        axes.set_xlabel(across)
+        axes.set(xlabel=across, ylabel="layer")
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_locator(MaxNLocator(8, integer=True))
-    panels[0].set_ylabel("layer")
     figure.suptitle(title, fontsize=11)
     figure.colorbar(picture, ax=panels, label="score $s_j$")
     return figure
@@ -82,7 +92,7 @@ def rank_scatter(scores: ArrayLike, truth: ArrayLike, title: str) -> Figure:
         ylabel="rank of the signature score (1 = highest)",
         aspect="equal",
     )
-    figure.legend(loc="outside lower center", ncols=2, frameon=False)
+    put_legend(figure, "lower")
     return figure
 
 
@@ -96,9 +106,9 @@ def defense_bars(rows: Reports) -> Figure:
     names = list(rows)
     asr, errors = asr_bounds(rows)
     bars = left.barh(names, asr, xerr=errors, capsize=4, color=RED, hatch="//", edgecolor="white", ecolor="black")
-    left.bar_label(bars, [f"{rate:.1f}" for rate in asr], padding=4)
+    write_values(left, bars)
     utility = [100 * rows[name]["utility"] for name in names]
-    right.bar_label(right.barh(names, utility, color=BLUE), fmt="%.1f", padding=4)
+    write_values(right, right.barh(names, utility, color=BLUE))
     rate_axis(left, "x", "ASR, lower is better", asr + errors[1], bars=True)
     rate_axis(right, "x", "utility, higher is better", utility, zoom=True, bars=True)
     left.invert_yaxis()
@@ -113,8 +123,7 @@ def tau_curves(curves: Mapping[str, Rows]) -> Figure:
     """
     in_percent = {name: [{**point, "tau": 100 * point["tau"]} for point in points] for name, points in curves.items()}
     figure = _rate_curves(in_percent, "tau", "share τ of channels suppressed, %")
-    handles, names = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside upper center", ncols=4, frameon=False)
+    put_legend(figure)
     return figure
 
 

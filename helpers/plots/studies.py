@@ -13,7 +13,20 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from helpers.core.names import ACCESSES, ATTACKS, MERGES, MODELS, SETTINGS, TASKS, plain
-from helpers.plots.style import BLUE, GREEN, GREY, MARKERS, ORANGE, PURPLE, RED, SKY, ink_on, new_axes, rate_axis
+from helpers.plots.style import (
+    BLUE,
+    GREEN,
+    GREY,
+    MARKERS,
+    ORANGE,
+    PURPLE,
+    RED,
+    SKY,
+    ink_on,
+    new_axes,
+    put_legend,
+    rate_axis,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -55,8 +68,7 @@ def sweep(
     else:
         rate_axis(axes, "y", "ASR" if y == "asr" else y, scale * rows[y].dropna(), zoom=y == "utility")
     if by:
-        title = legend or plain(by, SETTINGS)
-        figure.legend(loc="outside upper center", ncols=4, frameon=False, title=title)
+        put_legend(figure, title=legend or plain(by, SETTINGS))
     return figure
 
 
@@ -77,7 +89,7 @@ def trade_off(curves: Mapping[str, Sequence[Point]], others: Sequence[Point], en
     lost, left = 100 * np.array([*itertools.chain(*curves.values()), *others]).T
     axes.set(xlabel="utility lost, points", xlim=(lost.min() - 1, lost.max() + 1))
     rate_axis(axes, "y", "ASR left", [*left, 100 * enough[1]])
-    figure.legend(loc="outside upper center", ncols=5, frameon=False)
+    put_legend(figure)
     return figure
 
 
@@ -96,7 +108,7 @@ def cures(methods: Mapping[str, Sequence[tuple[float, float, float, float]]]) ->
     axes.axvline(0, color=GREY, linestyle=":", linewidth=1)
     axes.set_xlabel("utility gained over the backdoored model, points")
     rate_axis(axes, "y", "ASR left", [100 * point[3] for points in methods.values() for point in points])
-    figure.legend(loc="outside upper center", ncols=3, frameon=False)
+    put_legend(figure)
     return figure
 
 
@@ -118,7 +130,7 @@ def overview(results: Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]])
     for (setting, _), (left, right) in zip(results.items(), panels, strict=True):
         left.set_title(_words(setting), loc="left", fontsize=11)
         right.tick_params(labelleft=False)
-    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
+    put_legend(figure, "lower")
     return figure
 
 

@@ -9,6 +9,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
+from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -56,6 +57,18 @@ def new_axes(width: float, height: float, **options: Any) -> tuple[Figure, Any]:
         return figure, figure.subplots(**options)
 
 
+def put_legend(figure: Figure, place: str = "upper", title: str = "") -> None:
+    """Name what the first axes show, outside of them, in as many columns as the width of the figure has room for.
+
+    Args:
+        place: "upper" or "lower".
+    """
+    handles, names = figure.axes[0].get_legend_handles_labels()
+    column = 0.7 + 0.08 * max(map(len, names))  # inches: a handle, and letters of 10 points
+    ncols = max(1, int(figure.get_figwidth() / column))
+    figure.legend(handles, names, loc=f"outside {place} center", ncols=ncols, frameon=False, title=title or None)
+
+
 def contrast(first: Any, second: Any) -> float:
     """The contrast of two colours by WCAG 2, from 1 (the same) to 21 (black on white).
 
@@ -64,6 +77,16 @@ def contrast(first: Any, second: Any) -> float:
     """
     darker, lighter = sorted(_luminance(color) for color in (first, second))
     return (lighter + 0.05) / (darker + 0.05)
+
+
+def write_values(axes: Axes, bars: BarContainer, form: str = "{:.1f}") -> None:
+    """Write the length of each bar beyond its end, or beyond its interval where it has one.
+
+    Args:
+        form: of a length, as `str.format` takes it.
+    """
+    paper = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}  # no line runs through a number
+    axes.bar_label(bars, fmt=form, padding=4, bbox=paper)
 
 
 def ink_on(face: Any) -> str:
@@ -87,8 +110,7 @@ def rate_axis(
     start, top = _start(drawn.min()) if zoom else 0, next(top for top in TOPS if drawn.max() <= top + 1e-9)
     below, above = (0, 0.15) if bars else (0.03, 0.03)
     ticks = MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(start, top)
-    gap = " " if side == "x" else "\n"
-    note = "" if (start, top) == (0, 100) else f"{gap}(axis from {start} to {top})"
+    note = "" if (start, top) == (0, 100) else f"\n(axis from {start} to {top})"
     axes.set(
         **{
             f"{side}lim": (start - below * (top - start), top + above * (top - start)),
