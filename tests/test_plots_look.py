@@ -1,5 +1,6 @@
 """How figures look: contrast, colours for the colour-blind, axes that show the data, and nothing hidden or cut off."""
 
+import functools
 from itertools import combinations
 
 import numpy as np
@@ -9,6 +10,14 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from helpers.plots import style
+
+
+@functools.cache
+def laid_out(name):
+    """A figure whose parts have their places."""
+    figure = (FIGURES | CROWDED)[name]()
+    figure.draw_without_rendering()
+    return figure
 
 
 def luminance(color):
@@ -67,7 +76,7 @@ def test_no_two_colours_are_the_same_for_colour_blind_readers():
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_lines_markers_and_bars_stand_out(name):
-    for axes in FIGURES[name]().axes:
+    for axes in laid_out(name).axes:
         for line in axes.get_lines():
             assert line.get_alpha() in (None, 1) and ratio(line.get_color(), "white") >= 3
         for patch in axes.patches:
@@ -77,8 +86,7 @@ def test_lines_markers_and_bars_stand_out(name):
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_words_can_be_read_on_what_is_below_them(name):
-    figure = FIGURES[name]()
-    figure.draw_without_rendering()
+    figure = laid_out(name)
     for axes in figure.axes:
         for text in filter(lambda text: text.get_text(), axes.texts):
             assert ratio(text.get_color(), below(text, axes)) >= 4.5, text.get_text()
@@ -96,8 +104,7 @@ def below(text, axes):
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_no_legend_hides_the_data(name):
-    figure = FIGURES[name]()
-    figure.draw_without_rendering()
+    figure = laid_out(name)
     boxes = [axes.get_window_extent() for axes in figure.axes]
     assert all(axes.get_legend() is None for axes in figure.axes)
     assert not any(legend.get_window_extent().overlaps(box) for legend in figure.legends for box in boxes)
@@ -105,8 +112,7 @@ def test_no_legend_hides_the_data(name):
 
 @pytest.mark.parametrize("name", FIGURES | CROWDED)
 def test_nothing_is_cut_off_at_the_border(name):
-    figure = (FIGURES | CROWDED)[name]()
-    figure.draw_without_rendering()
+    figure = laid_out(name)
     tight, page = figure.get_tightbbox(), figure.get_size_inches()
     assert tight.x0 > -0.02 and tight.y0 > -0.02 and tight.x1 < page[0] + 0.02 and tight.y1 < page[1] + 0.02
 
@@ -123,6 +129,7 @@ def test_an_axis_of_rates_ends_where_the_data_do_and_says_so():
     assert axis_of([0, 0]) == ("rate, %\n(axis from 0 to 5)", [0, 1, 2, 3, 4, 5])
     assert axis_of([96, 97], zoom=True) == ("rate, %\n(axis from 90 to 100)", [90, 92, 94, 96, 98, 100])
     assert axis_of([40, 97], zoom=True) == axis_of([96, 97]) == ("rate, %", [0, 20, 40, 60, 80, 100])
+    assert axis_of([np.nan, 15]) == axis_of([15]) and axis_of([]) == axis_of([100])  # what was not measured
     axes = Figure().subplots()
     style.rate_axis(axes, "y", "rate", [81, 100], zoom=True)
     assert axes.get_ylabel() == "rate, %\n(axis from 80 to 100)"
@@ -131,8 +138,7 @@ def test_an_axis_of_rates_ends_where_the_data_do_and_says_so():
 
 @pytest.mark.parametrize("name", ["bdvax_diagram", "conflict_diagram", "one_pass"])
 def test_words_fit_into_their_boxes(name):
-    figure = FIGURES[name]()
-    figure.draw_without_rendering()
+    figure = laid_out(name)
     for axes in figure.axes:
         boxes = [patch.get_window_extent() for patch in axes.patches]
         for text in axes.texts:

@@ -106,7 +106,7 @@ def rate_axis(
         zoom: whether the axis may start above 0.
         bars: whether bars stand on the axis: it then leaves no room below them, and room for their values above.
     """
-    drawn = np.array(list(rates), dtype=float)
+    drawn = np.array([rate for rate in rates if np.isfinite(rate)] or [100.0])  # nothing measured: all of the axis
     start, top = _start(drawn.min()) if zoom else 0, next(top for top in TOPS if drawn.max() <= top + 1e-9)
     below, above = (0, 0.15) if bars else (0.03, 0.03)
     ticks = MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(start, top)
