@@ -2,9 +2,9 @@
 
 import pandas as pd
 
+from helpers.core.names import SETTINGS
 from helpers.run.rates import percent
 from helpers.run.results_page.markdown import Section
-from helpers.run.results_page.names import SETTINGS
 from helpers.run.results_page.sweeps import named, recorded, source
 from helpers.run.sweep_tables import lost, means, of_model, over_seeds
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pandas as pd
 
+from helpers.core.names import ATTACKS, TASKS
 from helpers.core.paths import ROOT
 from helpers.run.results_page.markdown import link
-from helpers.run.results_page.names import ATTACKS, TASKS
 from helpers.run.sweeps import RECORDED, read_recorded
 
 GRIDS = ROOT / "notebooks" / "parameters" / "grids"

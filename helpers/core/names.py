@@ -1,4 +1,6 @@
-"""What the page calls attacks, behaviors, models and settings; a name that is not here stands as it is."""
+"""What readers see in place of the keys of attacks, behaviors, models and settings; any other name stands as it is."""
+
+from collections.abc import Mapping
 
 ATTACKS = {
     "badnets": "BadNets",
@@ -25,6 +27,7 @@ TASKS = {
     "conversation": "conversation",
     "autopoison": "a brand",
 }
+ACCESSES = {"adapter": "adapter access", "full": "full access"}
 MODELS = {
     "clean": "clean",
     "backdoored": "backdoored",
@@ -61,3 +64,13 @@ SETTINGS = {
     "conflict.k": "trim",
     "conflict.beyond": "step",
 }
+
+
+def plain(key: object, *names: Mapping[str, str]) -> str:
+    """What readers see in place of a key, or of each of several with commas between them.
+
+    Args:
+        names: the tables above that know it; a key that none knows stands as it is.
+    """
+    known = {key: name for table in names for key, name in table.items()}
+    return ", ".join(known.get(part, part) for part in str(key).split(", "))
