@@ -5,9 +5,9 @@ import re
 import pandas as pd
 
 from helpers.core.disk import read_json
+from helpers.run.names import ATTACKS, TASKS
 from helpers.run.rates import percent
 from helpers.run.results_page.markdown import Section
-from helpers.run.results_page.names import ATTACKS, TASKS
 from helpers.run.results_page.sweeps import data_source
 from helpers.run.sweeps import RECORDED
 

@@ -1,4 +1,4 @@
-"""What the page calls attacks, behaviors, models and settings; a name that is not here stands as it is."""
+"""What readers are shown for attacks, behaviors, models and settings; a name that is not here stands as it is."""
 
 ATTACKS = {
     "badnets": "BadNets",
@@ -54,8 +54,8 @@ SETTINGS = {
     "signature.combine": "score:",
     "full.suppress.heads": "heads",
     "full.suppress.heads_of": "ranked in the",
-    "full.recover.lr": "healing rate",
-    "full.recover.batch_size": "healing batch",
+    "full.recover.lr": "recovery rate",
+    "full.recover.batch_size": "recovery batch",
     "full.inject.lr": "injection rate",
     "conflict.t": "share",
     "conflict.k": "trim",

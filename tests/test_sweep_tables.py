@@ -1,0 +1,21 @@
+"""What notebooks and the results page read out of the table of a sweep."""
+
+import pandas as pd
+
+from helpers.run.sweep_tables import in_plain_names, moved_settings
+
+
+def test_plain_names_stand_beside_the_keys_and_an_unknown_key_stays():
+    table = in_plain_names(pd.DataFrame({"ATTACK": ["vpi", "mine"], "TASK": ["sentiment", "refusal"]}))
+    assert table["ATTACK"].tolist() == ["vpi", "mine"]
+    assert table[["attack", "task"]].to_numpy().tolist() == [["VPI", "insult"], ["mine", "refusal"]]
+    assert list(in_plain_names(pd.DataFrame({"SEED": [0]}))) == ["SEED"]
+
+
+def test_settings_that_a_row_leaves_alone_are_not_told():
+    settings = {
+        "full.suppress.tau": [0.30, 0.55, None],
+        "full.suppress.heads_of": ["layer", None, None],
+        "asr": [1, 0, 0],
+    }
+    assert moved_settings(pd.DataFrame(settings)) == ["share 0.3, ranked in the layer", "share 0.55", ""]
