@@ -13,9 +13,5 @@ def test_plain_names_stand_beside_the_keys_and_an_unknown_key_stays():
 
 
 def test_settings_that_a_row_leaves_alone_are_not_told():
-    settings = {
-        "full.suppress.tau": [0.30, 0.55, None],
-        "full.suppress.heads_of": ["layer", None, None],
-        "asr": [1, 0, 0],
-    }
-    assert moved_settings(pd.DataFrame(settings)) == ["share 0.3, ranked in the layer", "share 0.55", ""]
+    table = pd.DataFrame({"full.suppress.tau": [0.30, 0.55, None], "full.suppress.heads_of": ["layer", None, None]})
+    assert moved_settings(table.assign(asr=0.5)) == ["share 0.3, ranked in the layer", "share 0.55", ""]
