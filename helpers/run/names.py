@@ -1,5 +1,7 @@
 """What readers are shown for attacks, behaviors, models and settings; a name that is not here stands as it is."""
 
+import re
+
 ATTACKS = {
     "badnets": "BadNets",
     "vpi": "VPI",
@@ -29,10 +31,10 @@ MODELS = {
     "clean": "clean",
     "backdoored": "backdoored",
     "finetuned": "fine-tuning alone",
-    "random": "random channels cut, healed",
-    "magnitude": "largest weights cut, healed",
-    "own_update": "own update cut, healed",
-    "suppressed": "signature cut, not healed",
+    "random": "random channels, recovered",
+    "magnitude": "largest weights, recovered",
+    "own_update": "own update, recovered",
+    "suppressed": "signature, not recovered",
     "purified": "BD-VAX",
     "conflict": "conflict merge",
     "bdvax_then_conflict": "BD-VAX, then conflict merge",
@@ -61,3 +63,24 @@ SETTINGS = {
     "conflict.k": "trim",
     "conflict.beyond": "step",
 }
+CURES = {
+    "clean": "clean",
+    "backdoored": "backdoored",
+    "without attention": "without attention",
+    "without MLP": "without MLP",
+    "fine-tuning alone": "fine-tuning alone",
+    "conflict model": "base + clean rows",
+    "linear merge 0.5": "merge, share 0.5",
+    "linear merge 0.7": "merge, share 0.7",
+}
+RANKINGS = {"signature": "BD-VAX", "random": "random", "own update": "own update"}
+SUPPRESSED = re.compile(r"(cut|healed) (signature|random|own update) ([\d.]+)(, half of the heads)?")
+
+
+def cure_name(model: str) -> str:
+    """The name of a model of the real model's chains: "healed random 0.85" is "random 85 %"."""
+    if not (found := SUPPRESSED.fullmatch(model)):
+        return CURES.get(model, model)
+    step, ranking, share, heads = found.groups()
+    name = f"{RANKINGS[ranking]} {100 * float(share):g} %" + (", heads" if heads else "")
+    return name if step == "healed" else f"{name}, not recovered"
