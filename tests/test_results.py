@@ -13,7 +13,7 @@ from helpers.core.paths import ROOT
 from helpers.run.grid import read_grid
 from helpers.run.pipeline import RESULTS, by_setting
 from helpers.run.rates import MISSING, percent
-from helpers.run.results_page.names import ATTACKS, MODELS, TASKS
+from helpers.core.names import ATTACKS, MODELS, TASKS
 from helpers.run.sweeps import RECORDED
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -5,7 +5,7 @@ import re
 import pandas as pd
 
 from helpers.core.disk import read_json
-from helpers.core.names import ATTACKS, TASKS
+from helpers.core.names import ATTACKS, CURES, TASKS, cure_name
 from helpers.run.rates import percent
 from helpers.run.results_page.markdown import Section
 from helpers.run.results_page.sweeps import data_source
@@ -13,18 +13,6 @@ from helpers.run.sweeps import RECORDED
 
 RECORD = RECORDED / "real" / "smollm2-135m-instruct.json"
 CHAIN = ["attack", "task", "access", "seed"]
-HEALED = re.compile(r"healed (signature|random|own update) ([\d.]+)(, half of the heads)?")
-RANKINGS = {"signature": "BD-VAX", "random": "random", "own update": "own update"}
-OTHERS = {
-    "clean": "clean",
-    "backdoored": "backdoored",
-    "without attention": "without attention",
-    "without MLP": "without MLP",
-    "fine-tuning alone": "fine-tuning alone",
-    "conflict model": "base + clean rows",
-    "linear merge 0.5": "merge, share 0.5",
-    "linear merge 0.7": "merge, share 0.7",
-}
 MEANING = (
     "BD-VAX, random and own update name what ranks the channels that are cut, with the share, and half of the heads "
     "where it says so; all are healed. Base + clean rows is the conflict model, a merge the linear one with it."
@@ -126,15 +114,12 @@ def _by_cure(rows: pd.DataFrame, cells: list[str]) -> pd.DataFrame:
 
 def _plain(model: str) -> str:
     """What the page calls a model of a chain; "" for one that is no cure, such as a cut that was not healed."""
-    if cut := HEALED.fullmatch(model):
-        ranking, share, heads = cut.groups()
-        return f"{RANKINGS[ranking]} {float(share):.0%}".replace("%", " %") + (", heads" if heads else "")
-    return OTHERS.get(model, "")
+    return cure_name(model) if model in CURES or model.startswith("healed ") else ""
 
 
 def _place(cure: str) -> tuple[int, str, int, str]:
     """Cuts stand between fine-tuning and the base, by ranking and then by share."""
-    names = list(OTHERS.values())
+    names = list(CURES.values())
     if cure in names:
         return 2 * names.index(cure), cure, 0, ""
     ranking, share, heads = re.fullmatch(r"(.+) (\d+) %(.*)", cure).groups()
