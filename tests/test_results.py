@@ -9,11 +9,11 @@ from scipy.stats import binomtest
 
 from helpers.core import stages
 from helpers.core.disk import read_json
+from helpers.core.names import ATTACKS, MODELS, TASKS
 from helpers.core.paths import ROOT
 from helpers.run.grid import read_grid
 from helpers.run.pipeline import RESULTS, by_setting
 from helpers.run.rates import MISSING, percent
-from helpers.core.names import ATTACKS, MODELS, TASKS
 from helpers.run.sweeps import RECORDED
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")

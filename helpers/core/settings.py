@@ -45,7 +45,7 @@ class Settings(Strict):
     SEED: int = Field(0, ge=0, le=LARGEST_SEED, description="one seed for the whole run")
     NAME: str = Field("", description="run folder below runs/; made from the other parameters when empty")
     DATA: str = Field("", description="real rows to use: folder, .json, .jsonl, .parquet or .tsv file, hub id")
-    TAU: float | str = Field("", description="share of channels to cut; 'auto': by the challenge test, empty: profile")
+    TAU: float | str = Field("", description="share of channels to suppress; 'auto': by a test, empty: profile")
     OVERRIDES: dict[str, Any] = Field({}, description="profile numbers to replace, by dotted key")
 
     @field_validator("TAU", mode="before")

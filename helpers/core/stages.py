@@ -15,7 +15,7 @@ from helpers.core.errors import LabError, nearest
 INJECT, CHECK, VACCINES, SCORE = "01_inject_backdoor", "02_sanity_checks", "03_train_vaccines", "04_score_signature"
 SUPPRESS, RECOVER, MERGE = "05_suppress_channels", "06_recover_fluency", "07_merge_conflict"
 EVIDENCE, COMPARE, MIX = "08_external_evidence", "09_compare_defenses", "12_merges_and_evidence"
-MEASURES = "16_many_measures"
+MEASURES = "17_many_measures"
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,10 @@ import pandas as pd
 from helpers.core.disk import read_json
 from helpers.core.names import ATTACKS, CURES, TASKS, cure_name
 from helpers.run.rates import percent
+from helpers.run.real_chains import RECORD, chains
 from helpers.run.results_page.markdown import Section
 from helpers.run.results_page.sweeps import data_source
-from helpers.run.sweeps import RECORDED
 
-RECORD = RECORDED / "real" / "smollm2-135m-instruct.json"
 CHAIN = ["attack", "task", "access", "seed"]
 MEANING = (
     "BD-VAX, random and own update name what ranks the channels that are cut, with the share, and half of the heads "
@@ -33,18 +32,6 @@ def sections() -> list[Section]:
     }
     cures = [make(name, rows) for name, rows in groups.items() for make in (_left, _price)]
     return [_implants(reported), _rates(table[table["development"]]), *cures]
-
-
-def chains() -> pd.DataFrame:
-    """Every model that was measured: its chain, `model`, `lr` of the injection, and its report."""
-    rows = [
-        {key: chain[key] for key in (*CHAIN, "development")}
-        | {"model": model, "lr": chain["settings"][chain["access"]]["inject"]["lr"], **report}
-        for chain in read_json(RECORD)["chains"]
-        for model, report in chain["results"].items()
-        if "asr" in report
-    ]
-    return pd.DataFrame(rows)
 
 
 def _implants(reported: pd.DataFrame) -> Section:
