@@ -100,8 +100,8 @@ def _families(heads: int) -> Section:
 
 def _heads() -> Section:
     table = recorded("heads")
-    table["share suppressed %"] = 100 * table["adapter.suppress.tau"]
-    keys = ["share suppressed %", "adapter.suppress.heads"]
+    table["share %"] = 100 * table["adapter.suppress.tau"]
+    keys = ["share %", "adapter.suppress.heads"]
     columns = {
         "backdoored: ASR %": over_seeds(of_model(table, "backdoored"), keys),
         "BD-VAX: ASR %": over_seeds(of_model(table, "purified"), keys),
@@ -113,20 +113,20 @@ def _heads() -> Section:
         "The small model with grouped queries: what is left when so many of the 8 heads of each layer are suppressed "
         "beside a share of the channels, and how well the model answers then.",
         source("heads"),
-        named(pd.DataFrame(columns).sort_index(), {"adapter.suppress.heads": "heads suppressed"}),
+        named(pd.DataFrame(columns).sort_index(), {"adapter.suppress.heads": "heads"}),
     )
 
 
 def _shares() -> Section:
     table = recorded("full_access")
-    table["share suppressed %"] = 100 * table["full.suppress.tau"]
-    keys, parts = ["share suppressed %"], {}
+    table["share %"] = 100 * table["full.suppress.tau"]
+    keys, parts = ["share %"], {}
     for ranking, (cut, healed) in RANKINGS.items():
         columns = {
             "suppressed: ASR %": means(table, cut, keys),
-            "suppressed: utility cost": lost(table, "backdoored", cut, keys),
+            "suppressed: cost": lost(table, "backdoored", cut, keys),
             "recovered: ASR %": means(table, healed, keys),
-            "recovered: utility cost": lost(table, "backdoored", healed, keys),
+            "recovered: cost": lost(table, "backdoored", healed, keys),
         }
         parts[ranking] = pd.DataFrame(columns)
     backdoored = percent(of_model(table, "backdoored")["asr"].mean())
@@ -202,17 +202,17 @@ def _challenge() -> Section:
 def _healing() -> Section:
     table = recorded("challenge_healing")
     table = table.drop(columns="tau").join(table["model"].str.extract(POINT)).dropna(subset=["by"])
-    table["share suppressed %"], table["epochs"] = 100 * table["tau"].astype(float), table["epochs"].astype(int)
+    table["share %"], table["epochs"] = 100 * table["tau"].astype(float), table["epochs"].astype(int)
     table["rate × 1000"] = 1000 * table["lr"].astype(float)
-    keys = ["task", "share suppressed %", "epochs", "rate × 1000"]
+    keys = ["task", "share %", "epochs", "rate × 1000"]
     wide = 100 * table.pivot(index=keys, columns="by", values=["asr", "utility"])
     titles = {"challenge": "test", "oracle": "true"}
     measures = {"asr": "ASR %", "utility": "utility %"}
     wide.columns = [f"{titles[by]}: {measures[measure]}" for measure, by in wide.columns]
     return Section(
         "How to recover: the challenge test",
-        "What suppression and recovery (epochs, learning rate) leave of the backdoor that the test planted itself, "
-        "which a defender can measure, and of the true one, which only an oracle can.",
+        "What suppression (share) and recovery (epochs, learning rate) leave of the backdoor that the test planted "
+        "itself, which a defender can measure, and of the true one, which only an oracle can.",
         source("challenge_healing"),
         wide,
     )
