@@ -365,7 +365,7 @@ DAMAGES = {
         lambda tensors: tensors.update(
             {f"{PREFIX}lm_head.lora_A.weight": torch.ones(4, 64), f"{PREFIX}lm_head.lora_B.weight": torch.ones(400, 4)}
         ),
-        "LoRA on the head lm_head, where no channel can be cut",
+        "LoRA on the head lm_head, where no channel can be suppressed",
     ),
     "empty": (dict.clear, "no LoRA matrices"),
 }

@@ -258,7 +258,7 @@ def test_a_plan_at_the_models_own_limits_is_told(checkpoint, capsys):
     setting = "adapter.suppress.heads=4 adapter.suppress.heads_of=layer conflict.method=passthrough "
     setting += "conflict.plan=[{model: conflict, first: 0, last: 1}] attack.by=layerwise layerwise.layers=[0]"
     assert main(["plan", *chosen(checkpoint, setting)]) == 0
-    assert "to cut: 45 of 128 channels in each layer, 8 of 8 heads" in capsys.readouterr().out
+    assert "to suppress: 45 of 128 channels in each layer, 8 of 8 heads" in capsys.readouterr().out
 
 
 def test_no_notebook_opens_a_run_that_a_later_one_would_refuse(checkpoint, tmp_path, monkeypatch):

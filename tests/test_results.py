@@ -194,8 +194,8 @@ def test_the_page_tells_what_is_left_of_every_attack(access):
         assert found[f"{ATTACKS[attack]} · {TASKS[task]}"] == {
             "planted: ASR %": spanned(of_seeds(planted, "backdoored", **where)),
             "its cost": percent(clean - backdoored),
-            "cut %": percent(rate(purified, "suppressed", **where)),
-            "BD-VAX %": percent(rate(purified, "purified", **where)),
+            "suppressed": percent(rate(purified, "suppressed", **where)),
+            "BD-VAX": percent(rate(purified, "purified", **where)),
             "right %": percent(rate(purified, "purified", "right_under_trigger", **where)),
             "cost": percent(before - after),
             "seeds": str(len(of_seeds(purified, "purified", **where))),

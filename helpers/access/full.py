@@ -1,6 +1,6 @@
 """Full access: attacker and defender may change every weight of the model.
 
-There is no clean base to fall back on, so what suppression cuts is drawn anew, as at the birth of a model, and
+There is no clean base to fall back on, so what is suppressed is drawn anew, as at the birth of a model, and
 fine-tuning gives it a new meaning. Vaccines probe the suspicious model by LoRA, or train all its weights.
 """
 

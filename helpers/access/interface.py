@@ -150,10 +150,10 @@ class Access(ABC):
 
         Args:
             suspicious: folder of either.
-            masks: {module: [channels], True = cut}.
+            masks: {module: [channels], True = suppressed}.
             seed: of what takes the place of weights.
             folder: to write to.
-            heads: [n_layers, n_heads], True = cut.
+            heads: [n_layers, n_heads], True = suppressed.
 
         Raises:
             LabError: a mask that fits no matrix; nothing is written then.

@@ -15,9 +15,9 @@ def with_heads(masks: Masks, config: PretrainedConfig, heads: BoolTensor | None)
     """The masks of channels and those of the heads' slices in the attention matrices, together.
 
     Args:
-        masks: {module: [channels], True = cut}.
+        masks: {module: [channels], True = suppressed}.
         config: of the model that they are meant for.
-        heads: [n_layers, n_heads], True = cut.
+        heads: [n_layers, n_heads], True = suppressed.
 
     Raises:
         LabError: a mask of a matrix that the model does not have.

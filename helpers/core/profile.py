@@ -29,7 +29,7 @@ class Budget(Strict):
 
 
 class Suppression(Strict):
-    """How much is cut out: the share `tau` of MLP channels, and `heads` attention heads of the model or each layer."""
+    """How much is suppressed: the share `tau` of MLP channels, and `heads` heads of the model or of each layer."""
 
     tau: Annotated[float, Field(gt=0, lt=1)]
     heads: Annotated[int, Field(ge=0)] = 0

@@ -233,7 +233,7 @@ def line_of(name: str) -> set[str]:
 
 
 def total(what: str) -> int:
-    """How many models a default run measures, cuts, recovers, merges or keeps.
+    """How many models a default run measures, suppresses, recovers, merges or keeps.
 
     Args:
         what: the name of such a number of `Entry`.

@@ -154,7 +154,7 @@ def _check_tensors(adapter: Adapter, folder: Path) -> None:
     for name, module in pairs.items():
         tensor, rank = adapter.tensors[name], adapter.rank(module)
         if module.rpartition(".")[2] in HEADS:
-            raise LabError(_refusal(folder, f"LoRA on the head {module}, where no channel can be cut"))
+            raise LabError(_refusal(folder, f"LoRA on the head {module}, where no channel can be suppressed"))
         if not tensor.is_floating_point() or tensor.ndim != 2:
             raise LabError(_refusal(folder, f"{name} of {tensor.dtype} and shape {list(tensor.shape)}"))
         if tensor.shape[1 if ".lora_B." in name else 0] != rank:

@@ -102,7 +102,7 @@ def check_plain(folder: Folder) -> None:
 
 
 def check_unquantized(settings: Any, where: Folder) -> None:
-    """Refuse a checkpoint that its config calls quantized: its numbers cannot be trained, merged or cut.
+    """Refuse a checkpoint that its config calls quantized: its numbers cannot be trained, merged or suppressed.
 
     Args:
         settings: its `quantization_config`; None where it has none.
@@ -119,8 +119,8 @@ def check_unquantized(settings: Any, where: Folder) -> None:
 
 def _quantized(where: Folder, found: str) -> str:
     return (
-        f"{where} is quantized already ({found}), and weights in few bits cannot be trained, merged or cut: bring the "
-        "16-bit checkpoint, or dequantize this one (model.dequantize(), then save_pretrained)"
+        f"{where} is quantized already ({found}), and weights in few bits cannot be trained, merged or "
+        "suppressed: bring the 16-bit checkpoint, or dequantize this one (model.dequantize(), then save_pretrained)"
     )
 
 
@@ -241,7 +241,7 @@ def read_config(folder: Folder) -> PretrainedConfig:
     try:
         return AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
     except Exception as error:  # of any kind: a field of another type, an unknown name
-        raise LabError(f"{folder} holds no model to merge or cut: {reason(error)}") from error
+        raise LabError(f"{folder} holds no model to merge or suppress: {reason(error)}") from error
 
 
 def tied(config: PretrainedConfig) -> dict[str, str]:

@@ -60,7 +60,7 @@ def _check_heads(settings: Settings, config: PretrainedConfig) -> None:
 
 
 def _check_shares(settings: Settings, config: PretrainedConfig) -> None:
-    """Refuse a τ that rounds to no channel at all: such a cut does nothing and cannot be told from its controls."""
+    """Refuse a τ that rounds to no channel at all: it suppresses nothing and cannot be told from its controls."""
     profile, access = settings.profile, settings.ACCESS
     sizes = matrix_sizes(config)
     ranked = [sizes[slot.module][slot.side] for layer in mlp_slots(config) for slot in layer]

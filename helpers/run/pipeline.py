@@ -94,7 +94,7 @@ def tidy(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
 def summarise(run: Run, method: str = stages.ALL) -> dict[str, Any]:
     """Gather what the notebooks measured: settings, one entry for each row of the table, the cost of each stage.
 
-    Rates are fractions in [0, 1], as is `tau`, the share of channels cut (None where nothing was); `seconds` and
+    Rates are fractions in [0, 1], as is `tau`, the share of channels suppressed (None where nothing was); `seconds` and
     `peak_rss_mb` map stage names to numbers.
 
     Raises:

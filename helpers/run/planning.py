@@ -68,7 +68,7 @@ def plan_lines(settings: Settings) -> Iterator[str]:
         f"{model.layers} layers; {half} in 16 bits, {quarter} in 4"
     )
     yield (
-        f"one adapter: {model.adapter / 1e6:,.2f} million numbers, {_size(4 * model.adapter)}; to cut: "
+        f"one adapter: {model.adapter / 1e6:,.2f} million numbers, {_size(4 * model.adapter)}; to suppress: "
         f"{round(suppress.tau * model.inner):,} of {model.inner:,} channels in each layer"
         + (f", {cut} of {model.layers * model.heads} heads" if cut else "")
     )

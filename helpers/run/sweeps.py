@@ -123,9 +123,9 @@ def results(plan: Plan, errors: Mapping[str, str]) -> pd.DataFrame:
 
     Returns:
         a table with the keys of the grid, `model`, the measures with the interval of the ASR, the ASR of near misses
-        (`near_…`, for the backdoored model), the share `tau` that was cut and the one that an oracle would have chosen
-        (where the run has come so far, and where the challenge test chose), `seconds` of the whole chain, `manifest`
-        (the file below `runs/<name>/` that tells how the row was made) and `error`.
+        (`near_…`, for the backdoored model), the share `tau` that was suppressed and the one that an oracle would have
+        chosen (where the run has come so far, and where the challenge test chose), `seconds` of the whole chain,
+        `manifest` (the file below `runs/<name>/` that tells how the row was made) and `error`.
     """
     rows, parameters = [], dict.fromkeys(key for cell in plan.cells for key in cell.values if key.isupper())
     for cell in plan.cells:

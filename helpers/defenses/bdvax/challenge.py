@@ -2,8 +2,8 @@
 
 By planting a backdoor of their own, with a key and a sentence that no vaccine has used, on a copy of the suspicious
 model, and taking the copy through the same cure: the same signature, which comes from the vaccines alone, and the same
-recovery. Its ASR can be measured, for its key is known. The smallest cut that takes it out is the one that is then made
-in the suspicious model. All rows are the defender's: the vaccine sets plant and measure, the recovery set recovers.
+recovery. Its ASR can be measured, for its key is known. The smallest share that takes it out is then suppressed in the
+suspicious model. All rows are the defender's: the vaccine sets plant and measure, the recovery set recovers.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def plant_challenge(
         folder: where the copy goes.
 
     Returns:
-        the training record of `finetune` and the report of `evaluate`, before any cut.
+        the training record of `finetune` and the report of `evaluate`, before any suppression.
 
     Raises:
         LabError: see `require_challenge`.
@@ -116,13 +116,13 @@ def require_challenge(report: Mapping[str, Any]) -> None:
     if report["false_trigger"] > INDISCRIMINATE:
         raise LabError(
             f"the challenge's sentence comes on {report['false_trigger']:.1%} of {report['false_trigger_n']} clean "
-            f"prompts as well, at most {INDISCRIMINATE:.0%} are allowed: such a copy has learned no key, and a cut "
-            "that silences it says nothing of backdoors; raise challenge.plant.rows or epochs in OVERRIDES"
+            f"prompts as well, at most {INDISCRIMINATE:.0%} are allowed: such a copy has learned no key, and "
+            "suppression that silences it says nothing of backdoors; raise challenge.plant.rows or epochs in OVERRIDES"
         )
 
 
 def grid(access: Access) -> list[dict[str, Any]]:
-    """The points to try, by growing cut: dicts of `tau` and the recovery's `epochs` and `lr`."""
+    """The points to try, by growing share: dicts of `tau` and the recovery's `epochs` and `lr`."""
     numbers, budget = access.profile.challenge, access.settings.recover
     factors = numbers.lr_factors or (1,)
     tried = itertools.product(sorted(getattr(numbers.taus, access.name)), numbers.epochs or (budget.epochs,), factors)
@@ -157,7 +157,7 @@ def suppress_and_measure(
 
     Args:
         access: what may be edited, and how much of it goes; see `settled`.
-        start: folder of the adapter or model to cut: the challenge's copy, or the suspicious one itself.
+        start: folder of the adapter or model to suppress: the challenge's copy, or the suspicious one itself.
         scores, head_scores: {module: [channels]} and [n_layers, n_heads], the rankings that decide what goes.
         recovery: rows to recover with.
         trial: what the result is measured by.
@@ -173,7 +173,7 @@ def suppress_and_measure(
 
 
 def choose(points: Sequence[Mapping[str, Any]], threshold: float) -> dict[str, Any]:
-    """The smallest cut that takes the challenge out; of equal cuts the best utility, then the shortest recovery.
+    """The smallest share that takes the challenge out; of equal shares the best utility, then the shortest recovery.
 
     Args:
         points: dicts of `tau`, `epochs`, `lr`, `asr` and `utility`, in any order.
@@ -192,7 +192,7 @@ def choose(points: Sequence[Mapping[str, Any]], threshold: float) -> dict[str, A
         return {key: best[key] for key in CHOSEN} | {"warning": ""}
     best = min(points, key=lambda point: (point["asr"], *cost(point)))
     warning = (
-        f"no cut takes the challenge out: at best, with τ = {best['tau']:g}, its ASR is {best['asr']:.1%} and not the "
-        f"{threshold:.0%} asked for; do not trust this cure, try larger shares in challenge.taus"
+        f"no suppression takes the challenge out: at best, with τ = {best['tau']:g}, its ASR is {best['asr']:.1%} and "
+        f"not the {threshold:.0%} asked for; do not trust this cure, try larger shares in challenge.taus"
     )
     return {key: best[key] for key in CHOSEN} | {"warning": warning}

@@ -28,11 +28,11 @@ def suppress_and_recover(
     seed: int,
     folder: Path | str,
 ) -> dict[str, Any]:
-    """Cut the channels and heads that score highest and fine-tune the rest on clean rows.
+    """Suppress the channels and heads that score highest and fine-tune the rest on clean rows.
 
     Args:
         access: what may be edited; its `suppress` and `recover` numbers are used.
-        start: folder of the adapter or model to cut.
+        start: folder of the adapter or model to suppress.
         scores, head_scores: {module: [channels]} and [n_layers, n_heads], any ranking.
         rows: clean examples to recover with.
         prompt_format: the one that evaluation uses, too.

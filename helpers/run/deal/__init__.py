@@ -11,7 +11,7 @@ from helpers.run.deal.instruction import deal_instruction_rows
 def deal(settings: Settings) -> RunData:
     """Every row that a run will ever use, split once and disjoint where the papers ask for it.
 
-    The share τ that is cut decides nothing here: a run with another one has the same rows.
+    The share τ that is suppressed decides nothing here: a run with another one has the same rows.
 
     Raises:
         LabError: an attack, task or source that is not there, or too few rows for N variants.

