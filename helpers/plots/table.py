@@ -76,7 +76,8 @@ def _rules(columns: list[pd.Series]) -> list[dict[str, object]]:
         {"selector": "td", "props": WRAP},
     ]
     texts = [place for place, column in enumerate(columns) if not all(map(_is_amount, column.dropna()))]
-    return rules + [{"selector": f".col{place}", "props": [LEFT]} for place in texts]
+    left = [{"selector": f"td.col{place}, th.col_heading.col{place}", "props": [LEFT]} for place in texts]
+    return rules + left
 
 
 def _is_amount(value: object) -> bool:
