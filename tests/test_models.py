@@ -20,8 +20,9 @@ from helpers.measure.formats import measure_formats
 from helpers.measure.report import checked_format
 from helpers.model import checkpoint as checkpoints
 from helpers.model import lora
+from helpers.model.architecture import skeleton
 from helpers.model.checkpoint import load_config, local_folder
-from helpers.model.four_bit import kept_in_16_bits
+from helpers.model.four_bit import kept_whole
 from helpers.model.generate import answers
 from helpers.model.load import load_base, load_suspect, save
 from helpers.model.lora import new_adapter, with_adapter
@@ -393,6 +394,6 @@ def test_widths_that_4_bits_get_wrong_on_a_cpu_stay_whole_and_the_rest_is_packed
 
 
 def test_a_gpu_packs_every_width(odd):
-    config = load_config(odd.model)
-    assert kept_in_16_bits(config, "cuda") == []
-    assert kept_in_16_bits(config, "cpu") == [f"model.layers.{layer}.mlp.down_proj" for layer in range(2)]
+    bare = skeleton(load_config(odd.model))
+    assert kept_whole(bare, "cuda") == []
+    assert kept_whole(bare, "cpu") == [f"model.layers.{layer}.mlp.down_proj" for layer in range(2)]

@@ -180,3 +180,21 @@ def test_names_may_be_there_twice():
 def test_without_labels_only_the_cells_are_shown():
     assert grid(pd.DataFrame({"a": [1]}, index=["label"]), index=False).texts("th") == [["a"]]
     assert grid(pd.DataFrame({"a": []})).texts() == []
+
+
+def test_results_stand_side_by_side_in_percent():
+    labels = {"payload": 0.25, "answer": 0.5, "degenerate": 0.125, "silent": 0.125}
+    report = {"asr": 0.25, "asr_interval": [0.125, 0.375], "labels": labels, "right_under_trigger": None}
+    report |= {"false_trigger": 0.0, "utility": 0.5, "perplexity": 2.5}
+    found = plots.results({"first": report, "second": report | {"right_under_trigger": 0.75}})
+    assert found.columns.tolist() == [
+        "ASR, %",
+        "95 % interval",
+        "broken, %",
+        "right, %",
+        "FTR, %",
+        "utility, %",
+        "perplexity",
+    ]
+    assert found.loc["second"].tolist() == [25.0, "12.5 to 37.5", 25.0, 75.0, 0.0, 50.0, 2.5]
+    assert pd.isna(found.loc["first", "right, %"])

@@ -31,7 +31,7 @@ def figures():
 
 
 def test_every_figure_of_the_package_is_offered_and_tried_here():
-    assert figures().keys() == FIGURES.keys() == set(plots.__all__) - {"image", "save", "table"}
+    assert figures().keys() == FIGURES.keys() == set(plots.__all__) - {"image", "results", "save", "table"}
     assert all(getattr(plots, name) is figure for name, figure in figures().items())
 
 

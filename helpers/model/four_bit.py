@@ -9,24 +9,25 @@ from transformers import BitsAndBytesConfig, PretrainedConfig
 from transformers.quantizers.base import get_keys_to_not_convert
 
 from helpers.core.profile import ModelSpec
-from helpers.model.architecture import matrix_sizes, skeleton
+from helpers.model.architecture import skeleton
+from helpers.model.lora import linear_sizes
 
 CPU_BLOCK = 64  # bitsandbytes 0.50 dequantizes rows of other widths (32, 48, 96 …) wrongly on some CPUs, without a word
 
 
-def kept_in_16_bits(config: PretrainedConfig, device: str) -> list[str]:
-    """The matrices of MLP and attention that are not packed: on a CPU, those whose input width is no multiple of 64.
+def kept_whole(model: nn.Module, device: str) -> list[str]:
+    """The linear layers that are not packed: on a CPU, those whose input width is no multiple of 64.
 
     Args:
-        config: of the model.
+        model: its sizes count alone, so it may be a skeleton without storage.
         device: "cpu" or "cuda".
 
     Returns:
-        their module names; [] on a GPU.
+        their names; [] on a GPU.
     """
     if device != "cpu":
         return []
-    return [module for module, (_, width) in matrix_sizes(config).items() if width % CPU_BLOCK]
+    return [name for name, (_, width) in linear_sizes(model).items() if width % CPU_BLOCK]
 
 
 def quantization(config: PretrainedConfig, spec: ModelSpec) -> BitsAndBytesConfig:
@@ -36,14 +37,14 @@ def quantization(config: PretrainedConfig, spec: ModelSpec) -> BitsAndBytesConfi
         config: of the model.
         spec: its dtype, in which the packed weights compute, and its device.
     """
-    kept = kept_in_16_bits(config, spec.runs_on)
+    bare = skeleton(config)
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=getattr(torch, spec.dtype),
         # A list of ours replaces that of transformers, which holds the head.
-        llm_int8_skip_modules=[*get_keys_to_not_convert(skeleton(config)), *kept] if kept else None,
+        llm_int8_skip_modules=[*get_keys_to_not_convert(bare), *kept_whole(bare, spec.runs_on)],
     )
 
 

@@ -50,7 +50,7 @@ def with_adapter(model: PreTrainedModel, folder: Folder, trainable: bool = False
         LabError: an adapter that is more than scale * B @ A (see `adapters.read_adapter`), or whose tensors are not
             those this model needs: PEFT would start the missing ones anew.
     """
-    read_adapter(folder, _sizes(model))
+    read_adapter(folder, linear_sizes(model))
     with _fitting(folder):
         adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
     _check_fit(adapted, folder, "default")
@@ -63,7 +63,7 @@ def add_adapter(adapted: PeftModel, folder: Folder, name: str) -> None:
     Raises:
         LabError: as `with_adapter`.
     """
-    read_adapter(folder, _sizes(adapted.get_base_model()))
+    read_adapter(folder, linear_sizes(adapted.get_base_model()))
     with _fitting(folder):
         adapted.load_adapter(str(folder), name)
     _check_fit(adapted, folder, name)
@@ -78,7 +78,7 @@ def _fitting(folder):
         raise LabError(f"the adapter in {folder} does not fit its base: {reason(error)}") from error
 
 
-def _sizes(model):
+def linear_sizes(model: nn.Module) -> dict[str, tuple[int, int]]:
     """(outputs, inputs) of every linear layer, by its name."""
     return {
         name: (module.nf, module.nx) if isinstance(module, Conv1D) else (module.out_features, module.in_features)

@@ -16,7 +16,7 @@ from helpers.plots.defense import (
 from helpers.plots.diagrams import bdvax_diagram, conflict_diagram, one_pass
 from helpers.plots.picture import image, save
 from helpers.plots.studies import cures, matrix, overview, sweep, trade_off
-from helpers.plots.table import table
+from helpers.plots.table import results, table
 
 __all__ = [
     "bdvax_diagram",
@@ -32,6 +32,7 @@ __all__ = [
     "one_pass",
     "overview",
     "rank_scatter",
+    "results",
     "save",
     "score_heatmap",
     "share_curve",

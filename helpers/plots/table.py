@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from html import escape
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -34,6 +35,32 @@ def table(frame: pd.DataFrame, digits: int | Mapping[str, int] = 1, index: bool 
     for axis in ("index", "columns"):
         styler = styler.format_index(lambda value: escape(label(value)), axis=axis)
     return styler if index else styler.hide(axis="index")
+
+
+def results(reports: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
+    """What stands side by side when models are compared, in percent: one row for each.
+
+    Args:
+        reports: {model: report of `measure.report.evaluate`}.
+
+    Returns:
+        ASR with its 95 % interval, broken (degenerate or silent) and right answers under the trigger, false trigger
+        rate, utility, and the perplexity as it is.
+    """
+    rows = {}
+    for model, report in reports.items():
+        low, high = report["asr_interval"]
+        right, labels = report["right_under_trigger"], report["labels"]
+        rows[model] = {
+            "ASR, %": 100 * report["asr"],
+            "95 % interval": f"{100 * low:.1f} to {100 * high:.1f}",
+            "broken, %": 100 * labels["degenerate"] + 100 * labels["silent"],
+            "right, %": None if right is None else 100 * right,
+            "FTR, %": 100 * report["false_trigger"],
+            "utility, %": 100 * report["utility"],
+            "perplexity": report["perplexity"],
+        }
+    return pd.DataFrame.from_dict(rows, orient="index")
 
 
 def shown(value: object, digits: int = 1) -> str:

@@ -12,10 +12,10 @@ from helpers.core.settings import AUTO, Settings
 from helpers.core.stages import total
 from helpers.data import corpus
 from helpers.defenses.bdvax.challenge import grid
-from helpers.model.architecture import attention_slots, matrices, mlp_slots, parameter_shapes, positions
+from helpers.model.architecture import attention_slots, matrices, mlp_slots, parameter_shapes, positions, skeleton
 from helpers.model.batches import encode_rows
 from helpers.model.checkpoint import check_checkpoint, is_local, load_config
-from helpers.model.four_bit import kept_in_16_bits
+from helpers.model.four_bit import kept_whole
 from helpers.model.shards import SHARD_SIZE
 from helpers.model.tokenizer import has_tokenizer, load_format
 from helpers.run.deal import deal
@@ -104,7 +104,7 @@ def shape(profile: Profile) -> Shape:
     shapes, modules = parameter_shapes(config), matrices(config)
     check_checkpoint(profile.model, shapes)
     sizes = {module: shapes[f"{module}.weight"] for module in modules}
-    kept = kept_in_16_bits(config, profile.model.runs_on)
+    kept = kept_whole(skeleton(config), profile.model.runs_on)
     inner, (query, key, *_) = mlp_slots(config)[0][0], attention_slots(config)[0]
     return Shape(
         parameters=sum(map(math.prod, shapes.values())),

@@ -29,6 +29,11 @@ def span(values: Iterable[float]) -> str:
     return percent(mean(rates)) + low_and_high
 
 
+def with_interval(rate: float, low: float, high: float) -> str:
+    """A rate in [0, 1] in percent, with its interval in brackets."""
+    return f"{percent(rate)} ({percent(low)} – {percent(high)})"
+
+
 def ends(values: Iterable[float]) -> str:
     """The lowest and the highest of some rates in [0, 1], in percent; one number where they are the same."""
     return " to ".join(dict.fromkeys(map(percent, (min(values := list(values)), max(values)))))

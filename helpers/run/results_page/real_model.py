@@ -6,7 +6,7 @@ import pandas as pd
 
 from helpers.core.disk import read_json
 from helpers.core.names import ATTACKS, CURES, TASKS, cure_name
-from helpers.run.rates import percent
+from helpers.run.rates import percent, with_interval
 from helpers.run.real_chains import RECORD, chains
 from helpers.run.results_page.markdown import Section
 from helpers.run.results_page.sweeps import data_source
@@ -62,7 +62,7 @@ def _rates(development: pd.DataFrame) -> Section:
 
 def _planted(planted: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
     columns = {
-        "ASR %": [_with_interval(row) for _, row in planted.iterrows()],
+        "ASR %": [with_interval(row["asr"], *row["asr_interval"]) for _, row in planted.iterrows()],
         "clean prompts %": 100 * planted["false_trigger"].to_numpy(),
         "utility %": 100 * planted["utility"].to_numpy(),
     }
@@ -70,7 +70,7 @@ def _planted(planted: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
 
 
 def _left(name: str, rows: pd.DataFrame) -> Section:
-    cells = [_with_interval(row) for _, row in rows.iterrows()]
+    cells = [with_interval(row["asr"], *row["asr_interval"]) for _, row in rows.iterrows()]
     return Section(
         f"What is left: {name}",
         f"ASR in percent with its 95 % interval, for each attack, behavior and seed (across) and each cure. {MEANING}",
@@ -112,11 +112,6 @@ def _place(cure: str) -> tuple[int, str, int, str]:
         return 2 * names.index(cure), cure, 0, ""
     ranking, share, heads = re.fullmatch(r"(.+) (\d+) %(.*)", cure).groups()
     return 2 * names.index("fine-tuning alone") + 1, ranking, int(share), heads
-
-
-def _with_interval(row: pd.Series) -> str:
-    low, high = row["asr_interval"]
-    return f"{percent(row['asr'])} ({percent(low)} – {percent(high)})"
 
 
 def _source(rows: pd.DataFrame) -> str:
