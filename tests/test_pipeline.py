@@ -167,6 +167,20 @@ def test_a_kernel_that_dies_while_it_starts_is_told(lab, capsys, caplog, monkeyp
     assert capsys.readouterr().err == told and not caplog.records
 
 
+def test_a_kernel_that_does_not_start_gets_a_second_try(lab, monkeypatch):
+    starts, true_execute = [], execution.papermill.execute_notebook
+
+    def execute_notebook(*arguments, extra_arguments, **options):
+        starts.append(extra_arguments)
+        wrong = ["--log-level=no such level"] if len(starts) == 1 else extra_arguments
+        return true_execute(*arguments, extra_arguments=wrong, **options)
+
+    write(lab, "00_first", "(run.folder / 'reached').touch()")
+    monkeypatch.setattr(execution.papermill, "execute_notebook", execute_notebook)
+    execution.execute(lab / "notebooks" / "00_first.ipynb", lab / "out.ipynb", {"NAME": "again"})
+    assert len(starts) == 2 and (lab / "runs" / "again" / "reached").exists()
+
+
 def test_a_dead_kernel_and_an_endless_cell_are_told(lab, capsys, monkeypatch):
     write(lab, "00_first", "import os; os._exit(9)")
     assert run(lab) == 2

@@ -1,7 +1,8 @@
 """One notebook, run by papermill from its first cell to its last; a failure becomes one line with place and cause."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,17 +72,19 @@ def execute(notebook: Path, output: Path, parameters: Mapping[str, Any], optiona
         LabError: a cell that fails or takes too long, or a kernel that dies; it names the notebook, the cell and the
             cause.
     """
+    run = partial(
+        papermill.execute_notebook,
+        read_notebook(notebook, optional),
+        output,
+        dict(parameters),
+        kernel_name="python3",
+        cwd=notebook.parent,
+        execution_timeout=CELL_SECONDS,
+        progress_bar=False,
+        extra_arguments=QUIET,
+    )
     try:
-        papermill.execute_notebook(
-            read_notebook(notebook, optional),
-            output,
-            dict(parameters),
-            kernel_name="python3",
-            cwd=notebook.parent,
-            execution_timeout=CELL_SECONDS,
-            progress_bar=False,
-            extra_arguments=QUIET,
-        )
+        _twice_if_not_started(run)
     except PapermillExecutionError as error:
         last = (error.evalue.strip().splitlines() or [""])[-1]
         cause = last if error.ename == "LabError" else f"{error.ename}: {last}"
@@ -91,6 +94,21 @@ def execute(notebook: Path, output: Path, parameters: Mapping[str, Any], optiona
     except DeadKernelError as error:
         raise LabError(f"{notebook.name}: its kernel died; most often the memory did not suffice") from error
     except RuntimeError as error:
-        if not str(error).startswith("Kernel died before"):
+        if not _died_starting(error):
             raise
         raise LabError(f"{notebook.name}: its kernel died while it started: the same command tries again") from error
+
+
+def _twice_if_not_started(run: Callable[[], object]) -> None:
+    """Try a notebook anew whose kernel did not start: others can take its ports between their choice and their use."""
+    try:
+        run()
+    except RuntimeError as error:
+        if not _died_starting(error):
+            raise
+        run()
+
+
+def _died_starting(error: RuntimeError) -> bool:
+    """Whether a kernel died before its first cell, as nbclient tells it."""
+    return str(error).startswith("Kernel died before")
