@@ -30,7 +30,7 @@ from helpers.core.errors import LabError
 from helpers.core.paths import MANIFEST, ROOT
 from helpers.core.profile_files import load_profile, parse_overrides
 from helpers.core.settings import Settings
-from helpers.core.stages import known_method
+from helpers.core.stages import STAGES, known_method
 from helpers.core.store import Run
 from helpers.core.yaml_files import read_yaml
 from helpers.data import corpus
