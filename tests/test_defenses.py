@@ -36,6 +36,12 @@ ASSUMES = {  # in the words of the comparison
     "bdvax": (*CLEAN, "family of the behavior"),
     "conflict": (*CLEAN, "clean base"),
     "bdvax_then_conflict": (*CLEAN, "family of the behavior", "clean base"),
+    "magnitude": ("weights",),
+    "magnitude_channels": CLEAN,
+    "wanda": CLEAN,
+    "fine_pruning": CLEAN,
+    "fine_pruning_activations": CLEAN,
+    "int4": ("weights",),
 }
 TRAINS = {
     "finetuning": ("recover",),
@@ -43,6 +49,12 @@ TRAINS = {
     "bdvax": ("vaccine", "recover"),
     "conflict": ("conflict",),
     "bdvax_then_conflict": ("vaccine", "recover", "conflict"),
+    "magnitude": (),
+    "magnitude_channels": ("recover",),
+    "wanda": (),
+    "fine_pruning": ("recover",),
+    "fine_pruning_activations": ("recover",),
+    "int4": (),
 }
 BRIEF = """
 from dataclasses import replace
