@@ -1,4 +1,4 @@
-"""Defenses that decode differently: against the published algorithm written out, and against the models' own answers."""
+"""Defenses that decode differently: against the published algorithm, and against the models' own answers."""
 
 import json
 from dataclasses import replace
@@ -8,7 +8,7 @@ import torch
 from bodies import BODIES
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, models
-from transformers import LogitsProcessorList, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from helpers.access import access_to
 from helpers.core.errors import LabError

@@ -15,7 +15,6 @@ from helpers.core.finite import require_finite_weights
 from helpers.data.example import Example
 from helpers.data.roles import DefenderData
 from helpers.defenses.registry import Record, defense
-from helpers.model.architecture import Slot
 from helpers.model.editing.activations import ValueSearch, answer_sites, collate, second_moments
 from helpers.model.editing.matrices import editable_slots, store_at_mean_key, weight_of
 from helpers.model.load import save
