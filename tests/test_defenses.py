@@ -30,6 +30,7 @@ ROWS = corpus.generate_distinct(36, 7)
 DEFENDER = DefenderData([ROWS[:12], ROWS[12:24]], ROWS[24:], "exact_match")
 SEED = 3
 CLEAN = ("clean rows", "weights")
+WATCHED = ("clean rows", "clean base", "reference model", "decoding")
 ASSUMES = {  # in the words of the comparison
     "finetuning": CLEAN,
     "random_channels": CLEAN,
@@ -42,6 +43,10 @@ ASSUMES = {  # in the words of the comparison
     "fine_pruning": CLEAN,
     "fine_pruning_activations": CLEAN,
     "int4": ("weights",),
+    "cleangen": WATCHED,
+    "speculative": WATCHED,
+    "editing": CLEAN,
+    "lethe": (*CLEAN, "clean base", "decoding"),
 }
 TRAINS = {
     "finetuning": ("recover",),
@@ -55,6 +60,10 @@ TRAINS = {
     "fine_pruning": ("recover",),
     "fine_pruning_activations": ("recover",),
     "int4": (),
+    "cleangen": ("conflict",),
+    "speculative": ("conflict",),
+    "editing": (),
+    "lethe": ("conflict",),
 }
 BRIEF = """
 from dataclasses import replace
