@@ -7,6 +7,7 @@ from helpers.access import Access
 from helpers.core.arena import REFUSED
 from helpers.core.errors import LabError
 from helpers.data.roles import Trial
+from helpers.defenses.decoding import load_defended
 from helpers.measure.report import evaluate
 from helpers.model.prompt import PromptFormat
 
@@ -24,6 +25,7 @@ def measure(access: Access, folder: Path, prompt_format: PromptFormat, trial: Tr
         the report of `evaluate`; where the model cannot be measured so, one line under `refused`.
     """
     try:
-        return evaluate(access.load(folder / "model"), prompt_format, trial, access.profile)
+        model, decoding = load_defended(access, folder)
+        return evaluate(model, prompt_format, trial, access.profile, decoding=decoding)
     except LabError as reason:
         return {REFUSED: str(reason)}
