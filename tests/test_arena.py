@@ -4,8 +4,10 @@ import json
 import shutil
 from importlib.metadata import EntryPoint
 
+import nbformat
 import pytest
 from matplotlib.text import Text
+from nbformat.v4 import new_code_cell, new_notebook
 
 from helpers import plots
 from helpers.access import access_to
@@ -13,10 +15,11 @@ from helpers.core import arena, stages
 from helpers.core.arena import chosen_rows, installed_defenses, known_rows
 from helpers.core.errors import LabError
 from helpers.core.settings import Settings
+from helpers.core.stages import defended_by
 from helpers.core.store import Run
 from helpers.measure.paired import compare_all, no_worse
 from helpers.measure.report import evaluate, joint_score, utility_interval
-from helpers.run import pipeline
+from helpers.run import grid, pipeline
 from helpers.run.arena.outcomes import stored
 from helpers.run.arena.rows import Arena, require_numbers
 from helpers.run.deal import deal
@@ -274,6 +277,21 @@ def test_an_installed_package_brings_its_defense_along(shrug, enter, tmp_path, m
             require_numbers(chosen_rows("lost"))
     finally:
         installed_defenses.cache_clear()
+
+
+def test_a_sweep_runs_a_row_again_when_its_defense_has_changed(tmp_path, monkeypatch):
+    """A notebook that has run is passed over, unless what it would run is other code."""
+    assert defended_by("09", Settings(DEFENSE="wanda").values()) == ("helpers.defenses.methods.wanda",)
+    assert defended_by("06", Settings(DEFENSE="wanda").values()) == ()
+    nbformat.write(new_notebook(cells=[new_code_cell("1")]), tmp_path / "09_any.ipynb")
+
+    def versions(edited=""):
+        monkeypatch.setattr(grid, "version_of", lambda modules: str((modules, edited in modules)))
+        cells = grid.Grid(notebooks=["09"], grid={"DEFENSE": ["wanda", "int4"]})
+        return [node.version for node in grid.plan_sweep("rows", cells, tmp_path).nodes.values()]
+
+    before, after = versions(), versions("helpers.defenses.methods.wanda")
+    assert before[0] != after[0] and before[1] == after[1]
 
 
 # --- the summary ------------------------------------------------------------------------------------------------------

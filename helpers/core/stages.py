@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from helpers.core.choices import ATTACK_METHODS
+from helpers.core.choices import ATTACK_METHODS, DEFENSES
 from helpers.core.errors import LabError, nearest
 
 INJECT, CHECK, VACCINES, SCORE = "01_inject_backdoor", "02_sanity_checks", "03_train_vaccines", "04_score_signature"
@@ -259,6 +259,14 @@ def total(what: str) -> int:
         what: the name of such a number of `Entry`.
     """
     return sum(one.times * getattr(one, what) for one in STAGES.values())
+
+
+def defended_by(number: str, config: Mapping[str, Any]) -> tuple[str, ...]:
+    """The modules of the defenses that a notebook calls because a configuration names them, which no import shows."""
+    if number != STAGES["arena"].notebook[:2]:
+        return ()
+    known = DEFENSES.modules()
+    return tuple(sorted({known[row["by"]] for row in config["arena"].values() if row["by"] in known}))
 
 
 def read_by(number: str, config: Mapping[str, Any]) -> list[str] | None:
