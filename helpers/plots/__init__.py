@@ -4,8 +4,8 @@ A function takes plain results and returns a matplotlib figure; `image` writes i
 with alternative text and a caption. `table` gives every table one form.
 """
 
-from helpers.plots.contest import arena
 from helpers.plots.attack import block_curves, family_bars, format_intervals, label_bars, who_knows
+from helpers.plots.contest import arena
 from helpers.plots.defense import (
     defense_bars,
     rank_scatter,

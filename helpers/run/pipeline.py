@@ -164,7 +164,8 @@ def _parser() -> argparse.ArgumentParser:
     plan.set_defaults(command=_plan)
     for command in (run, plan):
         Settings.add_options(command)
-    run.add_argument("--method", default=stages.DEFAULT, help=f"the defense: {', '.join(stages.METHODS)} (the default)")
+    which = f"{', '.join(stages.METHODS)}; by default {stages.DEFAULT}"
+    run.add_argument("--method", default=stages.DEFAULT, help=f"the defense: {which}")
     execute = commands.add_parser("execute", help="refresh the outputs stored in the notebooks")
     execute.set_defaults(command=lambda options, folder: refresh_outputs(folder))
     grid = commands.add_parser("sweep", help="all cells of a grid, into runs/<name>/, on all cores or a cluster")
