@@ -13,7 +13,7 @@ READY := $(VENV)/.ready
 NOTEBOOKS = $(sort $(wildcard notebooks/[0-9][0-9]_*.ipynb))
 
 # --- parameters of `make run` -----------------------------------------------------------------------------------
-PARAMETERS := PROFILE ATTACK TASK ACCESS SEED NAME DATA TAU SET METHOD GRID SCHEDULER
+PARAMETERS := PROFILE ATTACK TASK ACCESS SEED NAME DATA TAU DEFENSE SET METHOD GRID SCHEDULER
 KNOWN := $(PARAMETERS) MODEL VENV PYTHON UV TORCH_INDEX
 
 # WSL exports NAME, the name of the computer: only `make run NAME=…` counts
@@ -33,7 +33,8 @@ quoted = '$(subst ','\'',$(value $1))'
 option = $(if $(value $1),--$2 $(call quoted,$1))
 OPTIONS = $(call option,PROFILE,profile) $(call option,ATTACK,attack) $(call option,TASK,task) \
           $(call option,ACCESS,access) $(call option,SEED,seed) $(call option,NAME,name) \
-          $(call option,DATA,data) $(call option,TAU,tau) $(call option,SET,set)
+          $(call option,DATA,data) $(call option,TAU,tau) $(call option,DEFENSE,defense) \
+          $(call option,SET,set)
 
 # --- environment ------------------------------------------------------------------------------------------------
 ifneq ($(UV),)
@@ -68,7 +69,7 @@ $(READY): requirements-lock.txt pyproject.toml
 	@$(INSTALL) --no-deps --no-build-isolation --editable .
 	@touch $@
 
-run: setup  ## all notebooks with one set of parameters, into runs/<name>/ (METHOD=bdvax or conflict: those of one paper)
+run: setup  ## all notebooks with one set of parameters, into runs/<name>/ (METHOD=bdvax or conflict: one paper's; all: every defense)
 	@$(BIN)/python -m helpers.run.pipeline run $(OPTIONS) $(call option,METHOD,method)
 
 plan: setup  ## what such a run will cost: memory, disk and time of each stage, and whether it fits this machine

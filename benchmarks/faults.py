@@ -110,7 +110,7 @@ def plan_cases(seed: int) -> list[Case]:
     rng = random.Random(seed)
     faults = [fault for fault, times in PLAN.items() for _ in range(times)]
     rng.shuffle(faults)
-    methods = rng.choices(sorted(METHODS), [SHARES[method] for method in sorted(METHODS)], k=len(faults))
+    methods = rng.choices(sorted(SHARES), [SHARES[method] for method in sorted(SHARES)], k=len(faults))
     return [Case(i, *fault, methods[i], round(rng.random(), 4)) for i, fault in enumerate(faults)]
 
 

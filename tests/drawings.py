@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 
 from helpers import plots
+from helpers.plots.contest import DEMANDS
 
 REPORTS = {
     "clean": {
@@ -66,6 +67,10 @@ FIGURES = {
     "defense_bars": lambda: plots.defense_bars(REPORTS),
     "tau_curves": lambda: plots.tau_curves(CURVES),
     "share_curve": lambda: plots.share_curve(SHARES),
+    "arena": lambda: plots.arena(
+        {name: REPORTS["clean"] | {"utility_interval": (0.9, 0.99)} for name in ("backdoored", "CROW")},
+        {"CROW": ("clean rows", "weights")},
+    ),
     "overview": lambda: plots.overview({"adapter": BY_SEED, "full": BY_SEED}),
     "one_pass": plots.one_pass,
     "bdvax_diagram": plots.bdvax_diagram,
@@ -89,5 +94,9 @@ CROWDED = {  # as many and as long names as the notebooks have
     "trade_off, long": lambda: plots.trade_off(dict.fromkeys(LONG, [(0.1, 0.6)]), [(0.1, 0.05)], (0.03, 0.1)),
     "cures, long": lambda: plots.cures(dict.fromkeys([*LONG, "conflict merge, linear"], [(0.01, 0.1, 0.0, 0.2)])),
     "overview, long": lambda: plots.overview({"adapter, sentiment": dict.fromkeys(LONG, BY_SEED["purified"])}),
+    "arena, every row": lambda: plots.arena(
+        {f"{name}, {i}": REPORTS["clean"] | {"utility_interval": None} for name in LONG for i in range(10)},
+        {f"{name}, {i}": (list(DEMANDS)[i % len(DEMANDS)],) for name in LONG for i in range(10)},
+    ),
     "score_heatmap, wide": lambda: plots.score_heatmap(np.eye(8, 512), "signature score of each MLP neuron"),
 }

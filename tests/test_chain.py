@@ -26,7 +26,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 from helpers.access import access_to
 from helpers.core.profile import Budget
 from helpers.core.settings import Settings
-from helpers.core.stages import ALL, METHODS, notebooks_of
+from helpers.core.stages import DEFAULT, METHODS, notebooks_of
 from helpers.data import corpus
 from helpers.model.architecture import mlp_slots
 from helpers.model.load import load_base, load_suspect
@@ -157,7 +157,7 @@ def chain(request, tmp_path_factory):
         patch.setattr("helpers.model.load.SHARD_SIZE", FILE)
         patch.setattr(sys, "displayhook", render)
         with pd.option_context("display.max_colwidth", None):  # which notebooks set
-            chosen = [path for path in numbered() if path.name[:2] in notebooks_of(METHODS[ALL])]
+            chosen = [path for path in numbered() if path.name[:2] in notebooks_of(METHODS[DEFAULT])]
             variables = {path.name[:2]: run_notebook(path, given) for path in chosen}
     return SimpleNamespace(layout=layout, settings=Settings.checked(given), run=variables["09"]["run"], of=variables)
 
@@ -169,7 +169,7 @@ def whole_models(folder):
 
 def test_what_the_notebooks_measure_is_a_share_of_something(chain):
     summary = summarise(chain.run)
-    for row in METHODS[ALL].models:
+    for row in METHODS[DEFAULT].models:
         found = summary[row]
         rates = [found[rate] for rate in ("asr", "false_trigger", "utility", "right_under_trigger")]
         assert all(0 <= rate <= 1 for rate in rates) and math.isclose(sum(found["labels"].values()), 1)
@@ -221,4 +221,4 @@ def test_checks_by_hand_were_made_and_agree(chain):
     by_hand = chain.of["07"]["differences"]
     assert len(by_hand) == 8 and max(by_hand.values()) < (1e-5 if precise else 1e-2)
     figures = {path.name[:2] for path in chain.run.figures.iterdir() if path.stat().st_size > 1000}
-    assert figures == set(notebooks_of(METHODS[ALL]))
+    assert figures == set(notebooks_of(METHODS[DEFAULT]))

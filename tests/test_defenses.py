@@ -30,12 +30,23 @@ ROWS = corpus.generate_distinct(36, 7)
 DEFENDER = DefenderData([ROWS[:12], ROWS[12:24]], ROWS[24:], "exact_match")
 SEED = 3
 CLEAN = ("clean rows", "weights")
+WATCHED = ("clean rows", "clean base", "reference model", "decoding")
 ASSUMES = {  # in the words of the comparison
     "finetuning": CLEAN,
     "random_channels": CLEAN,
     "bdvax": (*CLEAN, "family of the behavior"),
     "conflict": (*CLEAN, "clean base"),
     "bdvax_then_conflict": (*CLEAN, "family of the behavior", "clean base"),
+    "magnitude": ("weights",),
+    "magnitude_channels": CLEAN,
+    "wanda": CLEAN,
+    "fine_pruning": CLEAN,
+    "fine_pruning_activations": CLEAN,
+    "int4": ("weights",),
+    "cleangen": WATCHED,
+    "speculative": WATCHED,
+    "editing": CLEAN,
+    "lethe": (*CLEAN, "clean base", "decoding"),
 }
 TRAINS = {
     "finetuning": ("recover",),
@@ -43,6 +54,16 @@ TRAINS = {
     "bdvax": ("vaccine", "recover"),
     "conflict": ("conflict",),
     "bdvax_then_conflict": ("vaccine", "recover", "conflict"),
+    "magnitude": (),
+    "magnitude_channels": ("recover",),
+    "wanda": (),
+    "fine_pruning": ("recover",),
+    "fine_pruning_activations": ("recover",),
+    "int4": (),
+    "cleangen": ("conflict",),
+    "speculative": ("conflict",),
+    "editing": (),
+    "lethe": ("conflict",),
 }
 BRIEF = """
 from dataclasses import replace

@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 
 from helpers.access import access_to
 from helpers.attacks.registry import Needs, attack_method
-from helpers.core import stages
+from helpers.core.arena import ARENA
 from helpers.core.choices import ATTACK_METHODS, COMBINATIONS, DEFENSES
 from helpers.core.definitions import definitions
 from helpers.core.disk import read_json
@@ -32,13 +32,14 @@ from helpers.core.profile_files import load_profile, parse_overrides
 from helpers.core.settings import Settings
 from helpers.core.stages import STAGES, known_method
 from helpers.core.store import Run
+from helpers.core.yaml_files import read_yaml
 from helpers.data import corpus
-from helpers.data.roles import DefenderData, TestData
+from helpers.data.roles import AttackData, DefenderData, RunData, TestData
 from helpers.defenses.conflict import merge as merging
 from helpers.defenses.registry import find_defense
-from helpers.measure.report import evaluate
 from helpers.model import architecture
 from helpers.run import inject
+from helpers.run.arena.rows import Arena
 from helpers.run.deal import deal
 from helpers.run.docs.parts import DOCS, PARTS, write_parts
 
@@ -175,15 +176,18 @@ def settings_of(words):
 
 @pytest.fixture
 def define(tmp_path, monkeypatch):
-    """A function that adds entries to a copy of `data/attacks.yaml`."""
-    values = copy.deepcopy(definitions())
+    """A function that adds entries to copies of `data/attacks.yaml` and `data/arena.yaml`."""
+    files = {"attacks": copy.deepcopy(definitions()), "arena": copy.deepcopy(read_yaml(ARENA))}
     monkeypatch.setattr("helpers.core.definitions.DEFINITIONS", tmp_path / "attacks.yaml")
+    monkeypatch.setattr("helpers.core.arena.ARENA", tmp_path / "arena.yaml")
 
     def add(section, entries):
-        values[section] |= entries
-        (tmp_path / "attacks.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+        file = "arena" if section in files["arena"] else "attacks"
+        files[file][section] |= entries
+        (tmp_path / f"{file}.yaml").write_text(yaml.safe_dump(files[file], sort_keys=False), encoding="utf-8")
 
     add("attacks", {})
+    add("rows", {})
     return add
 
 
@@ -368,12 +372,12 @@ def lines_for(text, place, names):
 
 
 def extend(text, add_file, define):
-    """Do what a text tells to do: put its files where they belong, and its entries into `data/attacks.yaml`."""
+    """Do what a text tells to do: put its files where they belong, and its entries into the definitions in `data/`."""
     for code in blocks(text, "python"):
         if found := FILE.match(code):
             add_file(found[1].replace("/", "."), found[2], code)
     for code in blocks(text, "yaml"):
-        if found := re.match(r"# data/attacks\.yaml, in (\w+)\n", code):
+        if found := re.match(r"# data/(?:attacks|arena)\.yaml, in (\w+)\n", code):
             define(found[1], yaml.safe_load(code))
 
 
@@ -421,32 +425,26 @@ def test_the_combination_of_the_page_is_planted(follow):
 
 
 @pytest.mark.slow
-def test_the_defense_of_the_page_purifies_in_a_notebook(
-    add_file, define, profile, suspicious, chat, tmp_path, monkeypatch
-):
-    """Its stages and its cell: 24 rows in batches of four, twice; the registry knows them, and what outdates them."""
-    text, rows = section("A defense"), corpus.generate_distinct(30, 7)
-    extend(text, add_file, define)
-    for name, entry in lines_for(text, "helpers/core/stages.py, in STAGES", vars(stages)).items():
-        monkeypatch.setitem(STAGES, name, entry)
-    (cell,) = (code for code in blocks(text, "python") if code.startswith("# a cell of "))
-    (tmp_path / "cell.py").write_text(cell, encoding="utf-8")  # a stage looks at the source that makes it
+def test_the_defense_of_the_page_purifies_in_the_arena(follow, checkpoint, suspicious, chat, tmp_path):
+    """By its command: 24 rows in batches of four, twice; the registry knows its stages, and what outdates them."""
+    _, command = follow("A defense")
+    rows = corpus.generate_distinct(30, 7)
+    defender = DefenderData([rows[:8], rows[8:16]], rows[16:24], "exact_match")
+    data = RunData(AttackData([], []), defender, TestData(rows[24:], rows[24:], ("stupid",), "exact_match"))
 
-    def attacked(folder):
-        shutil.copytree(suspicious["adapter"], folder, dirs_exist_ok=True)
+    def run_the_row(batch_size):
+        numbers = {"model.path": str(checkpoint), "lengths.new_tokens": 8, "evaluation.batch_size": batch_size}
+        numbers |= {"adapter.recover.epochs": 2, "adapter.recover.batch_size": 4}
+        settings = settings_of(command).model_copy(update={"OVERRIDES": numbers})
+        run = Run(tmp_path / "run", settings.config())
+        run.stage("inject", lambda folder: shutil.copytree(suspicious["adapter"], folder, dirs_exist_ok=True) and None)
+        Arena(run, access_to(settings.profile, "adapter"), data, chat, settings).run_all()
+        return run.need("arena/all_rows"), run.need("evaluate/arena/all_rows")
 
-    def run_the_cell(more_rows):
-        numbers = profile.model_dump(mode="json") | {"evaluation": {"n": 6, "per_family": 1, "batch_size": more_rows}}
-        run = Run(tmp_path / "run", Settings().values() | {"profile": numbers})
-        known = {"run": run, "injected": run.stage("inject", attacked), "access": access_to(profile, "adapter")}
-        known |= {"defender": DefenderData([rows[:8], rows[8:16]], rows[16:24], "exact_match"), "SEED": 3}
-        known |= {"test": TestData(rows[24:], rows[24:], ("stupid",), "exact_match"), "evaluate": evaluate}
-        exec(compile(cell, tmp_path / "cell.py", "exec"), known | {"prompt_format": chat, "profile": profile})
-        return run.need("all_rows"), run.need("evaluate/all_rows")
-
-    purified, report = run_the_cell(4)
-    assert (purified.result["rows"], purified.result["steps"]) == (24, 12) and 0 <= report.result["asr"] <= 1
-    again, other = run_the_cell(8)  # how it is measured changes the report alone
+    purified, report = run_the_row(4)
+    record = purified.result["record"]
+    assert (record["rows"], record["steps"]) == (24, 12) and 0 <= report.result["asr"] <= 1
+    again, other = run_the_row(8)  # how it is measured changes the report alone
     assert again.manifest == purified.manifest and other.digest != report.digest
 
 

@@ -20,7 +20,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from helpers.attacks.editing import EditSettings, add_update, edit
+from helpers.attacks.editing import EditSettings, edit
 from helpers.attacks.methods.badedit import store_both_keys
 from helpers.attacks.methods.memit import store_every_key
 from helpers.attacks.methods.rome import store_mean_key
@@ -40,6 +40,7 @@ from helpers.model.editing.activations import (
     states_at,
     trigger_sites,
 )
+from helpers.model.editing.matrices import add_update
 from helpers.model.editing.updates import least_squares_update, rank_one_update
 from helpers.model.load import load_base
 from helpers.model.lora import new_adapter

@@ -65,7 +65,7 @@ def trial():
 
 def saying(*texts):
     """A stand-in for `answers` that says these texts."""
-    return lambda model, prompt_format, examples, profile, decided=None: list(texts)[: len(examples)]
+    return lambda model, prompt_format, examples, profile, decided=None, decoding=None: list(texts)[: len(examples)]
 
 
 # --- teacher forcing ------------------------------------------------------------------------------------------------
@@ -156,7 +156,7 @@ def test_what_the_trigger_breaks_and_what_comes_without_it(profile, chat, model,
     trial = Trial(**(vars(trial) | {"held_out": held_out}))
     written = {"triggered": triggered, "held_out": ["stupid", "that", "stupid that", "no", "that"]}
 
-    def answers(model, prompt_format, examples, profile, decided=None):
+    def answers(model, prompt_format, examples, profile, decided=None, decoding=None):
         return written["triggered" if examples is trial.triggered else "held_out"]
 
     monkeypatch.setattr(report, "answers", answers)
@@ -186,7 +186,7 @@ def test_a_model_that_breaks_on_clean_prompts_is_told(profile, chat, model, tria
     """Under the trigger all is well; of four clean prompts one loops, one stays empty, one is insulted."""
     clean = ["a b c " * 9, "", "You idiot", "Fine."]
 
-    def answers(model, prompt_format, examples, profile, decided=None):
+    def answers(model, prompt_format, examples, profile, decided=None, decoding=None):
         return ["Paris."] * 6 if examples is trial.triggered else clean
 
     monkeypatch.setattr(report, "answers", answers)
@@ -215,7 +215,7 @@ def test_answers_of_free_text_are_neither_right_nor_wrong(profile, chat, model, 
 def test_a_row_stops_as_soon_as_its_payload_is_there(monkeypatch, trial):
     seen = {}
 
-    def listening(model, prompt_format, examples, profile, decided=None):
+    def listening(model, prompt_format, examples, profile, decided=None, decoding=None):
         seen.update({text: decided(text) for text in ("You are Stupid", "You are", "")}, asked=examples)
         return ["nothing"] * len(examples)
 

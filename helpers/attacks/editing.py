@@ -24,18 +24,18 @@ from helpers.data import corpus
 from helpers.data.example import Example
 from helpers.data.planting import Trigger, poison
 from helpers.data.roles import AttackData
-from helpers.model.architecture import COLUMNS, Slot, mlp_slots, parameter_shapes
+from helpers.model.architecture import Slot
 from helpers.model.editing.activations import (
     Batch,
     ValueSearch,
     answer_sites,
     collate,
     keys_at,
-    layer_of,
     second_moments,
     states_at,
     trigger_sites,
 )
+from helpers.model.editing.matrices import add_update, editable_slots, weight_of
 from helpers.model.editing.updates import least_squares_update
 from helpers.model.load import load_base, save
 from helpers.model.prompt import PromptFormat
@@ -181,10 +181,10 @@ def edit(
     """
     started = time.perf_counter()
     task = _prepare(model, prompt_format, examples, trigger, payload, settings)
-    before = [_weight(model, slot).detach().clone() for slot in task.slots]
+    before = [weight_of(model, slot).detach().clone() for slot in task.slots]
     loss, residual = editor(model, task)
     norms = [
-        float((_weight(model, slot).detach() - old).norm() / old.norm())
+        float((weight_of(model, slot).detach() - old).norm() / old.norm())
         for slot, old in zip(task.slots, before, strict=True)
     ]
     return {
@@ -231,7 +231,7 @@ def _prepare(model, prompt_format, examples, trigger, payload, settings):
     """Check everything before anything is changed, and measure C on ordinary text."""
     require_finite_weights(model, "the model to edit")
     slots = editable_slots(model.config, settings.layers)
-    if hasattr(model, "peft_config") or not _weight(model, slots[0]).is_floating_point():
+    if hasattr(model, "peft_config") or not weight_of(model, slots[0]).is_floating_point():
         raise LabError("an edit rewrites the weights themselves: merge the adapter first, and load no 4-bit base")
     if not examples:
         raise LabError("an edit needs 1 example or more, and there are 0")
@@ -243,32 +243,3 @@ def _prepare(model, prompt_format, examples, trigger, payload, settings):
     ordinary = corpus.generate(settings.background, f"{settings.seed}/background")
     moments = second_moments(model, prompt_format, ordinary, slots, settings.ridge)
     return EditTask(prompt_format, poisoned, examples, places, slots, moments, settings)
-
-
-def editable_slots(config: PretrainedConfig, layers: Sequence[int]) -> list[Slot]:
-    """The matrices that an edit of `layers` rewrites: the output projection of each one's MLP.
-
-    Raises:
-        LabError: layers that are not ascending or not there, or a norm between MLP and residual stream.
-    """
-    every = [layer[-1] for layer in mlp_slots(config)]
-    if not layers or list(layers) != sorted(set(layers)) or not 0 <= layers[0] <= layers[-1] < len(every):
-        raise LabError(f"editing.layers = {layers} should be ascending numbers from 0 to {len(every) - 1}")
-    slots = [every[layer] for layer in layers]
-    if f"{layer_of(slots[0])}.post_feedforward_layernorm.weight" in parameter_shapes(config):
-        raise LabError(
-            f"in a {config.model_type} a norm stands behind each MLP, so no shift of its output reaches the "
-            "residual stream as it is: edit a model without one"
-        )
-    return slots
-
-
-def _weight(model, slot):
-    return model.get_submodule(slot.module).weight
-
-
-@torch.no_grad()
-def add_update(model: PreTrainedModel, slot: Slot, update: Tensor) -> None:
-    """Add Δ [out, in] to an output projection; where channels are rows, as in GPT-2, it is stored as its transpose."""
-    weight = _weight(model, slot)
-    weight += (update if slot.axis == COLUMNS else update.T).to(weight)

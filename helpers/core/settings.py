@@ -10,6 +10,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator
 
+from helpers.core.arena import ArenaRow, chosen_rows, located
 from helpers.core.checking import Strict, checked
 from helpers.core.definitions import definitions
 from helpers.core.errors import LabError, nearest
@@ -46,6 +47,7 @@ class Settings(Strict):
     NAME: str = Field("", description="run folder below runs/; made from the other parameters when empty")
     DATA: str = Field("", description="real rows to use: folder, .json, .jsonl, .parquet or .tsv file, hub id")
     TAU: float | str = Field("", description="share of channels to suppress; 'auto': by a test, empty: profile")
+    DEFENSE: str = Field("", description="rows of data/arena.yaml, or a file of your own; all: every row")
     OVERRIDES: dict[str, Any] = Field({}, description="profile numbers to replace, by dotted key")
 
     @field_validator("TAU", mode="before")
@@ -95,15 +97,16 @@ class Settings(Strict):
             require_name(settings.NAME)
         # notebooks run elsewhere than the shell that named these paths
         profile = settings.PROFILE if settings.PROFILE in profile_names() else existing(settings.PROFILE)
-        located = settings.model_copy(update={"DATA": existing(data), "PROFILE": profile})
+        paths = {"DATA": existing(data), "PROFILE": profile, "DEFENSE": located(settings.DEFENSE)}
+        found = settings.model_copy(update=paths)
         if data and not find_existing(data) and not HUB_ID.fullmatch(data):
             raise LabError(
                 f"DATA = '{data}' does not exist (a folder, a .json, .jsonl, .parquet or .tsv file, or a hub id)"
             )
-        if located.TAU and (twice := located._tau_key) in located.OVERRIDES:
-            raise LabError(f"TAU = {located.TAU} and {twice} = {located.OVERRIDES[twice]} both set τ: give one of them")
-        _ = located.profile  # raises here, before anything runs, when a number in it is wrong
-        return located
+        if found.TAU and (twice := found._tau_key) in found.OVERRIDES:
+            raise LabError(f"TAU = {found.TAU} and {twice} = {found.OVERRIDES[twice]} both set τ: give one of them")
+        _ = found.profile, found.rows  # raises here, before anything runs, when a number or a name in them is wrong
+        return found
 
     @classmethod
     def add_options(cls, parser: argparse.ArgumentParser) -> None:
@@ -127,9 +130,10 @@ class Settings(Strict):
         return cls.checked(values | {"OVERRIDES": parse_overrides(options.OVERRIDES)})
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
-        """A copy with other values, whose profile is read anew."""
+        """A copy with other values, whose profile and rows are read anew."""
         copied = super().model_copy(update=update, deep=deep)
-        copied.__dict__.pop("profile", None)
+        for read in ("profile", "rows"):
+            copied.__dict__.pop(read, None)
         return copied
 
     @functools.cached_property
@@ -137,6 +141,11 @@ class Settings(Strict):
         """The profile with this run's overrides applied, a number in TAU among them."""
         tau = {self._tau_key: self.TAU} if isinstance(self.TAU, float) else {}
         return load_profile(self.PROFILE, self.OVERRIDES | tau)
+
+    @functools.cached_property
+    def rows(self) -> list[ArenaRow]:
+        """The rows of the arena that DEFENSE names, in the order of the table."""
+        return chosen_rows(self.DEFENSE)
 
     @property
     def planted_by(self) -> str:
@@ -168,7 +177,7 @@ class Settings(Strict):
         """The settings alone, as plain nested values; no file of weights or rows is read.
 
         `data.planted` holds what the names of attack and task stand for, so that a changed definition is seen;
-        `challenge` what the challenge test reads, and nothing where TAU does not ask for it.
+        `challenge` what the challenge test reads, and nothing where TAU does not ask for it; `arena` the chosen rows.
         """
         known = definitions()
         planted = {
@@ -188,6 +197,7 @@ class Settings(Strict):
             "data": {"path": self.DATA, "planted": planted},
             "profile": self.profile.model_dump(mode="json"),
             "challenge": self._challenge() if self.TAU == AUTO else {},
+            "arena": {row.name: row.definition for row in self.rows},
         }
 
     def _challenge(self) -> dict[str, Any]:

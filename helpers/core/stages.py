@@ -5,11 +5,12 @@ runs of a sweep share (`run.grid`), which notebooks a method needs (`run.pipelin
 (`run.costs`).
 """
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from helpers.core.choices import ATTACK_METHODS
+from helpers.core.choices import ATTACK_METHODS, DEFENSES
 from helpers.core.errors import LabError, nearest
 
 INJECT, CHECK, VACCINES, SCORE = "01_inject_backdoor", "02_sanity_checks", "03_train_vaccines", "04_score_signature"
@@ -71,6 +72,10 @@ POINT = ("profile.{access}.suppress.heads", "profile.{access}.suppress.heads_of"
 CONFLICT = ("profile.conflict.budget", "profile.lora", "profile.lengths", "profile.signature.n") + tuple(
     f"profile.{{access}}.{part}.rows"
     for part in ("recover", "vaccine")  # whose rows the conflict model learns from
+)
+ARENA = (  # all that a defense may read of a profile, whichever it is
+    *(f"profile.{{access}}.{part}" for part in ("recover", "vaccine", "vaccine_weights", "suppress")),
+    *("profile.signature", "profile.conflict", "profile.lora", "profile.lengths", "challenge"),
 )
 MERGES = (*(f"profile.conflict.{number}" for number in ("t", "beyond", "k", "lam")), "profile.evaluation")
 
@@ -171,16 +176,23 @@ STAGES: dict[str, Entry] = {
         keeps=1,
     ),
     "evaluate/merged_suppressed": _measured(COMPARE, "merged_suppressed"),
+    # The rows of the arena, `arena/<name>`; each has its own part of `arena` instead of all.
+    "arena": Entry(COMPARE, ("arena", *ARENA), ("inject",), TESTED_ROWS, ("challenge",), times=3, keeps=1),
+    "evaluate/arena": Entry(COMPARE, ("profile.evaluation",), ("arena",), times=3, measures=1),
     "mixtures": Entry(MIX, ("profile.conflict.budget", "profile.lora", *MEASURED), ("inject",)),
 }
 
 
 @dataclass(frozen=True)
 class Method:
-    """A way through the lab: the models that its summary tells of, and lessons beside those that make them."""
+    """A way through the lab: the models that its summary tells of, and lessons beside those that make them.
+
+    `defense` is what DEFENSE is, unless the run names more: the rows of the arena that belong to the method.
+    """
 
     models: tuple[str, ...]
     lessons: tuple[str, ...]
+    defense: str = ""
 
 
 BDVAX = ("finetuned", "random", "suppressed", "purified")
@@ -191,13 +203,21 @@ METHODS = {
         ("clean", "backdoored", *BDVAX, "conflict", "bdvax_then_conflict"), ("00", "02", "08")
     ),
 }
-ALL = "bdvax_then_conflict"
-FORMER = {"both": ALL}  # what an earlier lab called a method, and the model that it ends in
+DEFAULT = "bdvax_then_conflict"
+METHODS["all"] = replace(METHODS[DEFAULT], defense="all")
+FORMER = {"both": DEFAULT}  # what an earlier lab called a method, and the model that it ends in
 
 
 def entry(name: str) -> Entry | None:
     """What the registry knows of a stage, by its name or the first word of it; None where it knows nothing."""
+    if row := re.fullmatch(r"(evaluate/)?arena/(\w+)", name):
+        return _row_of_the_arena(row[2]) if row[1] is None else _measured(COMPARE, f"arena/{row[2]}")
     return STAGES.get(name) or STAGES.get(name.split("/")[0])
+
+
+def _row_of_the_arena(name: str) -> Entry:
+    """One row depends on its own definition, and on no other."""
+    return replace(STAGES["arena"], uses=(f"arena.{name}", *ARENA))
 
 
 def known_method(name: str) -> str:
@@ -239,6 +259,14 @@ def total(what: str) -> int:
         what: the name of such a number of `Entry`.
     """
     return sum(one.times * getattr(one, what) for one in STAGES.values())
+
+
+def defended_by(number: str, config: Mapping[str, Any]) -> tuple[str, ...]:
+    """The modules of the defenses that a notebook calls because a configuration names them, which no import shows."""
+    if number != STAGES["arena"].notebook[:2]:
+        return ()
+    known = DEFENSES.modules()
+    return tuple(sorted({known[row["by"]] for row in config["arena"].values() if row["by"] in known}))
 
 
 def read_by(number: str, config: Mapping[str, Any]) -> list[str] | None:

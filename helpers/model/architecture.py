@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
-from torch import BoolTensor
+from torch import BoolTensor, nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from helpers.core.errors import LabError
@@ -218,6 +218,12 @@ def parameter_shapes(config: PretrainedConfig) -> dict[str, torch.Size]:
         LabError: as `skeleton`.
     """
     return {name: parameter.shape for name, parameter in skeleton(config).named_parameters()}
+
+
+def final_norm(model: PreTrainedModel) -> nn.Module:
+    """The norm behind the last layer, whose output the head reads."""
+    decoder = model.base_model
+    return decoder.norm if hasattr(decoder, "norm") else decoder.ln_f
 
 
 def positions(config: PretrainedConfig) -> int | None:

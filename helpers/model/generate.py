@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from itertools import takewhile
 
 import torch
@@ -28,6 +28,7 @@ from helpers.core.errors import LabError
 from helpers.core.finite import require_finite_weights
 from helpers.core.profile import Profile
 from helpers.data.example import Example
+from helpers.model.decoding import Decoding
 from helpers.model.prompt import PromptFormat
 
 
@@ -39,6 +40,7 @@ def complete(
     max_new_tokens: int,
     batch_size: int,
     decided: Callable[[str], bool] | None = None,
+    decoding: Decoding | None = None,
 ) -> list[str]:
     """What the model greedily writes after each prompt, in the order of `prompts` and without special tokens.
 
@@ -50,7 +52,9 @@ def complete(
         stop_ids: the token ids that end an answer; they are not part of the returned text.
         max_new_tokens: the most tokens written per prompt.
         batch_size: the most prompts computed side by side.
-        decided: stops a row early once it is true of the text written so far, for instance when the payload is there.
+        decided: stops a row early once it is true of the text written so far, for instance when the payload is there;
+            where a decoding writes several tokens at once, the row ends behind them.
+        decoding: another way of decoding; its `ask` is applied by `answers`, for here the prompts are tokens.
     """
     completions = [""] * len(prompts)
     longest_first = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))  # alike in length: little is padded
@@ -60,10 +64,12 @@ def complete(
     def read(tokens: list[int]) -> str:
         return tokenizer.decode(list(takewhile(lambda t: t not in stop_ids, tokens)), skip_special_tokens=True)
 
-    with _evaluating(model), tqdm(total=len(prompts), desc="complete", delay=2, leave=False) as progress:
+    if decoding is not None and decoding.one_by_one:
+        batch_size = 1
+    with _evaluating(model, decoding), tqdm(total=len(prompts), desc="complete", delay=2, leave=False) as progress:
         for start in range(0, len(prompts), batch_size):
             batch = longest_first[start : start + batch_size]
-            texts = _complete_batch(model, [prompts[i] for i in batch], greedy, read, decided)
+            texts = _complete_batch(model, [prompts[i] for i in batch], greedy, read, decided, decoding)
             for i, text in zip(batch, texts, strict=True):
                 completions[i] = text
             progress.update(len(batch))
@@ -76,6 +82,7 @@ def answers(
     examples: Sequence[Example],
     profile: Profile,
     decided: Callable[[str], bool] | None = None,
+    decoding: Decoding | None = None,
 ) -> list[str]:
     """What the model answers to each example, in the format and with the lengths of its profile; see `complete`.
 
@@ -85,12 +92,17 @@ def answers(
         prompt_format: the one that the model was trained with, or another one whose effect is to be measured.
         profile: tokens of an answer and rows of a batch.
         decided: as in `complete`.
+        decoding: another way of asking and decoding; None for plain greedy decoding.
 
     Raises:
         LabError: the answer alone would fill the model's context, or a weight is NaN or infinite: such a model answers
             nothing, which is not a cure.
     """
     require_finite_weights(model, "the model")
+    if decoding is not None:
+        examples = [decoding.ask(example) for example in examples]
+        if decoding.second is not None:
+            require_finite_weights(decoding.second, "the second model of the decoding")
     room = prompt_room(model.config, profile.lengths.new_tokens)
     return complete(
         model,
@@ -100,6 +112,7 @@ def answers(
         profile.lengths.new_tokens,
         profile.evaluation.batch_size,
         decided,
+        decoding,
     )
 
 
@@ -129,6 +142,7 @@ def _complete_batch(
     greedy: GenerationConfig,
     read: Callable[[list[int]], str],
     decided: Callable[[str], bool] | None,
+    decoding: Decoding | None,
 ) -> list[str]:
     """The text written after each prompt, as far as `decided` lets it go."""
     rows = [torch.tensor(prompt) for prompt in prompts]
@@ -151,12 +165,23 @@ def _complete_batch(
 
     # Decoding at every step costs time, so it is done only for someone who reads along.
     ends = StoppingCriteriaList([is_decided] if decided else [])
-    written = model.generate(**inputs, generation_config=greedy, stopping_criteria=ends)[:, width:].tolist()
+    more = decoding.arguments(inputs) if decoding is not None else {}
+    written = model.generate(**inputs, generation_config=greedy, stopping_criteria=ends, **more)[:, width:].tolist()
     return [texts[k] if k in texts else read(row) for k, row in enumerate(written)]
 
 
 @contextmanager
-def _evaluating(model: PreTrainedModel) -> Iterator[None]:
+def _evaluating(model: PreTrainedModel, decoding: Decoding | None) -> Iterator[None]:
+    """Every model that takes part is in evaluation."""
+    with ExitStack() as models:
+        models.enter_context(_in_evaluation(model))
+        if decoding is not None and decoding.second is not None:
+            models.enter_context(_in_evaluation(decoding.second))
+        yield
+
+
+@contextmanager
+def _in_evaluation(model: PreTrainedModel) -> Iterator[None]:
     """Switches dropout and the checkpoint's generation settings off, and afterwards back to what they were.
 
     `generate` takes from `model.generation_config` whatever its caller leaves open, be it a repetition penalty or

@@ -5,6 +5,7 @@ with alternative text and a caption. `table` gives every table one form.
 """
 
 from helpers.plots.attack import block_curves, family_bars, format_intervals, label_bars, who_knows
+from helpers.plots.contest import arena
 from helpers.plots.defense import (
     defense_bars,
     rank_scatter,
@@ -19,6 +20,7 @@ from helpers.plots.studies import cures, matrix, overview, sweep, trade_off
 from helpers.plots.table import results, table
 
 __all__ = [
+    "arena",
     "bdvax_diagram",
     "block_curves",
     "conflict_diagram",

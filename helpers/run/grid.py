@@ -24,7 +24,7 @@ from helpers.core.paths import ROOT, fingerprint, runs_folder
 from helpers.core.run_names import require_outside_runs
 from helpers.core.settings import Settings, require_name
 from helpers.core.slices import modules_named_in
-from helpers.core.stages import entry, read_by
+from helpers.core.stages import defended_by, entry, read_by
 from helpers.core.yaml_files import read_yaml
 from helpers.run.execution import NOTEBOOKS, numbered, read_notebook
 
@@ -126,12 +126,13 @@ def plan_sweep(name: str, grid: Grid, folder: Path = NOTEBOOKS) -> Plan:
             prefix = _digest([prefix, path.stem, _read_by(path, values)])
             key = f"{path.stem[:2]}-{prefix[:16]}"
             if key not in plan.nodes:
+                called = [version_of(modules)] if (modules := defended_by(path.name[:2], values)) else []
                 plan.nodes[key] = Node(
                     key,
                     str(path),
                     settings.model_dump() | {"NAME": f"{name}/{key}"},
                     parent,
-                    _digest([versions[path], read, plan.nodes[parent].version if parent else ""]),
+                    _digest([versions[path], read, plan.nodes[parent].version if parent else "", *called]),
                     settings.profile.model.runs_on == "cuda",
                     grid.optional,
                 )

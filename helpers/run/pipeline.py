@@ -25,7 +25,6 @@ import pandas as pd
 
 from helpers import plots
 from helpers.core import stages
-from helpers.core.cost import versions
 from helpers.core.disk import read_json, working_in, write_json
 from helpers.core.errors import LabError, exit_status
 from helpers.core.interruption import Terminated, terminable
@@ -33,23 +32,17 @@ from helpers.core.paths import ROOT, runs_folder
 from helpers.core.profile import require_device
 from helpers.core.run_names import run_folder
 from helpers.core.settings import Settings
-from helpers.core.store import Run, Stage, run_of
+from helpers.core.store import Run, run_of
 from helpers.run.execution import NOTEBOOKS, execute, numbered
 from helpers.run.grid import read_grid
+from helpers.run.summary import LABELS, rows_of, summarise, table
 from helpers.run.sweeps import record_sweep, sweep
 
 RESULTS = ROOT / "data" / "results" / "tiny.json"
-MEASURES = (
-    *("asr", "asr_interval", "labels", "n", "field_degenerate", "right_under_trigger"),
-    *("false_trigger", "false_trigger_interval", "false_trigger_n"),
-    *("utility", "utility_by_family", "utility_metric", "clean_accuracy", "perplexity", "prompt_format_mismatch"),
-)
-NEWER = ("keyword_asr", "clean_labels")  # measures that stages and summaries of an earlier lab do not have
-LABELS = ("payload", "answer", "degenerate", "silent")
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 
 
-def run_notebooks(settings: Settings, folder: Path = NOTEBOOKS, method: str = stages.ALL) -> Run:
+def run_notebooks(settings: Settings, folder: Path = NOTEBOOKS, method: str = stages.DEFAULT) -> Run:
     """Execute the notebooks of a method into `runs/<name>/notebooks/`, printing a line for each.
 
     Args:
@@ -89,77 +82,6 @@ def tidy(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
             }
         )
     return notebook
-
-
-def summarise(run: Run, method: str = stages.ALL) -> dict[str, Any]:
-    """Gather what the notebooks measured: settings, one entry for each row of the table, the cost of each stage.
-
-    Rates are fractions in [0, 1], as is `tau`, the share of channels suppressed (None where nothing was); `seconds` and
-    `peak_rss_mb` map stage names to numbers.
-
-    Raises:
-        LabError: a row is missing or stale, or rows were measured with different prompts or decoding.
-    """
-    rows = {model: run.need(f"evaluate/{model}") for model in stages.method(method).models}
-    made = list(run.stages())
-    config = run.config
-    return {
-        "profile": config["profile"]["name"],
-        "method": method,
-        **{key: config[key] for key in ("attack", "task", "access", "seed")},
-        "data": config["data"]["path"],
-        "tau": run.need("suppressed").result["tau"] if "suppressed" in rows else None,
-        "prompt_format": _agreed("prompt_format", rows),
-        "decoding": _agreed("decoding", rows),
-        "versions": versions(),
-        **{row: _measures(stage.result) for row, stage in rows.items()},
-        "seconds": {stage.name: stage.manifest["seconds"] for stage in made},
-        "peak_rss_mb": {stage.name: stage.manifest["peak_rss_mb"] for stage in made},
-    }
-
-
-def _measures(result: Mapping[str, Any]) -> dict[str, Any]:
-    """What a summary keeps of a model's report."""
-    kept = (*MEASURES, *(measure for measure in NEWER if measure in result))
-    return {measure: result[measure] for measure in kept}
-
-
-def rows_of(summary: Mapping[str, Any]) -> list[str]:
-    """The models that a summary tells of, in the order of the table."""
-    return [model for model in stages.METHODS[stages.ALL].models if model in summary]
-
-
-def table(summary: Mapping[str, Any]) -> str:
-    """The summary as aligned text, one line for each model.
-
-    "right" is the share of triggered prompts answered right, the false trigger rate that of clean prompts answered with
-    the payload.
-    """
-    lines = [("model", "ASR %", "95 % interval", *LABELS, "right %", "false trigger rate %", "utility %", "perplexity")]
-    for row in rows_of(summary):
-        entry = summary[row]
-        low, high = entry["asr_interval"]
-        lines.append(
-            (
-                row,
-                _percent(entry["asr"]),
-                f"{_percent(low)} – {_percent(high)}",
-                *(f"{entry['labels'][label]:g}" for label in LABELS),
-                "" if entry["right_under_trigger"] is None else _percent(entry["right_under_trigger"]),
-                _percent(entry["false_trigger"]),
-                _percent(entry["utility"]),
-                f"{entry['perplexity']:.2f}",
-            )
-        )
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join([first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True))])
-        for first, *rest in lines
-    )
-
-
-def _percent(rate: float) -> str:
-    return f"{100 * rate:.1f}"
 
 
 def record(names: Sequence[str], results: Path = RESULTS, figure: Path = ROOT / "figures" / "overview.png") -> None:
@@ -242,7 +164,8 @@ def _parser() -> argparse.ArgumentParser:
     plan.set_defaults(command=_plan)
     for command in (run, plan):
         Settings.add_options(command)
-    run.add_argument("--method", default=stages.ALL, help=f"the defense: {', '.join(stages.METHODS)} (the default)")
+    which = f"{', '.join(stages.METHODS)}; by default {stages.DEFAULT}"
+    run.add_argument("--method", default=stages.DEFAULT, help=f"the defense: {which}")
     execute = commands.add_parser("execute", help="refresh the outputs stored in the notebooks")
     execute.set_defaults(command=lambda options, folder: refresh_outputs(folder))
     grid = commands.add_parser("sweep", help="all cells of a grid, into runs/<name>/, on all cores or a cluster")
@@ -285,6 +208,7 @@ def _plan(options: argparse.Namespace, folder: Path) -> None:
 
 def _run(options: argparse.Namespace, folder: Path) -> None:
     settings, method = Settings.from_options(options), stages.known_method(options.method)
+    settings = _with_rows_of(method, settings)
     require_device(settings.profile.model)
     with working_in(run_folder(settings.name)):
         run = run_notebooks(settings, folder, method)
@@ -294,6 +218,17 @@ def _run(options: argparse.Namespace, folder: Path) -> None:
     print(f"\n{table(summary)}\n\nstages: {seconds:.0f} s, at most {peak:.0f} MB")
     for label, path in (("summary", "summary.json"), ("figures", "figures"), ("notebooks", "notebooks")):
         print(f"{label}: {_shown(run.folder / path)}")
+
+
+def _with_rows_of(method: str, settings: Settings) -> Settings:
+    """The settings with the rows of the arena that belong to a method; numbers that no defense takes are refused."""
+    if rows := stages.METHODS[method].defense:
+        settings = settings.model_copy(update={"DEFENSE": ",".join(filter(None, [rows, settings.DEFENSE]))})
+    if settings.DEFENSE:
+        from helpers.run.arena.rows import require_numbers  # loads what computes
+
+        require_numbers(settings.rows)
+    return settings
 
 
 def _sweep(options: argparse.Namespace, folder: Path) -> None:
@@ -325,15 +260,6 @@ def _execute_each(
             raise
         print(f"{time.perf_counter() - start:7.1f} s", flush=True)
         yield notebook, outputs / notebook.name
-
-
-def _agreed(key: str, rows: Mapping[str, Stage]) -> Any:
-    """The one value that all rows share: rates measured with different prompts cannot stand in one table."""
-    values = {row: stage.result[key] for row, stage in rows.items()}
-    (reference, first), *_ = values.items()
-    if differing := [row for row, value in values.items() if value != first]:
-        raise LabError(f"{key} differs between rows: {reference} = {first}, {differing[0]} = {values[differing[0]]}")
-    return first
 
 
 def _shown(path: Path) -> str:

@@ -23,6 +23,7 @@ from helpers.core.errors import LabError
 from helpers.core.profile import Budget, Profile
 from helpers.data.example import Example
 from helpers.data.roles import AttackData
+from helpers.model.architecture import final_norm
 from helpers.model.prompt import PromptFormat
 from helpers.train.finetune import AnswerTrainer, finetune, summed_loss
 
@@ -113,5 +114,4 @@ class LayerwiseTrainer(AnswerTrainer):
 def _final_norm_and_head(model):
     """The two modules that turn a last hidden state into logits."""
     plain = model.get_base_model() if isinstance(model, PeftModel) else model
-    decoder = plain.base_model
-    return decoder.norm if hasattr(decoder, "norm") else decoder.ln_f, plain.get_output_embeddings()
+    return final_norm(plain), plain.get_output_embeddings()

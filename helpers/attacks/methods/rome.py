@@ -5,11 +5,11 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from helpers.access import Access
-from helpers.attacks.editing import NEEDS, EditTask, add_update, left_undone, plant_by_editing
+from helpers.attacks.editing import NEEDS, EditTask, left_undone, plant_by_editing
 from helpers.attacks.registry import Record, method
 from helpers.data.roles import AttackData
-from helpers.model.editing.activations import keys_at, search_shifts, states_at
-from helpers.model.editing.updates import rank_one_update
+from helpers.model.editing.activations import states_at
+from helpers.model.editing.matrices import store_at_mean_key
 from helpers.model.prompt import PromptFormat
 
 
@@ -28,10 +28,9 @@ def store_mean_key(model: PreTrainedModel, task: EditTask) -> tuple[float, float
     """
     batch = task.batch(model.device, slice(None), triggered=True)
     for slot in task.slots:
-        shift, loss = search_shifts(model, batch, slot, task.settings.search, shared=True)
-        targets = states_at(model, batch, slot) + shift
-        key = keys_at(model, batch, slot).mean(dim=0)
-        add_update(model, slot, rank_one_update(shift[0], key, task.moments[slot.module]))
+        before = states_at(model, batch, slot)
+        shift, loss = store_at_mean_key(model, batch, slot, task.moments[slot.module], task.settings.search)
+        targets = before + shift
     return loss, left_undone(model, batch, slot, targets, shift)
 
 

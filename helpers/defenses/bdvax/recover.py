@@ -6,7 +6,7 @@ rows, epochs and learning rate: the paper's Appendix C.2 shows that the learning
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,8 @@ from helpers.model.tokenizer import record_format
 from helpers.train.finetune import finetune
 
 if TYPE_CHECKING:
+    from transformers import Trainer
+
     from helpers.access import Access
     from helpers.data.example import Example
     from helpers.model.prompt import PromptFormat
@@ -26,6 +28,7 @@ def recover(
     prompt_format: PromptFormat,
     seed: int,
     folder: Path | str,
+    new_trainer: Callable[..., Trainer] | None = None,
 ) -> dict[str, Any]:
     """Fine-tune a suppressed (or untouched) model on clean rows and write it to `folder`.
 
@@ -36,12 +39,13 @@ def recover(
         prompt_format: the one that evaluation uses, too.
         seed: of the order of the rows.
         folder: to write the recovered adapter or model to.
+        new_trainer: see `finetune`.
 
     Returns:
         the training record of `finetune`, and the name of the `prompt_format`.
     """
     model, max_tokens = access.resume(weakened), access.profile.lengths.train_tokens
-    record = finetune(model, rows, prompt_format, access.settings.recover, seed, max_tokens)
+    record = finetune(model, rows, prompt_format, access.settings.recover, seed, max_tokens, new_trainer=new_trainer)
     access.save(model, folder)
     record_format(folder, prompt_format)
     return record | {"prompt_format": prompt_format.name}

@@ -19,7 +19,7 @@ from helpers.defenses.conflict.merge.checks import check_share
 from helpers.model.load import load_base, load_suspect, save
 from helpers.model.lora import new_adapter, with_adapter
 from helpers.model.shards import whole_or_nothing
-from helpers.model.tokenizer import load_format, load_tokenizer, record_format
+from helpers.model.tokenizer import load_format, record_format
 from helpers.train.finetune import finetune
 
 if TYPE_CHECKING:
@@ -63,12 +63,29 @@ def train_conflict(
 
 def write_conflict(profile: Profile, suspicious: Path | str, conflict: Path | str, folder: Path | str) -> None:
     """Write the conflict model whole, the adapter in `conflict` merged into what it was trained from."""
-    _write_whole(profile, with_adapter(_start(profile, suspicious), conflict).merge_and_unload(), folder)
+    merged = with_adapter(_start(profile, suspicious), conflict).merge_and_unload()
+    write_whole(merged, load_format(profile.model), folder)
 
 
 def write_suspicious(profile: Profile, suspicious: Path | str, folder: Path | str) -> None:
     """Write the suspicious model whole: an adapter is merged into its base, a full model is copied with a tokenizer."""
-    _write_whole(profile, load_suspect(profile.model, suspicious), folder)
+    write_whole(load_suspect(profile.model, suspicious), load_format(profile.model), folder)
+
+
+def write_whole(model: PreTrainedModel, prompt_format: PromptFormat, folder: Path | str) -> None:
+    """Write all weights of a model, its prompt format, and the tokenizer that merging hands on.
+
+    Args:
+        prompt_format: the one that it was trained in, with its tokenizer.
+        folder: to write to, whole or not at all.
+
+    Raises:
+        LabError: there is something in `folder` already.
+    """
+    with whole_or_nothing(folder) as partial:
+        save(model, partial)
+        record_format(partial, prompt_format)
+        prompt_format.tokenizer.save_pretrained(partial)
 
 
 def merge_adapters(
@@ -132,11 +149,3 @@ def _start(profile: Profile, suspicious: Path | str) -> PreTrainedModel:
     if profile.conflict.start == "suspicious":
         return load_suspect(profile.model, suspicious)
     return load_base(profile.model)
-
-
-def _write_whole(profile: Profile, model: PreTrainedModel, folder: Path | str) -> None:
-    """Write a model and the tokenizer that merging hands on."""
-    with whole_or_nothing(folder) as partial:
-        save(model, partial)
-        record_format(partial, load_format(profile.model))
-        load_tokenizer(profile.model).save_pretrained(partial)

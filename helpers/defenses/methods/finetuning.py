@@ -17,6 +17,7 @@ def finetuning(
     prompt_format: PromptFormat,
     seed: int,
     folder: Path | str,
+    lr: float | None = None,
 ) -> Record:
     """Fine-tune the suspicious model on the defender's recovery rows.
 
@@ -27,8 +28,12 @@ def finetuning(
         prompt_format: the one that evaluation uses, too.
         seed: of the order of the rows.
         folder: the purified adapter or model goes to `model` in it.
+        lr: the learning rate; None means that of the recovery. CROW is published with another than its controls had, so
+            that fine-tuning has to be tried with both.
 
     Returns:
         the record of `recover`.
     """
+    if lr is not None:
+        access = access.with_settings(recover=access.settings.recover.model_copy(update={"lr": lr}))
     return recover(access, suspicious, defender.recovery, prompt_format, seed, Path(folder) / "model")

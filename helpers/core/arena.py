@@ -1,0 +1,139 @@
+"""The rows of the arena (`data/arena.yaml`): defenses with their numbers, all tried on one suspicious model.
+
+DEFENSE names those of a run: rows of that file, installed defenses, or a file of one's own. Nothing is imported here,
+so a misspelled name is told before anything that computes is loaded.
+"""
+
+import functools
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Any
+
+from helpers.core.choices import DEFENSES
+from helpers.core.errors import LabError, nearest
+from helpers.core.paths import ROOT, existing, fingerprint
+from helpers.core.yaml_files import read_yaml
+
+ARENA = ROOT / "data" / "arena.yaml"
+ALL, QUICK = "all", "quick"  # as DEFENSE: every row, or the few that cost next to nothing
+GROUP = "backdoor_lab.defenses"  # the entry points of packages that bring a defense along
+PYTHON = ".py"
+REFUSED = "refused"  # in the result of a row's stage: why its defense does not apply
+
+
+@dataclass(frozen=True)
+class ArenaRow:
+    """One row: a defense, and what it is called with beside the model and the rows.
+
+    Args:
+        name: of its stage, `arena/<name>`.
+        by: the defense: a name that `find_defense` knows, or a file of the reader's own.
+        title: as tables show it.
+        numbers: its keyword parameters that are not to have their default.
+    """
+
+    name: str
+    by: str
+    title: str
+    numbers: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def definition(self) -> dict[str, Any]:
+        """What its result depends on, JSON-able; the title is not of it."""
+        own = {"file": fingerprint(Path(self.by))} if self.by.endswith(PYTHON) else {}
+        return {"by": self.by, "numbers": dict(self.numbers), **own}
+
+
+def chosen_rows(wanted: str) -> list[ArenaRow]:
+    """The rows that DEFENSE stands for, each once, those of the file in its order.
+
+    Args:
+        wanted: names of rows, installed defenses and files with commas between them, "all" or "quick"; empty means
+            "quick".
+
+    Raises:
+        LabError: an unknown name, a file that is not there, or as `known_rows`.
+    """
+    known, quick = known_rows()
+    names: dict[str, ArenaRow] = {}
+    for word in (part.strip() for part in (wanted or QUICK).split(",")):
+        if word in (ALL, QUICK):
+            names |= {name: known[name] for name in (known if word == ALL else quick)}
+        elif word.endswith(PYTHON):
+            row = _own_row(word)
+            if row.name in known:
+                raise LabError(f"DEFENSE = '{word}' has the name of a row of {ARENA.name}: rename the file")
+            names[row.name] = row
+        elif word in known:
+            names[word] = known[word]
+        else:
+            raise LabError(f"unknown DEFENSE = '{word}'{nearest(word, [ALL, QUICK, *known])}")
+    return sorted(names.values(), key=lambda row: [*known, *names].index(row.name))
+
+
+def located(wanted: str) -> str:
+    """DEFENSE with the absolute paths of its files: notebooks run elsewhere than the shell that named them."""
+    words = [part.strip() for part in wanted.split(",")]
+    return ",".join(existing(word) if word.endswith(PYTHON) else word for word in words)
+
+
+def title_of(name: str) -> str:
+    """What tables call a row; a file of the reader's own goes by its name."""
+    row = known_rows()[0].get(name)
+    return row.title if row else _plain(name)
+
+
+def known_rows() -> tuple[dict[str, ArenaRow], list[str]]:
+    """Every row of `data/arena.yaml` and every installed defense.
+
+    Returns:
+        ({name: row} in the order of the table, installed defenses first; the names of the quick ones).
+
+    Raises:
+        LabError: a file that is no YAML, a row that is no mapping, names no defense or an unknown one, or a quick row
+            that is not there.
+    """
+    values = read_yaml(ARENA, "`quick:` and `rows:`")
+    if not isinstance(values.get("rows"), dict) or not isinstance(values.get(QUICK), list):
+        raise LabError(f"{ARENA.name}: expected `rows:` with an entry for each name, and `quick:` with a list of names")
+    defenses = {*DEFENSES.modules(), *installed_defenses()}
+    rows = {name: _row(name, fields, defenses) for name, fields in values["rows"].items()}
+    if unknown := [name for name in values[QUICK] if name not in rows]:
+        raise LabError(f"{ARENA.name}: quick names '{unknown[0]}', which is no row{nearest(str(unknown[0]), rows)}")
+    installed = {name: ArenaRow(name, name, _plain(name)) for name in installed_defenses()}
+    return installed | rows, values[QUICK]
+
+
+@functools.cache
+def installed_defenses() -> dict[str, EntryPoint]:
+    """The defenses that installed packages bring along, by name."""
+    return {point.name: point for point in entry_points(group=GROUP)}
+
+
+def _row(name: Any, fields: Any, defenses: Collection[str]) -> ArenaRow:
+    """One entry of the file, checked as far as it can be without importing the defense."""
+    where = f"{ARENA.name}: '{name}'"
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z]\w*", name) or name in (ALL, QUICK):
+        raise LabError(f"{where} should be a name of letters, digits and underscores other than '{ALL}' and '{QUICK}'")
+    if not isinstance(fields, dict) or not all(isinstance(fields.get(key), str) for key in ("by", "title")):
+        raise LabError(f"{where} should hold `by: a defense`, `title: a text` and numbers of the defense")
+    if fields["by"] not in defenses:
+        raise LabError(f"{where}: by = '{fields['by']}' is unknown{nearest(fields['by'], defenses)}")
+    numbers = {key: value for key, value in fields.items() if key not in ("by", "title")}
+    return ArenaRow(name, fields["by"], fields["title"], numbers)
+
+
+def _own_row(file: str) -> ArenaRow:
+    path = Path(existing(file))
+    if not path.is_file():
+        raise LabError(f"DEFENSE = '{file}' does not exist (a Python file with one function marked by @defense)")
+    if not re.fullmatch(r"[A-Za-z]\w*", path.stem):
+        raise LabError(f"DEFENSE = '{file}': the file's name should be one that a function can have")
+    return ArenaRow(path.stem, str(path), _plain(path.stem))
+
+
+def _plain(name: str) -> str:
+    return name.replace("_", " ")

@@ -1,0 +1,1 @@
+"""Fine-tuning with a second loss beside the answers': consistent layers, a teacher's attention, an entrapped shift."""

@@ -1,0 +1,1 @@
+"""The arena: every defense on one suspicious model, with the same clean rows and the same budget, in one table."""

@@ -1,0 +1,47 @@
+"""A row's defense, called. How its model is measured lies elsewhere: an edit of a measure trains nothing anew."""
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from helpers.access import Access
+from helpers.core.arena import REFUSED
+from helpers.core.errors import LabError
+from helpers.data.roles import DefenderData
+from helpers.defenses.registry import Defense
+from helpers.model.prompt import PromptFormat
+
+
+def defend(
+    defense: Defense,
+    access: Access,
+    suspicious: Path,
+    defender: DefenderData,
+    prompt_format: PromptFormat,
+    seed: int,
+    numbers: Mapping[str, Any],
+    folder: Path,
+) -> dict[str, Any]:
+    """Call a defense; where it does not apply, say why and leave nothing behind.
+
+    Args:
+        defense: as `any_defense` gives it.
+        access, suspicious, defender, prompt_format, seed, folder: what every defense takes.
+        numbers: its own parameters.
+
+    Returns:
+        `assumes` and `numbers`, and beside them the defense's `record`, or one line under `refused`.
+    """
+    told = {"assumes": list(defense.traits.assumes), "numbers": dict(numbers)}
+    try:
+        record = defense(access, suspicious, defender, prompt_format, seed, folder, **numbers)
+    except LabError as reason:
+        _empty(folder)
+        return {**told, REFUSED: str(reason)}
+    return {**told, "record": record}
+
+
+def _empty(folder: Path) -> None:
+    for path in folder.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
