@@ -268,6 +268,7 @@ def test_a_defense_that_decodes_greedily_has_no_decoding(quick, suspicious, tmp_
         ("cleangen", {"alpha": float("nan")}, "alpha = nan is no suspicion score"),
         ("speculative", {"verifier": "refrence"}, "verifier = 'refrence' is unknown; did you mean 'reference'"),
         ("lethe", {"t": 1.5}, "t = 1.5 should be from 0 to 1"),
+        ("lethe", {"words": 0}, "r, alpha, words and max_words = 64, 16, 0, 100 should be 1 or more each"),
     ],
 )
 def test_wrong_numbers_are_refused_before_anything_is_trained(
