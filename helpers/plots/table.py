@@ -15,8 +15,8 @@ from pandas.io.formats.style import Styler
 
 MISSING = "–"
 LEFT, RIGHT, CENTER = (("text-align", side) for side in ("left", "right", "center"))
-WRAP = [("white-space", "normal"), ("overflow-wrap", "anywhere"), ("max-width", "24em")]
-WHOLE_WORDS = ("overflow-wrap", "break-word")  # row labels give way between their words, not within one
+WRAP = [("white-space", "normal"), ("max-width", "24em")]
+ANYWHERE, BETWEEN_WORDS = (("overflow-wrap", where) for where in ("anywhere", "break-word"))
 AMOUNT = re.compile(r"(< )?[-+−]?\d[\d,]*(\.\d+)?")  # a number that is a text already, such as a rounded p
 AMOUNTS = re.compile(r"[-+−\d.,%(): to]+")  # amounts and nothing else, such as an interval
 
@@ -116,8 +116,8 @@ def _rules(columns: list[pd.Series]) -> list[dict[str, object]]:
     """
     rules = [
         {"selector": "td, th.col_heading", "props": [RIGHT]},
-        {"selector": "th.row_heading, th.index_name", "props": [LEFT, *WRAP, WHOLE_WORDS]},
-        {"selector": "td", "props": WRAP},
+        {"selector": "th.row_heading, th.index_name", "props": [LEFT, *WRAP, BETWEEN_WORDS]},
+        {"selector": "td", "props": [*WRAP, ANYWHERE]},
     ]
     texts = [place for place, column in enumerate(columns) if not all(map(_is_amount, column.dropna()))]
     left = [{"selector": f"td.col{place}, th.col_heading.col{place}", "props": [LEFT]} for place in texts]
