@@ -15,9 +15,8 @@ from pandas.io.formats.style import Styler
 
 MISSING = "–"
 LEFT, RIGHT, CENTER = (("text-align", side) for side in ("left", "right", "center"))
-WRAP = [("white-space", "normal"), ("max-width", "24em")]
-ANYWHERE, BETWEEN_WORDS = (("overflow-wrap", where) for where in ("anywhere", "break-word"))
-AMOUNT = re.compile(r"(< )?[-+−]?\d[\d,]*(\.\d+)?")  # a number that is a text already, such as a rounded p
+WRAP = [("white-space", "normal"), ("overflow-wrap", "break-word"), ("max-width", "24em")]
+AMOUNT = re.compile(MISSING + r"|(< )?[-+−]?\d[\d,]*(\.\d+)?")  # a number that is a text already, such as a rounded p
 AMOUNTS = re.compile(r"[-+−\d.,%(): to]+")  # amounts and nothing else, such as an interval
 
 
@@ -38,7 +37,7 @@ def table(frame: pd.DataFrame, digits: int | Mapping[str, int] = 1, index: bool 
     name = hashlib.sha256(texts.to_csv().encode()).hexdigest()[:8]
     styler = Styler(texts, uuid=name, uuid_len=8).format(escape).set_table_styles(_rules(columns))
     for axis in ("index", "columns"):
-        styler = styler.format_index(lambda value: escape(label(value)), axis=axis)
+        styler = styler.format_index(lambda value: escape(label(value)).replace(", %", ",\u00a0%"), axis=axis)
     return styler if index else styler.hide(axis="index")
 
 
@@ -116,8 +115,8 @@ def _rules(columns: list[pd.Series]) -> list[dict[str, object]]:
     """
     rules = [
         {"selector": "td, th.col_heading", "props": [RIGHT]},
-        {"selector": "th.row_heading, th.index_name", "props": [LEFT, *WRAP, BETWEEN_WORDS]},
-        {"selector": "td", "props": [*WRAP, ANYWHERE]},
+        {"selector": "th.row_heading, th.index_name", "props": [LEFT, *WRAP]},
+        {"selector": "td", "props": WRAP},
     ]
     texts = [place for place, column in enumerate(columns) if not all(map(_is_amount, column.dropna()))]
     left = [{"selector": f"td.col{place}, th.col_heading.col{place}", "props": [LEFT]} for place in texts]
