@@ -14,6 +14,7 @@ from helpers.measure.paired import (
     difference_interval,
     holm,
     mcnemar,
+    paired_table,
     shown_p,
     verdicts,
 )
@@ -174,6 +175,13 @@ def test_a_table_has_a_row_for_each_pair_and_a_block_for_each_measure(reports):
         "p (Holm)": "0.003",  # 6 * 2 / 4096
     }
     assert table.loc[("lame", "cured"), "right under trigger"].tolist()[::2] == ["0 : 6", "0.125"]
+
+
+def test_a_notebook_shows_one_measure_of_a_family_or_nothing(reports):
+    found = compare_all(reports, [("cured", "sick")])
+    shown = paired_table(found, "payload").to_html()
+    assert "0 : 12" in shown and "−100.0" in shown and "right" not in shown.partition("</style>")[2]
+    assert paired_table(found[:1], "right under trigger") is None
 
 
 def test_verdicts_say_it_in_words(reports):

@@ -171,6 +171,32 @@ def test_several_levels_on_both_axes():
     assert {1, 3} <= shown.left() and grid(frame, digits={("VPI", "ASR %"): 2}).texts()[0] == ["1.5", "a", "2.50", "b"]
 
 
+def test_the_name_of_the_rows_takes_no_line_of_its_own():
+    frame = pd.DataFrame({"a": [1], "b": [2]}, index=pd.Index(["x"], name="model"))
+    assert grid(frame).texts("th") == [["model", "a", "b"], ["x"]]
+    blocks = pd.concat({"ASR": frame, "utility": frame}, axis=1)
+    assert grid(blocks).texts("th") == [["", "ASR", "utility"], ["model", "a", "b", "a", "b"], ["x"]]
+    assert grid(frame.add_suffix(", %")).texts("th")[0][1] == "a,\u00a0%"  # a heading keeps its unit
+    assert frame.index.name == "model" and frame.columns.name is None  # the caller's own is left alone
+
+
+def test_numbers_that_are_texts_already_look_like_numbers():
+    frame = pd.DataFrame(
+        {
+            "p": ["< 0.001", "1.000"],
+            "mean": ["-2.0", "–"],
+            "points": ["-2.0 (-8.1 to +4.2)", "+1.0 (-0.9 to +2.9)"],
+            "code": ["return -1", "8-7"],
+        }
+    )
+    shown = grid(frame)
+    assert shown.texts() == [
+        ["< 0.001", "−2.0", "−2.0 (−8.1 to +4.2)", "return -1"],
+        ["1.000", "–", "+1.0 (−0.9 to +2.9)", "8-7"],
+    ]
+    assert shown.left() == {2, 3}
+
+
 def test_names_may_be_there_twice():
     frame = pd.DataFrame([[1.5, "x"], [2.5, "y"]], index=["seed", "seed"], columns=["a", "a"])
     shown = grid(frame)

@@ -12,6 +12,7 @@ from helpers.run.rates import number, span
 from helpers.run.results_page.findings import findings
 from helpers.run.results_page.markdown import paragraph, table_of
 from helpers.run.results_page.page import PAGE, page, write_page
+from helpers.run.results_page.sweeps import in_words
 
 RESULTS = ROOT / "data" / "results"
 
@@ -136,3 +137,16 @@ def test_numbers_have_one_precision_and_no_negative_zero():
 def test_a_percent_sign_stays_with_its_number():
     lines = paragraph("x" * 117 + " 5 % are left").splitlines()
     assert lines == ["x" * 117, "5 % are left"]
+
+
+def test_sources_are_sentences_and_several_of_them_a_list(shown):
+    assert [in_words(v) for v in ([100, 100], [21, 20], [32, 30, 31], [10, 20, 30])] == [
+        "100",
+        "20 and 21",
+        "30 to 32",
+        "10, 20 and 30",
+    ]
+    where = "recorded in [data/results/{0}.json](../data/results/{0}.json), made by"
+    below = " ".join(shown.partition("\n### Planted with twice the rows\n")[2].split("\n### ")[0].split())
+    assert f"- Measured with 100 triggered prompts on seed 30; {where.format('attacks_3000')}" in below
+    assert f"- Measured with 100 triggered prompts on seeds 30 to 32; {where.format('attacks')}" in below

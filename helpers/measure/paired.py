@@ -14,9 +14,11 @@ from math import sqrt
 from typing import Any
 
 import pandas as pd
+from pandas.io.formats.style import Styler
 from scipy.stats import binomtest, norm
 
 from helpers.core.errors import LabError, nearest
+from helpers.plots.table import table
 
 Report = Mapping[str, Any]  # of `report.evaluate` or `report.attack_success`
 
@@ -194,6 +196,21 @@ def comparison_table(comparisons: Sequence[Comparison]) -> pd.DataFrame:
         rows = [_row(c) for c in comparisons if c.measure == measure]
         blocks[measure] = pd.DataFrame(rows).set_index(["model", "against"])
     return pd.concat(blocks, axis=1)
+
+
+def paired_table(comparisons: Sequence[Comparison], measure: str) -> Styler | None:
+    """One measure of a family as a notebook shows it.
+
+    Args:
+        comparisons: a family, of `compare_all`.
+        measure: one of `MEASURES`.
+
+    Returns:
+        the block of this measure in `comparison_table`; None where the family lacks it, as answers that are free text
+        are neither right nor wrong.
+    """
+    rows = [comparison for comparison in comparisons if comparison.measure == measure]
+    return table(comparison_table(rows)[measure]) if rows else None
 
 
 def _row(comparison: Comparison) -> dict[str, str]:

@@ -128,8 +128,8 @@ def format_intervals(rows: Rows) -> Figure:
     band = [100 * bound for bound in rows[0]["asr_interval"]]
     axes.axvspan(*band, facecolor="#E3E3E3", edgecolor=GREY, linestyle=":", label=f"interval of {rows[0]['format']}")
     for empty, shift, color, marker, how in (
-        ("count", -0.14, RED, "o", "empty outputs count as failed attacks"),
-        ("drop", 0.14, BLUE, "s", "empty outputs left out"),
+        ("count", -0.14, RED, "o", "empty completions count as failed attacks"),
+        ("drop", 0.14, BLUE, "s", "empty completions left out"),
     ):
         shown = [r for r in rows if r["empty"] == empty and r["asr"] is not None]
         asr, low, high = (100 * np.array([(r["asr"], *r["asr_interval"]) for r in shown]).reshape(-1, 3)).T

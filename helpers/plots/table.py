@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from html import escape
 from typing import Any
@@ -13,8 +14,10 @@ from pandas.api.types import is_bool, is_integer, is_number
 from pandas.io.formats.style import Styler
 
 MISSING = "–"
-LEFT, RIGHT = ("text-align", "left"), ("text-align", "right")
-WRAP = [("white-space", "normal"), ("overflow-wrap", "anywhere"), ("max-width", "24em")]
+LEFT, RIGHT, CENTER = (("text-align", side) for side in ("left", "right", "center"))
+WRAP = [("white-space", "normal"), ("overflow-wrap", "break-word"), ("max-width", "24em")]
+AMOUNT = re.compile(MISSING + r"|(< )?[-+−]?\d[\d,]*(\.\d+)?")  # a number that is a text already, such as a rounded p
+AMOUNTS = re.compile(r"[-+−\d.,%(): to]+")  # amounts and nothing else, such as an interval
 
 
 def table(frame: pd.DataFrame, digits: int | Mapping[str, int] = 1, index: bool = True) -> Styler:
@@ -30,10 +33,11 @@ def table(frame: pd.DataFrame, digits: int | Mapping[str, int] = 1, index: bool 
     cells = [[shown(value, places) for value in column] for column, places in zip(columns, decimals, strict=True)]
     texts = pd.DataFrame(dict(enumerate(cells)), _with_safe_names(frame.index), dtype=object)
     texts.columns = _with_safe_names(frame.columns)
+    _name_rows_in_the_heading(texts)
     name = hashlib.sha256(texts.to_csv().encode()).hexdigest()[:8]
     styler = Styler(texts, uuid=name, uuid_len=8).format(escape).set_table_styles(_rules(columns))
     for axis in ("index", "columns"):
-        styler = styler.format_index(lambda value: escape(label(value)), axis=axis)
+        styler = styler.format_index(lambda value: escape(label(value)).replace(", %", ",\u00a0%"), axis=axis)
     return styler if index else styler.hide(axis="index")
 
 
@@ -72,6 +76,8 @@ def shown(value: object, digits: int = 1) -> str:
     """
     if isinstance(value, (list, tuple, np.ndarray)):
         return ", ".join(shown(part, digits) for part in value) or MISSING
+    if isinstance(value, str) and AMOUNTS.fullmatch(value):
+        return re.sub(r"(?<![^\s(])-(?=\d)", "−", value)
     if isinstance(value, str) or not is_number(value) or is_bool(value):
         return label(value)
     if pd.isna(value):
@@ -95,8 +101,18 @@ def _with_safe_names(axis: pd.Index) -> pd.Index:
     return axis.set_names([name if name is None else escape(str(name)) for name in axis.names])
 
 
+def _name_rows_in_the_heading(texts: pd.DataFrame) -> None:
+    """Moves the one name of the rows to the empty corner of the heading, which saves a line that holds it alone."""
+    if texts.index.nlevels == 1 and texts.columns.names[-1] is None:
+        texts.columns = texts.columns.set_names([*texts.columns.names[:-1], texts.index.name])
+        texts.index.name = None
+
+
 def _rules(columns: list[pd.Series]) -> list[dict[str, object]]:
-    """Of the style sheet: numbers to the right; row labels and columns that hold any text to the left."""
+    """Of the style sheet: numbers to the right; row labels and columns that hold any text to the left.
+
+    A heading of several columns stands over their middle.
+    """
     rules = [
         {"selector": "td, th.col_heading", "props": [RIGHT]},
         {"selector": "th.row_heading, th.index_name", "props": [LEFT, *WRAP]},
@@ -104,8 +120,8 @@ def _rules(columns: list[pd.Series]) -> list[dict[str, object]]:
     ]
     texts = [place for place, column in enumerate(columns) if not all(map(_is_amount, column.dropna()))]
     left = [{"selector": f"td.col{place}, th.col_heading.col{place}", "props": [LEFT]} for place in texts]
-    return rules + left
+    return [*rules, *left, {"selector": "th.col_heading[colspan]", "props": [CENTER]}]
 
 
 def _is_amount(value: object) -> bool:
-    return is_number(value) and not is_bool(value)
+    return bool(AMOUNT.fullmatch(value)) if isinstance(value, str) else is_number(value) and not is_bool(value)

@@ -146,7 +146,8 @@ def _by_method(results: Mapping[str, Any], names: Mapping[str, str], columns: Ma
 def _source(name: str) -> str:
     record = read_json(RECORDS / f"{name}.json")
     machine, versions = record["machine"], record["versions"]
+    cpu, memory = machine["cpu"].replace("(R)", "").removesuffix(" Processor"), machine["memory_gb"]
     return (
-        f"{link(RECORDS / f'{name}.json')}: {machine['cpu']}, {machine['cores']} cores, {machine['memory_gb']} GB, "
-        f"torch {versions['torch']}."
+        f"Measured with torch {versions['torch']} on {machine['cores']} cores ({cpu}), {memory} GB of memory; "
+        f"recorded in {link(RECORDS / f'{name}.json')}."
     )

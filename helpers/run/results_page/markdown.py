@@ -21,7 +21,7 @@ class Section:
     Args:
         title: its heading.
         caption: what the table shows, in plain English.
-        source: how often and by what it was measured, and the files it comes from.
+        source: how often and by what it was measured, and the files it comes from; several lines become a list.
         table: the index names what was measured, the columns hold the values.
         digits: decimals of all its numbers that are no integers.
     """
@@ -34,11 +34,12 @@ class Section:
 
     def markdown(self) -> str:
         """The section as it stands on the page."""
+        sources = self.source.splitlines()
         parts = (
             f"### {self.title}",
             paragraph(self.caption),
             table_of(self.table, self.digits),
-            paragraph(self.source),
+            items(sources) if len(sources) > 1 else paragraph(self.source),
         )
         return "\n\n".join(parts)
 

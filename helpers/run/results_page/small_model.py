@@ -56,7 +56,7 @@ def _beside_main() -> Section:
         "Beside the BD-VAX paper: the main result",
         "Table 2 of the paper (LLaMA-2-7B-Chat, BadNets, sentiment steering) beside the small model. Only the order of "
         "the methods can be compared; the paper has no random row with full access.",
-        f"{link(PAPERS)} and {link(RESULTS)}.",
+        f"The paper's numbers stand in {link(PAPERS)}, the small model's in {link(RESULTS)}.",
         table,
     )
 
@@ -72,6 +72,6 @@ def _beside_attacks(access: str) -> Section:
         f"Beside the BD-VAX paper: every attack, {access} access",
         "ASR in percent after BD-VAX, in the paper's Table 2 and in the small model (BadNets with refusal: the mean of "
         "all seeds, the others: the first).",
-        f"{link(PAPERS)}. {source('attacks')}",
+        f"The paper's numbers stand in {link(PAPERS)}.\n{source('attacks')}",
         pd.DataFrame(columns).rename(index=ATTACKS).rename_axis("attack"),
     )

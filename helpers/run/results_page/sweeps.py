@@ -1,6 +1,6 @@
 """Recorded sweeps as the page tells them: plain names, percent, and where each number comes from."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import pandas as pd
@@ -19,24 +19,33 @@ def recorded(name: str) -> pd.DataFrame:
 
 
 def source(*names: str) -> str:
-    """What vouches for the numbers of some sweeps: prompts, seeds, data file and grid of each."""
-    return " ".join(_source(name, read_recorded(name)) for name in names)
+    """What vouches for the numbers of some sweeps: a line for each, with its prompts, seeds, data file and grid."""
+    return "\n".join(_source(name, read_recorded(name)) for name in names)
 
 
 def _source(name: str, table: pd.DataFrame) -> str:
-    files = f"{link(RECORDED / f'{name}.json')}, made by {link(GRIDS / f'{name}.yaml')}."
-    return f"{measured(table['n'], table['SEED'])}: {files}"
+    files = f"recorded in {link(RECORDED / f'{name}.json')}, made by {link(GRIDS / f'{name}.yaml')}."
+    return f"{measured(table['n'], table['SEED'])}; {files}"
 
 
 def measured(prompts: pd.Series, seeds: pd.Series) -> str:
     """On how many triggered prompts and which seeds something was measured."""
-    shown = [", ".join(map(str, sorted(set(values)))) for values in (prompts, seeds)]
-    return f"n = {shown[0]}, {'seeds' if seeds.nunique() > 1 else 'seed'} {shown[1]}"
+    on = f"{'seeds' if seeds.nunique() > 1 else 'seed'} {in_words(seeds)}"
+    return f"Measured with {in_words(prompts)} triggered prompts on {on}"
+
+
+def in_words(values: Iterable[int]) -> str:
+    """Which whole numbers there are: "30 to 32" where none between is missing, else "20 and 22"."""
+    found = sorted(set(values))
+    if len(found) > 2 and found[-1] - found[0] == len(found) - 1:
+        return f"{found[0]} to {found[-1]}"
+    *others, last = map(str, found)
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def data_source(path: Path, prompts: pd.Series, seeds: pd.Series) -> str:
     """As `source`, of a file that no single grid made."""
-    return f"{measured(prompts, seeds)}: {link(path)}."
+    return f"{measured(prompts, seeds)}; recorded in {link(path)}."
 
 
 def named(table: pd.DataFrame, names: Mapping[str, str]) -> pd.DataFrame:
