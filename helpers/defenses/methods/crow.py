@@ -32,7 +32,7 @@ def crow(
 
     Differs from the published code:
         gradients that parameters have gathered are left alone; padding is masked in the passes from the embeddings as
-        well, and does not count; the rate is the recovery's, for the code's own one of 1e-3 alone can look like a defense
+        well, and does not count; the rate is the recovery's, for the code's own of 1e-3 alone can look like a defense
         (BD-VAX, Appendix C.2).
 
     Args:
