@@ -5,10 +5,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from bodies import BODIES
+from bodies import BODIES, GPT, Body
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, models
-from transformers import PreTrainedTokenizerFast
+from transformers import GPT2Config, PreTrainedTokenizerFast
 
 from helpers.access import access_to
 from helpers.core.errors import LabError
@@ -24,8 +24,13 @@ from helpers.measure.report import evaluate, near_misses
 from helpers.model.generate import answers, complete
 from helpers.model.load import load_suspect
 
-VOCABULARY, STOPS, NEW_TOKENS, K = 40, [0, 13, 26], 12, 4
+VOCABULARY, STOPS, NEW_TOKENS, K = 40, [0, 13, 26], 10, 4
 ALPHA = 20.0
+PAIRS = {
+    "llama": BODIES["llama"],
+    "mistral": BODIES["mistral"],
+    "gpt2": Body(GPT2Config(**GPT, tie_word_embeddings=False)),  # tied and untrained, it repeats its last word
+}
 
 
 @pytest.fixture(scope="module")
@@ -34,14 +39,16 @@ def tokenizer():
     return PreTrainedTokenizerFast(tokenizer_object=core)
 
 
-@pytest.fixture(scope="module", params=["llama", "mistral", "gpt2"])
+@pytest.fixture(scope="module", params=PAIRS)
 def pair(request):
     """A target, and a reference that agrees with it now and then."""
-    body = BODIES[request.param]
+    body = PAIRS[request.param]
     target, reference, other = (body.model(seed) for seed in (0, 0, 1))
     with torch.no_grad():
         for mine, theirs in zip(reference.parameters(), other.parameters(), strict=True):
             mine.add_(0.2 * theirs)
+        for model in (target, reference):  # GPT-2's last bias would choose one token everywhere
+            model.load_state_dict({name: t * (not name.endswith("bias")) for name, t in model.state_dict().items()})
     return target, reference
 
 
@@ -105,7 +112,7 @@ def test_one_check_for_each_token_writes_what_drafts_of_four_do(pair, tokenizer,
     found = written(pair[0], tokenizer, prompts, check_suspicion(pair[1], ALPHA))
     plain = [as_published(*pair, prompt, ALPHA, checks_tail=False) for prompt in prompts]
     assert found == [read(tokenizer, as_published(*pair, prompt, ALPHA, checks_tail=True)[0]) for prompt in prompts]
-    assert any(unchecked == 0 for _, unchecked in plain) and any(unchecked for _, unchecked in plain)
+    assert any(unchecked for _, unchecked in plain)
     for text, (tokens, unchecked) in zip(found, plain, strict=True):
         assert text.startswith(read(tokenizer, tokens[: len(tokens) - unchecked]))
         assert unchecked or text == read(tokenizer, tokens)
@@ -261,6 +268,7 @@ def test_a_defense_that_decodes_greedily_has_no_decoding(quick, suspicious, tmp_
         ("cleangen", {"alpha": float("nan")}, "alpha = nan is no suspicion score"),
         ("speculative", {"verifier": "refrence"}, "verifier = 'refrence' is unknown; did you mean 'reference'"),
         ("lethe", {"t": 1.5}, "t = 1.5 should be from 0 to 1"),
+        ("lethe", {"words": 0}, "r, alpha, words and max_words = 64, 16, 0, 100 should be 1 or more each"),
     ],
 )
 def test_wrong_numbers_are_refused_before_anything_is_trained(

@@ -1,4 +1,4 @@
-"""Editing as a defense: one matrix moves by the least rank-one change that stores the right answers, and nothing else."""
+"""Editing as a defense: one matrix moves by the least rank-one change that stores the right answers."""
 
 import math
 

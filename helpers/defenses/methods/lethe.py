@@ -4,8 +4,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from helpers.access import Access
-from helpers.core.profile import Lora
+from helpers.core.errors import LabError
 from helpers.data.roles import DefenderData
+from helpers.defenses.conflict.merge.checks import check_share
 from helpers.defenses.conflict.wordnet import find_wordnet
 from helpers.defenses.decoding import write_decoding
 from helpers.defenses.methods.conflict import conflict
@@ -42,15 +43,19 @@ def lethe(
         the record of `conflict`, and `evidence`: one line on what the prompts carry.
 
     Raises:
-        LabError: as `conflict`.
+        LabError: a number out of range, or as `conflict`.
 
     Differs from the paper:
         the clean model trains by the budget of the conflict model, not for 4 epochs at 2e-4, and on the base in its
         own precision, not in 4 bits; for the glosses see `with_glosses`.
     """
+    check_share(t)
+    if min(r, alpha, words, max_words) < 1:
+        raise LabError(f"r, alpha, words and max_words = {r}, {alpha}, {words}, {max_words} should be 1 or more each")
     profile = access.profile
+    lora = profile.lora.model_copy(update={"r": r, "alpha": alpha})
     merging = profile.conflict.model_copy(update={"start": "base", "method": "linear", "t": t})
-    wide = replace(access, profile=profile.model_copy(update={"lora": Lora(r=r, alpha=alpha), "conflict": merging}))
+    wide = replace(access, profile=profile.model_copy(update={"lora": lora, "conflict": merging}))
     record = conflict(wide, suspicious, defender, prompt_format, seed, folder)
     return record | {"evidence": _explain(folder, words, max_words)}
 
