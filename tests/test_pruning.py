@@ -33,6 +33,7 @@ DEFENDER = DefenderData([[]], ROWS, "exact_match")
 SEED = 3
 TEXTS = [list(range(3, 12)), [5, 9], [30, 2, 8, 8, 21], list(range(20, 33))]  # of four lengths
 LAYOUTS = ["llama", "mistral", "gpt2"]
+HEAVY = "model.layers.1.mlp.down_proj"
 
 
 @dataclass
@@ -137,7 +138,7 @@ def test_the_matrices_of_every_layer_are_found_in_one_orientation(name):
             assert not expected[slot.module].any()
 
 
-@pytest.mark.parametrize("name", [*LAYOUTS, "gemma2"])
+@pytest.mark.parametrize("name", [*LAYOUTS, "gemma"])
 def test_norms_of_padded_batches_are_those_of_rows_read_alone(name):
     small = Small(name)
     names = [*small.layer(0), *small.layer(1)]
@@ -327,7 +328,7 @@ def last_states(model, texts=TEXTS):
     return torch.cat([model(input_ids=i, output_hidden_states=True, use_cache=False).hidden_states[-1][0] for i in ids])
 
 
-@pytest.mark.parametrize("name", [*LAYOUTS, "gptj", "gemma2"])
+@pytest.mark.parametrize("name", [*LAYOUTS, "gptj", "gemma"])
 def test_the_quietest_channels_of_the_last_hidden_state_are_silenced_and_no_other(name):
     model = Small(name).model
     before = last_states(model)
@@ -407,3 +408,11 @@ def test_a_share_that_is_none_is_refused(profile, suspicious, chat, tmp_path, na
         run(name, access_to(profile, "adapter"), suspicious, chat, tmp_path, share=share)
     expected = "is not a share of what is pruned: expected 0 < share < 1, such as 0.35"
     assert str(caught.value) == f"share = {share} {expected}" and not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("statistic", [lambda m, b: input_norms(m, b, [HEAVY]), mean_activations])
+def test_activations_that_are_no_numbers_rank_nothing(statistic):
+    model = Small("llama").model
+    model.get_parameter("model.layers.0.mlp.up_proj.weight").data.fill_(float("inf"))
+    with pytest.raises(LabError, match=r"^(what enters .*down_proj|the last hidden state) is not finite on clean rows"):
+        statistic(model, batches(TEXTS))
