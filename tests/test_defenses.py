@@ -36,6 +36,10 @@ ASSUMES = {  # in the words of the comparison
     "bdvax": (*CLEAN, "family of the behavior"),
     "conflict": (*CLEAN, "clean base"),
     "bdvax_then_conflict": (*CLEAN, "family of the behavior", "clean base"),
+    "crow": CLEAN,
+    "nad": CLEAN,
+    "beear": (*CLEAN, "unwanted answer"),
+    "plant_and_unlearn": (*CLEAN, "family of the behavior"),
 }
 TRAINS = {
     "finetuning": ("recover",),
@@ -43,6 +47,10 @@ TRAINS = {
     "bdvax": ("vaccine", "recover"),
     "conflict": ("conflict",),
     "bdvax_then_conflict": ("vaccine", "recover", "conflict"),
+    "crow": ("recover",),
+    "nad": ("recover",),
+    "beear": ("recover",),
+    "plant_and_unlearn": ("vaccine", "recover"),
 }
 BRIEF = """
 from dataclasses import replace
