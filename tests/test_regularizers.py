@@ -274,9 +274,9 @@ def loss_under(model, rows, delta, at):
 def test_the_outer_loss_is_that_of_right_answers_with_the_shift_and_without(name, tmp_path):
     """Twice the answers' loss where nothing is added."""
     model = deep(name)
-    delta = 30 * torch.randn(2, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    delta = 3 * torch.randn(2, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     plain, shifted = float(mean_loss(model, FEW)), loss_under(model, FEW, delta, at=1)
-    assert abs(shifted - plain) > 0.01
+    assert abs(shifted - plain) > 0.005  # what the comparisons let pass is far less
     trainer = entrapping(model, tmp_path)
     with trainer.layer.register_forward_hook(trainer.shift):
         assert float(trainer.compute_loss(model, pad(FEW))) == pytest.approx(2 * plain, abs=1e-5)
