@@ -353,14 +353,11 @@ def test_without_their_terms_crow_and_nad_are_finetuning_bit_by_bit(case):
     assert "inconsistency" not in crow and "map_distance" not in nad
 
 
-def test_with_their_terms_all_write_another_model_of_the_same_form(case):
-    access, run = case
-    made = {
-        "nad": run("nad", access),
-        "crow": run("crow", access),
-        "beear": run("beear", access, unwanted=UNWANTED, steps=3),
-    }
-    plain = tensors(run.keywords["root"] / "nad" / "teacher" / "model")
+def test_with_their_terms_all_write_another_model_and_tell_of_it(place, chat, tmp_path):
+    access = access_to(place[0], "full")
+    run = partial(defended, access=access, suspicious=place[1], chat=chat, root=tmp_path)
+    made = {"nad": run("nad"), "crow": run("crow"), "beear": run("beear", unwanted=UNWANTED, steps=3)}
+    plain = tensors(tmp_path / "nad" / "teacher" / "model")
     for found, record in made.values():
         assert found.keys() == plain.keys() and not same(found, plain) and record["steps"] == 4
     assert 0 < made["crow"][1]["inconsistency"] < 2 and made["nad"][1]["map_distance"] > 0
@@ -376,6 +373,7 @@ def test_checkpointing_changes_nothing(name, place, chat, tmp_path):
         profile = place[0].model_copy(update={"model": spec.model_copy(update={"checkpointing": on})})
         access = access_to(profile, "adapter")
         found.append(defended(name, access, place[1], chat, tmp_path, as_name=str(on), **numbers)[0])
+    assert any(tensor.any() for key, tensor in found[0].items() if "lora_B" in key)  # fresh ones are 0
     for key, tensor in found[0].items():
         torch.testing.assert_close(found[1][key], tensor, rtol=0, atol=1e-6)
 
