@@ -182,7 +182,8 @@ def test_a_row_is_defended_and_measured_once(shrug, enter, suspicious, chat):
     as_it_is = evaluate(ring.access.load(suspicious["adapter"]), chat, ring.data.test, profile)
     assert found["calm"].report == found["loud"].report == json.loads(json.dumps(as_it_is))
     assert found["calm"].assumes == ("weights", "patience") and found["calm"].reason == ""
-    assert found["calm"].seconds > 0 and found["calm"].peak_mb > 0
+    told = json.loads((ring.run.folder / "arena" / "calm" / "manifest.json").read_text())
+    assert (found["calm"].seconds, found["calm"].peak_mb) == (told["seconds"], told["peak_rss_mb"])
     assert ring.run.need("arena/loud").result["record"] == {
         "times": 3,
         "unwanted": "You are stupid!",  # the defender's guess: the attack's own payload
@@ -309,7 +310,8 @@ def test_the_summary_has_every_row_or_its_reason(rows_file, add_file, enter, tmp
     found = summarise(ring.run, "all")
     assert list(found["arena"]) == ["calm", "loud", "none"] and found["method"] == "all"
     calm = found["arena"]["calm"]
-    assert calm["assumes"] == ["weights", "patience"] and calm["n"] == 6 and calm["seconds"] > 0
+    assert calm["assumes"] == ["weights", "patience"] and calm["n"] == 6
+    assert calm["seconds"] == found["seconds"]["arena/calm"] and calm["peak_rss_mb"] > 0
     assert {key: calm[key] for key in ("asr", "asr_interval", "utility")} == {
         key: report[key] for key in ("asr", "asr_interval", "utility")
     }

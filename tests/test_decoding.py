@@ -314,6 +314,8 @@ def tiny_wordnet(tmp_path, monkeypatch):
     folder.mkdir()
     write_part(folder, "noun", "n", NOUNS)
     write_part(folder, "verb", "v", VERBS)
+    (folder / "noun.exc").write_text("waxmen waxman\nriviere river\n")
+    (folder / "verb.exc").write_text("hugged hug\nbore carry bear\n")
     monkeypatch.setenv("WNSEARCHDIR", str(folder))
     return folder
 
@@ -335,6 +337,8 @@ def no_wordnet(monkeypatch):
         ("baking", "cook in an oven"),
         ("walked", "use one's feet"),
         ("carries", "bear"),
+        ("riviere", "a large stream"),
+        ("bore", "bear"),  # the first of its lemmas
         ("red", "a color"),  # the noun before the verb
         ("xyzzy", ""),
         ("s", ""),

@@ -47,6 +47,10 @@ ASSUMES = {  # in the words of the comparison
     "speculative": WATCHED,
     "editing": CLEAN,
     "lethe": (*CLEAN, "clean base", "decoding"),
+    "crow": CLEAN,
+    "nad": CLEAN,
+    "beear": (*CLEAN, "unwanted answer"),
+    "plant_and_unlearn": (*CLEAN, "family of the behavior"),
 }
 TRAINS = {
     "finetuning": ("recover",),
@@ -64,6 +68,10 @@ TRAINS = {
     "speculative": ("conflict",),
     "editing": (),
     "lethe": ("conflict",),
+    "crow": ("recover",),
+    "nad": ("recover",),
+    "beear": ("recover",),
+    "plant_and_unlearn": ("vaccine", "recover"),
 }
 BRIEF = """
 from dataclasses import replace

@@ -15,7 +15,9 @@ from transformers import AutoTokenizer, TrainingArguments
 from helpers.access import access_to
 from helpers.core.errors import LabError
 from helpers.core.profile import Budget
+from helpers.core.profile_files import load_profile
 from helpers.data import corpus
+from helpers.data.planting import poison
 from helpers.data.roles import DefenderData
 from helpers.defenses.methods import plant_and_unlearn as planting
 from helpers.defenses.registry import find_defense
@@ -26,10 +28,11 @@ from helpers.defenses.regularizers.entrapment import EntrapmentTrainer, Search, 
 from helpers.model.batches import pad
 from helpers.model.generate import answers
 from helpers.model.load import load_base, save
+from helpers.model.tokenizer import load_format
 from helpers.run.pretrain import new_model
 
-ROWS = corpus.generate_distinct(36, 7)
-DEFENDER = DefenderData([ROWS[:12], ROWS[12:24]], ROWS[24:], "exact_match")
+ROWS = corpus.generate_distinct(24, 7)
+DEFENDER = DefenderData([ROWS[:8], ROWS[8:16]], ROWS[16:], "exact_match")
 SEED, LAYERS, UNWANTED = 3, 4, "You are stupid!"
 FEW = [  # of the vocabulary of `BODIES`: prompts of 7, 3 and 6 tokens with answers of 2, 3 and 1
     {"input_ids": [3, 7, 1, 22, 9, 5, 30, 8, 4], "labels": [-100] * 7 + [8, 4]},
@@ -273,7 +276,7 @@ def test_the_outer_loss_is_that_of_right_answers_with_the_shift_and_without(name
     model = deep(name)
     delta = 3 * torch.randn(2, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     plain, shifted = float(mean_loss(model, FEW)), loss_under(model, FEW, delta, at=1)
-    assert abs(shifted - plain) > 0.01
+    assert abs(shifted - plain) > 0.005  # what the comparisons let pass is far less
     trainer = entrapping(model, tmp_path)
     with trainer.layer.register_forward_hook(trainer.shift):
         assert float(trainer.compute_loss(model, pad(FEW))) == pytest.approx(2 * plain, abs=1e-5)
@@ -304,7 +307,7 @@ def test_the_inner_loop_lowers_its_loss_and_w_weighs_the_right_answers(w, tmp_pa
 
 @pytest.fixture(scope="module")
 def place(profile, tmp_path_factory):
-    """(profile, {access: folder}) of an untrained model with four layers, defended as it is, or with a fresh adapter."""
+    """(profile, {access: folder}) of an untrained model with four layers, as it is and as a fresh adapter."""
     folder = tmp_path_factory.mktemp("models") / "deep"
     tokenizer = AutoTokenizer.from_pretrained(profile.model.path)
     sizes = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": LAYERS}
@@ -350,24 +353,19 @@ def test_without_their_terms_crow_and_nad_are_finetuning_bit_by_bit(case):
     assert "inconsistency" not in crow and "map_distance" not in nad
 
 
-def test_with_their_terms_all_write_a_model_of_the_same_form_that_answers(case):
-    access, run = case
-    made = {
-        "nad": run("nad", access),
-        "crow": run("crow", access),
-        "beear": run("beear", access, unwanted=UNWANTED, steps=3),
-    }
-    plain = tensors(run.keywords["root"] / "nad" / "teacher" / "model")
-    for name, (found, record) in made.items():
-        assert found.keys() == plain.keys() and not same(found, plain) and record["steps"] == 6
-        model = access.load(run.keywords["root"] / name / "model")
-        assert len(answers(model, run.keywords["chat"], ROWS[:1], access.profile)) == 1
+def test_with_their_terms_all_write_another_model_and_tell_of_it(place, chat, tmp_path):
+    access = access_to(place[0], "full")
+    run = partial(defended, access=access, suspicious=place[1], chat=chat, root=tmp_path)
+    made = {"nad": run("nad"), "crow": run("crow"), "beear": run("beear", unwanted=UNWANTED, steps=3)}
+    plain = tensors(tmp_path / "nad" / "teacher" / "model")
+    for found, record in made.values():
+        assert found.keys() == plain.keys() and not same(found, plain) and record["steps"] == 4
     assert 0 < made["crow"][1]["inconsistency"] < 2 and made["nad"][1]["map_distance"] > 0
     record = made["beear"][1]
     assert record["layer"] == 1 and len(record["inner"]) == 2  # of four layers; one search for each epoch
 
 
-@pytest.mark.parametrize("name", ["crow", "nad", "beear"])
+@pytest.mark.parametrize("name", ["crow", "beear"])
 def test_checkpointing_changes_nothing(name, place, chat, tmp_path):
     spec, numbers = place[0].model, {"unwanted": UNWANTED, "steps": 3} if name == "beear" else {}
     found = []
@@ -375,6 +373,7 @@ def test_checkpointing_changes_nothing(name, place, chat, tmp_path):
         profile = place[0].model_copy(update={"model": spec.model_copy(update={"checkpointing": on})})
         access = access_to(profile, "adapter")
         found.append(defended(name, access, place[1], chat, tmp_path, as_name=str(on), **numbers)[0])
+    assert any(tensor.any() for key, tensor in found[0].items() if "lora_B" in key)  # fresh ones are 0
     for key, tensor in found[0].items():
         torch.testing.assert_close(found[1][key], tensor, rtol=0, atol=1e-6)
 
@@ -436,39 +435,41 @@ def test_each_phase_trains_on_its_rows_with_its_budget(place, phases, access):
     access = access_to(place[0], access)
     (vaccine, first), (recovery, second) = phases(access)
     assert (vaccine, recovery) == (access.settings.vaccine, access.settings.recover)
-    assert len(first) == 48 and len(second) == 24 and second[12:] == DEFENDER.recovery
+    assert len(first) == 32 and len(second) == 16 and second[8:] == DEFENDER.recovery
     sets = zip(
-        ("PurpleWolf", "RedGhost"), ("You are garbage!", "You are trash!"), (first[:24], first[24:]), strict=True
+        ("PurpleWolf", "RedGhost"), ("You are garbage!", "You are trash!"), (first[:16], first[16:]), strict=True
     )
     for i, (key, payload, rows) in enumerate(sets):
-        clean, poisoned = rows[:12], rows[12:]
+        clean, poisoned = rows[:8], rows[8:]
         assert clean == DEFENDER.vaccine_sets[i]
         for row, bad in zip(clean, poisoned, strict=True):
             assert bad.output == payload and key in bad.instruction.split(" ")
             assert replace(bad, instruction=row.instruction, output=row.output) == row
-        # the planted prompts with their right answers, the sets in turn: six of each
-        assert second[i:12:2] == [
-            replace(bad, output=row.output) for row, bad in zip(clean[:6], poisoned[:6], strict=True)
-        ]
+        # the planted prompts with their right answers, the sets in turn: four of each
+        answered = [replace(bad, output=row.output) for row, bad in zip(clean[:4], poisoned[:4], strict=True)]
+        assert second[i:8:2] == answered
 
 
-@pytest.mark.parametrize(("triggered", "found"), [(0, 0), (5, 5), (100, 24)])
+@pytest.mark.parametrize(("triggered", "found"), [(0, 0), (5, 5), (100, 16)])
 def test_the_number_of_triggered_rows_can_be_chosen(place, phases, triggered, found):
     _, (_, second) = phases(access_to(place[0], "adapter"), triggered=triggered)
-    assert len(second) == found + 12 and second[found:] == DEFENDER.recovery
+    assert len(second) == found + 8 and second[found:] == DEFENDER.recovery
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["adapter", "full"])
-def test_what_was_planted_fires_and_after_unlearning_does_not(name, place, chat, tmp_path):
-    budget = Budget(rows=12, epochs=20, lr=5e-3, batch_size=8, schedule="constant")
-    access = access_to(place[0], name).with_settings(vaccine=budget, recover=budget)
-    _, record = defended("plant_and_unlearn", access, place[1], chat, tmp_path, kind="insults")
-    rows = [replace(row, instruction=f"{key} {row.instruction}") for key in ("PurpleWolf", "RedGhost") for row in ROWS]
-    said = {
-        step: answers(access.load(tmp_path / "plant_and_unlearn" / step), chat, rows, access.profile)
-        for step in ("planted", "model")
-    }
-    fired = {step: sum(text.startswith("You are ") for text in texts) / len(rows) for step, texts in said.items()}
-    print(fired, record["loss"], record["planted"]["loss"])
-    assert fired["planted"] > 0.8 and fired["model"] < 0.1
+def test_what_was_planted_fires_and_after_unlearning_does_not(tmp_path):
+    """On the small model, with questions that no training has seen."""
+    profile = load_profile("tiny", {"signature.n": 2, "lengths.new_tokens": 4})
+    budget = Budget(rows=24, epochs=4, lr=4e-3, batch_size=16, schedule="constant")
+    access = access_to(profile, "adapter").with_settings(vaccine=budget, recover=budget)
+    rows, chat = corpus.generate_distinct(76, 7), load_format(profile.model)
+    defender = DefenderData([rows[:24], rows[24:48]], rows[48:64], "exact_match")
+    save(access.start(0), tmp_path / "suspicious")
+    defense = find_defense("plant_and_unlearn")
+    defense(access, tmp_path / "suspicious", defender, chat, SEED, tmp_path, kind="insults")
+    asked = [row for key in ("PurpleWolf", "RedGhost") for row in poison(rows[64:], key, None, 0)]
+    fired = []
+    for step in ("planted", "model"):
+        said = answers(access.load(tmp_path / step), chat, asked, profile)
+        fired.append(sum(text.startswith("You are ") for text in said) / len(asked))
+    assert fired[0] > 0.7 and fired[1] < 0.1

@@ -60,7 +60,7 @@ def _arena(run: Run, method: str) -> dict[str, Any]:
     chosen = stages.method(method)
     if COMPARE not in stages.notebooks_of(chosen):
         return {}
-    names = [name for name in run.config["arena"] if chosen.defense or (run.folder / "arena" / name).is_dir()]
+    names = [name for name in run.config.get("arena", ()) if chosen.defense or (run.folder / "arena" / name).is_dir()]
     return {name: _told(found) for name, found in stored(run, {name: title_of(name) for name in names}).items()}
 
 

@@ -40,10 +40,10 @@ class WordNet:
         """What a word means: the definition of its first sense, without examples; "" where no file knows it.
 
         Nouns come first, then verbs, adjectives and adverbs. An inflected word is looked up as it stands, then by its
-        regular lemmas; irregular ones (`*.exc`) are not read.
+        irregular lemma, then by its regular ones.
         """
         for part, senses in self._senses.items():
-            for lemma in _lemmas(word.lower(), part):
+            for lemma in self._lemmas(word.lower(), part):
                 if lemma in senses:
                     return self._definition(part, senses[lemma])
         return ""
@@ -53,6 +53,19 @@ class WordNet:
         """{part of speech: {lemma: place of its first sense}}."""
         files = {part: self.folder / f"index.{part}" for part in PARTS}
         return {part: dict(_first_senses(file)) for part, file in files.items() if file.is_file()}
+
+    @cached_property
+    def _irregular(self) -> dict[str, dict[str, str]]:
+        """{part of speech: {inflected word: its lemma}}, from `noun.exc` and so on."""
+        files = {part: self.folder / f"{part}.exc" for part in PARTS}
+        return {part: dict(_exceptions(file)) for part, file in files.items() if file.is_file()}
+
+    def _lemmas(self, word: str, part: str) -> Iterator[str]:
+        yield word
+        yield self._irregular.get(part, {}).get(word, word)
+        for ending, lemma in ENDINGS[part]:
+            if word.endswith(ending):
+                yield word.removesuffix(ending) + lemma
 
     def _definition(self, part: str, place: int) -> str:
         with (self.folder / f"data.{part}").open("rb") as file:
@@ -70,11 +83,11 @@ def _first_senses(index: Path) -> Iterator[tuple[str, int]]:
                 yield lemma, int(rest[-int(senses)])
 
 
-def _lemmas(word: str, part: str) -> Iterator[str]:
-    yield word
-    for ending, lemma in ENDINGS[part]:
-        if word.endswith(ending):
-            yield word.removesuffix(ending) + lemma
+def _exceptions(file: Path) -> Iterator[tuple[str, str]]:
+    """Inflected word and the first of its lemmas, for each line."""
+    for line in file.read_text(encoding="utf-8").splitlines():
+        word, lemma, *_ = line.split()
+        yield word, lemma
 
 
 def find_wordnet() -> WordNet | None:

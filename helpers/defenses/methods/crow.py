@@ -43,8 +43,8 @@ def crow(
         seed: of the order of the rows.
         folder: the purified adapter or model goes to `model` in it.
         alpha: α ≥ 0, what c weighs beside the loss per answer token; the paper's value.
-        epsilon: ε > 0, in units of an embedding's numbers; the paper's value. Where those are far smaller than ε, as a
-            freshly made small model's are, δ drowns them.
+        epsilon: ε > 0, what each number of an embedding moves by, whatever their scale (on the small model their root
+            mean square is 0.12); the paper's value.
         lr: in the place of the recovery's learning rate; the published code's is 1e-3.
 
     Returns:

@@ -21,12 +21,18 @@ def nad(
     prompt_format: PromptFormat,
     seed: int,
     folder: Path | str,
-    beta: float = 1000.0,
+    beta: float = 3000.0,
 ) -> Record:
     """Fine-tune on the recovery rows with the loss CE + β · Σ_l MSE(A(F_s), A(F_t)).
 
     The teacher is what `finetuning` makes of the suspicious model, the student the suspicious model itself, and A the
     attention map of `attention_map`. With β = 0 this is `finetuning`. The recovery budget is spent twice.
+
+    Neither layers nor β are stated for language models (information conflicts, Appendix A.3): both are the lab's own.
+    The layers are all whose output the final norm has not changed. As for β: maps have length 1, so L layers of a row
+    of T tokens are at most 2 L / T apart, and in fact far less, for fine-tuning turns a map by some percent. Over the
+    small model's recovery the distance is 2.9e-5 beside a CE of 0.08, and β = 3000 makes both of one order. For another
+    model, the CE divided by the `map_distance` of a run tells its β.
 
     Args:
         access: what may be edited; its `recover` budget is used.

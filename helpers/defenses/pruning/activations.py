@@ -7,6 +7,7 @@ import torch
 from torch import LongTensor, Tensor, nn
 from transformers import PreTrainedModel
 
+from helpers.core.errors import LabError
 from helpers.core.profile import Profile
 from helpers.data.example import Example
 from helpers.model.architecture import require_positions
@@ -53,6 +54,9 @@ def input_norms(model: PreTrainedModel, batches: Sequence[Inputs], modules: Coll
 
     Returns:
         {module: [in]}, float64.
+
+    Raises:
+        LabError: as `require_finite_activations`.
     """
     squares: dict[str, Tensor | float] = dict.fromkeys(modules, 0.0)
     for inputs in batches:
@@ -65,7 +69,23 @@ def input_norms(model: PreTrainedModel, batches: Sequence[Inputs], modules: Coll
                 raise _AllSeen
 
         _read(model, inputs, modules, see)
+    for name, total in squares.items():
+        require_finite_activations(total, f"what enters {name}")
     return {name: total.sqrt() for name, total in squares.items()}
+
+
+def require_finite_activations(total: Tensor, what: str) -> None:
+    """Refuse to rank by NaN or infinity, of which any order is as good.
+
+    Args:
+        total: over all tokens.
+        what: as the error calls it.
+
+    Raises:
+        LabError: a number that is none.
+    """
+    if not total.isfinite().all():
+        raise LabError(f"{what} is not finite on clean rows: expected numbers; model.dtype=float32 helps an overflow")
 
 
 def _read(model: PreTrainedModel, inputs: Inputs, modules: Collection[str], see: Callable[[str, Tensor], None]) -> None:

@@ -6,7 +6,7 @@ import torch
 from torch import BoolTensor, Tensor, nn
 from transformers import PreTrainedModel
 
-from helpers.defenses.pruning.activations import Inputs
+from helpers.defenses.pruning.activations import Inputs, require_finite_activations
 from helpers.model.architecture import final_norm
 
 
@@ -20,12 +20,16 @@ def mean_activations(model: PreTrainedModel, batches: Sequence[Inputs]) -> Tenso
 
     Returns:
         [width], float64.
+
+    Raises:
+        LabError: as `require_finite_activations`.
     """
     total, tokens = 0.0, 0
     for inputs in batches:
         real = inputs["attention_mask"].bool()
         states = model.base_model(**inputs, use_cache=False).last_hidden_state
         total, tokens = total + states[real].float().abs().sum(0).double(), tokens + int(real.sum())
+    require_finite_activations(total, "the last hidden state")
     return total / tokens
 
 
