@@ -111,6 +111,11 @@ def test_whoever_knows_the_trigger_makes_right_answers_likelier_behind_it(profil
     assert assumed_by_edit_with_trigger() == ("clean rows", "weights", "trigger")
 
 
+def test_where_answers_are_sure_enough_nothing_is_stored(profile, suspicious, chat, tmp_path):
+    record = editing(access_to(profile, "full"), suspicious["full"], DEFENDER, chat, 0, tmp_path, enough=1e9)
+    assert (record["shift"], record["norm"]) == (0, 0) and not changes(profile, suspicious["full"], tmp_path / "model")
+
+
 @pytest.mark.parametrize(
     ("numbers", "message"),
     [
@@ -129,4 +134,4 @@ def test_a_norm_behind_the_mlp_is_refused(chat):
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
     model = Gemma2ForCausalLM(Gemma2Config(vocab_size=len(chat.tokenizer), head_dim=8, **sizes))
     with pytest.raises(LabError, match="in a gemma2 a norm stands behind each MLP"):
-        store_right_answers(model, chat, ROWS[:1], [3], DEFENDER, 0)
+        store_right_answers(model, chat, ROWS[:1], [3], DEFENDER, 0, 0.05)
