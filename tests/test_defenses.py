@@ -32,6 +32,8 @@ SEED = 3
 CLEAN = ("clean rows", "weights")
 ASSUMES = {  # in the words of the comparison
     "finetuning": CLEAN,
+    "perturbed_finetuning": CLEAN,
+    "forgetting": CLEAN,
     "random_channels": CLEAN,
     "bdvax": (*CLEAN, "family of the behavior"),
     "conflict": (*CLEAN, "clean base"),
@@ -39,6 +41,8 @@ ASSUMES = {  # in the words of the comparison
 }
 TRAINS = {
     "finetuning": ("recover",),
+    "perturbed_finetuning": ("recover",),
+    "forgetting": ("vaccine", "recover"),
     "random_channels": ("recover",),
     "bdvax": ("vaccine", "recover"),
     "conflict": ("conflict",),

@@ -32,16 +32,16 @@ class Vocabulary:
 def perturbed(rows: Sequence[Example], numbers: Perturbation, vocabulary: Vocabulary, seed: int | str) -> list[Example]:
     """Clean rows with something odd in each prompt, and their own right answers.
 
-    The kinds: a "word"; a "made_up" one of two or three pieces; a "phrase" of two to four words; "several" of these, two
-    or three, shared out between instruction and input; a word or phrase at the "start"; a word or phrase in the earlier
-    "turns", one of which is made of another row where there are none; a "compound" of two words with capitals. All but
-    the last two kinds stand at random places of the instruction.
+    The kinds: a "word"; a "made_up" one of two or three pieces; a "phrase" of two to four words; "several" of these,
+    two or three, shared out between instruction and input; a word or phrase at the "start"; a word or phrase in one of the
+    earlier "turns", which is made of another row where there are none; a "compound" of two words with capitals. Where no
+    place is named, they stand at a random one of the instruction.
 
     Args:
         rows: clean examples, at least one.
         numbers: which kinds, at least one, and how many rows.
         vocabulary: what odd things are made of.
-        seed: decides what is inserted and where; a row with history, input or code stays what it is beside that.
+        seed: decides what is inserted and where.
 
     Returns:
         `numbers.size(len(rows))` examples: the copies of a row next to each other, from the first row on.

@@ -67,7 +67,7 @@ def _check_vocabulary(tokenizer, config, path):
 
 
 def vocabulary(tokenizer: PreTrainedTokenizerBase) -> Vocabulary:
-    """The tokens that are letters alone, by whether they begin a word or stand anywhere; no special token is among them.
+    """The tokens that are letters alone: all of them, and those that begin a word. No special token is among them.
 
     Args:
         tokenizer: any; how it marks the beginning of a word is read off what it writes behind another token.

@@ -1,7 +1,8 @@
 """Recovery: light fine-tuning on a few clean rows repairs what suppression took (BD-VAX §4.3).
 
 Every control (fine-tuning alone, random channels, magnitude channels) goes through the same function with the same
-rows, epochs and learning rate: the paper's Appendix C.2 shows that the learning rate alone can look like a defense. What is inserted into the rows is shared alike.
+rows, epochs and learning rate: the paper's Appendix C.2 shows that the learning rate alone can look like a defense.
+What is inserted into the rows is the same for all of them, too.
 """
 
 from __future__ import annotations
@@ -20,9 +21,7 @@ if TYPE_CHECKING:
     from helpers.model.prompt import PromptFormat
 
 
-def recovery_rows(
-    access: Access, rows: Sequence[Example], prompt_format: PromptFormat, seed: int
-) -> Sequence[Example]:
+def recovery_rows(access: Access, rows: Sequence[Example], prompt_format: PromptFormat, seed: int) -> Sequence[Example]:
     """The rows that a recovery trains on: the clean ones, perturbed where the access's `perturb` names any kind.
 
     Args:
