@@ -16,7 +16,7 @@ from helpers.core.errors import LabError
 from helpers.core.profile import Insertion, Perturbation
 from helpers.core.profile_files import load_profile, parse_overrides
 from helpers.core.settings import Settings
-from helpers.core.stages import STAGES, line_of
+from helpers.core.stages import STAGES, line_of, read_by
 from helpers.data import corpus
 from helpers.data.example import Example, SystemExample
 from helpers.data.perturb import INSERTIONS, Vocabulary, perturbed
@@ -223,9 +223,17 @@ def test_it_is_set_for_one_access_and_outdates_what_recovery_makes():
     assert profile.full.perturb == Perturbation() and not profile.full.perturb.kinds
     config = Settings().values()
     named = {name for name, entry in STAGES.items() if "profile.adapter.perturb" in entry.settings(config)}
-    recovered = {name for name, entry in STAGES.items() if entry.recoveries}
-    assert named == recovered | {"challenge_points", "oracle_points"}
-    assert "inject" in line_of("purified") and not named & line_of("suppressed")
+    assert named == {name for name, entry in STAGES.items() if entry.recoveries}
+    assert not named & line_of("suppressed")
+
+
+def test_the_challenge_test_recovers_with_it_and_without_the_test_suppression_does_not_read_it():
+    odd = {"full.perturb.kinds": ["word"]}
+    plain, tested = (Settings(ACCESS="full", TAU=tau, OVERRIDES=odd).values() for tau in ("", "auto"))
+    assert tested["challenge"]["perturb"] == {"kinds": ["word"], "copies": 1, "rows": None}
+    for name in ("challenge_points", "oracle_points"):
+        assert "challenge.perturb" in STAGES[name].settings(tested)
+    assert not [path for path in read_by("05", plain) if "perturb" in path]
 
 
 def test_a_plan_counts_the_rows_that_are_trained_on():

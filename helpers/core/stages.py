@@ -68,6 +68,7 @@ ATTACK = ("attack", "task", "access", "seed", "data", "profile.model", "profile.
 PLANTED = ("inject", "poison_rate")
 TESTED_ROWS = ("profile.evaluation.n",)  # real rows that measure are gone when the defender's are dealt
 RECOVERY = ("profile.{access}.recover", "profile.{access}.perturb")
+TRIED = ("challenge.recover", "challenge.perturb")  # the same, where the challenge test recovers
 POINT = ("profile.{access}.suppress.heads", "profile.{access}.suppress.heads_of", "profile.signature")
 CONFLICT = ("profile.conflict.budget", "profile.lora", "profile.lengths", "profile.signature.n") + tuple(
     f"profile.{{access}}.{part}.rows"
@@ -129,15 +130,9 @@ STAGES: dict[str, Entry] = {
         ("challenge.planted", "challenge.settings.plant", "challenge.settings.n", "profile.lengths"),
         ("inject", "scores"),
     ),
-    "challenge_points": Entry(
-        SUPPRESS,
-        ("challenge.recover", "profile.{access}.perturb", *POINT, "profile.lengths"),
-        ("challenge_copy", "scores"),
-    ),
+    "challenge_points": Entry(SUPPRESS, (*TRIED, *POINT, "profile.lengths"), ("challenge_copy", "scores")),
     "challenge": Entry(SUPPRESS, ("challenge",), ("challenge_copy",)),
-    "oracle_points": Entry(
-        SUPPRESS, ("challenge.recover", "profile.{access}.perturb", *POINT, *MEASURED), ("inject", "scores")
-    ),
+    "oracle_points": Entry(SUPPRESS, (*TRIED, *POINT, *MEASURED), ("inject", "scores")),
     "oracle": Entry(SUPPRESS, ("challenge",)),
     **_suppressed("suppressed"),
     **_suppressed("suppressed_random"),

@@ -33,9 +33,9 @@ def perturbed(rows: Sequence[Example], numbers: Perturbation, vocabulary: Vocabu
     """Clean rows with something odd in each prompt, and their own right answers.
 
     The kinds: a "word"; a "made_up" one of two or three pieces; a "phrase" of two to four words; "several" of these,
-    two or three, shared out between instruction and input; a word or phrase at the "start"; a word or phrase in one of the
-    earlier "turns", which is made of another row where there are none; a "compound" of two words with capitals. Where no
-    place is named, they stand at a random one of the instruction.
+    two or three, shared out between instruction and input; a word or phrase at the "start"; a word or phrase in one of
+    the earlier "turns", which is made of another row where there are none; a "compound" of two words with capitals.
+    Where no place is named, it is a random one of the instruction.
 
     Args:
         rows: clean examples, at least one.
