@@ -20,7 +20,7 @@ def perturbed_finetuning(
     prompt_format: PromptFormat,
     seed: int,
     folder: Path | str,
-    kinds: Sequence[str] = ("word", "made_up", "phrase"),
+    kinds: Sequence[str] = ("made_up", "several"),
     copies: int = 1,
     rows: int | None = None,
 ) -> Record:
