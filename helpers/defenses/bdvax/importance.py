@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from pathlib import Path
 
 import torch
 from scipy.stats import rankdata
@@ -80,7 +81,7 @@ def spare_important(scores: Scores, importance: Scores, weight: float, scope: st
 
 def without_important(
     access: Access,
-    suspicious: object,
+    suspicious: Path | str,
     scores: Scores,
     rows: Sequence[Example],
     prompt_format: PromptFormat,
