@@ -33,6 +33,8 @@ CLEAN = ("clean rows", "weights")
 WATCHED = ("clean rows", "clean base", "reference model", "decoding")
 ASSUMES = {  # in the words of the comparison
     "finetuning": CLEAN,
+    "perturbed_finetuning": CLEAN,
+    "forgetting": CLEAN,
     "random_channels": CLEAN,
     "bdvax": (*CLEAN, "family of the behavior"),
     "conflict": (*CLEAN, "clean base"),
@@ -54,6 +56,8 @@ ASSUMES = {  # in the words of the comparison
 }
 TRAINS = {
     "finetuning": ("recover",),
+    "perturbed_finetuning": ("recover",),
+    "forgetting": ("vaccine", "recover"),
     "random_channels": ("recover",),
     "bdvax": ("vaccine", "recover"),
     "conflict": ("conflict",),

@@ -15,6 +15,7 @@ Shares = Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], Field(strict
 Texts = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(strict=False, min_length=1)]
 Prose = Annotated[str, "for people to read"]  # any characters stand for themselves, the word `null` as well
 Position = Literal["random", "start", "end", "parts", "turns", "topic"]  # where a trigger's keys go
+Insertion = Literal["word", "made_up", "phrase", "several", "start", "turns", "compound"]  # into a clean row
 
 
 class Budget(Strict):
@@ -36,17 +37,35 @@ class Suppression(Strict):
     heads_of: Literal["model", "layer"] = "model"
 
 
+class Perturbation(Strict):
+    """What recovery inserts into its clean rows, whose right answers stay; see `data.perturb`, also for the kinds.
+
+    `kinds`: one of them is drawn for each row, and without any the rows stay as they are; `copies`: how often a clean
+    row comes, with something else each time; `rows`: how many rows that makes in all, None for every copy of every row.
+    Where it asks for more, the clean rows come round again.
+    """
+
+    kinds: Annotated[tuple[Insertion, ...], Field(strict=False)] = ()
+    copies: Count = 1
+    rows: Count | None = None
+
+    def size(self, clean: int) -> int:
+        """How many rows so many clean ones become."""
+        return (self.rows or clean * self.copies) if self.kinds else clean
+
+
 class AccessSettings(Strict):
     """The numbers of one access setting: the defender may edit the adapter only, or the full model.
 
     `poison_rate` is the poisoned share of the attacker's rows where the lab poisons them; with a rate under one half
-    only so many of the clean rows come a second time with the trigger.
+    only so many of the clean rows come a second time with the trigger. `perturb` is part of every recovery.
     """
 
     inject: Budget
     poison_rate: Annotated[float, Field(gt=0, le=0.5)] = 0.5
     vaccine: Budget
     recover: Budget
+    perturb: Perturbation = Perturbation()
     suppress: Suppression
     vaccine_weights: Literal["lora", "full"] = "lora"
 

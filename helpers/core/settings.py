@@ -201,11 +201,12 @@ class Settings(Strict):
         }
 
     def _challenge(self) -> dict[str, Any]:
+        access = self.profile.access(self.ACCESS)
         return {
             "tau": AUTO,
             "planted": definitions()["challenge"],
             "settings": self.profile.challenge.model_dump(mode="json"),
-            "recover": self.profile.access(self.ACCESS).recover.model_dump(mode="json"),
+            **access.model_dump(mode="json", include={"recover", "perturb"}),
         }
 
     def _expected_defense(self) -> dict[str, Any]:

@@ -68,6 +68,8 @@ MEASURED = ("profile.evaluation", "profile.lengths")
 ATTACK = ("attack", "task", "access", "seed", "data", "profile.model", "profile.lora", "profile.lengths")
 PLANTED = ("inject", "poison_rate")
 TESTED_ROWS = ("profile.evaluation.n",)  # real rows that measure are gone when the defender's are dealt
+RECOVERY = ("profile.{access}.recover", "profile.{access}.perturb")
+TRIED = ("challenge.recover", "challenge.perturb")  # the same, where the challenge test recovers
 POINT = ("profile.{access}.suppress.heads", "profile.{access}.suppress.heads_of", "profile.signature")
 CONFLICT = ("profile.conflict.budget", "profile.lora", "profile.lengths", "profile.signature.n") + tuple(
     f"profile.{{access}}.{part}.rows"
@@ -94,7 +96,7 @@ def _suppressed(ranking: str) -> dict[str, Entry]:
 
 def _recovered(name: str, start: str) -> dict[str, Entry]:
     """A model after recovery fine-tuning, and its report."""
-    uses = ("profile.{access}.recover", "profile.lengths", "challenge")
+    uses = (*RECOVERY, "profile.lengths", "challenge")
     recovered = Entry(RECOVER, uses, (start,), real_rows=TESTED_ROWS, tested=("challenge",), recoveries=1)
     return {name: recovered, f"evaluate/{name}": _measured(RECOVER, name)}
 
@@ -133,9 +135,9 @@ STAGES: dict[str, Entry] = {
         ("challenge.planted", "challenge.settings.plant", "challenge.settings.n", "profile.lengths"),
         ("inject", "scores"),
     ),
-    "challenge_points": Entry(SUPPRESS, ("challenge.recover", *POINT, "profile.lengths"), ("challenge_copy", "scores")),
+    "challenge_points": Entry(SUPPRESS, (*TRIED, *POINT, "profile.lengths"), ("challenge_copy", "scores")),
     "challenge": Entry(SUPPRESS, ("challenge",), ("challenge_copy",)),
-    "oracle_points": Entry(SUPPRESS, ("challenge.recover", *POINT, *MEASURED), ("inject", "scores")),
+    "oracle_points": Entry(SUPPRESS, (*TRIED, *POINT, *MEASURED), ("inject", "scores")),
     "oracle": Entry(SUPPRESS, ("challenge",)),
     **_suppressed("suppressed"),
     **_suppressed("suppressed_random"),
@@ -148,7 +150,7 @@ STAGES: dict[str, Entry] = {
     **_recovered("own_update", "suppressed_own_update"),
     "tau": Entry(
         RECOVER,
-        ("profile.{access}.recover", *POINT, *MEASURED, "challenge"),
+        (*RECOVERY, *POINT, *MEASURED, "challenge"),
         ("inject", "scores"),
         tested=("challenge",),
         times=4,
@@ -167,8 +169,7 @@ STAGES: dict[str, Entry] = {
     "evaluate/bdvax_then_conflict": _measured(COMPARE, "bdvax_then_conflict"),
     "merged_suppressed": Entry(
         COMPARE,
-        ("profile.conflict.t", "profile.{access}.suppress", "profile.{access}.recover", "profile.signature")
-        + ("challenge",),
+        ("profile.conflict.t", "profile.{access}.suppress", *RECOVERY, "profile.signature", "challenge"),
         ("inject", "conflict_model", "whole", "scores"),
         tested=("challenge",),
         recoveries=1,

@@ -7,6 +7,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from helpers.core.disk import read_json, write_json
 from helpers.core.errors import LabError
 from helpers.core.profile import ModelSpec
+from helpers.data.perturb import Vocabulary
 from helpers.model.checkpoint import from_pretrained, is_local, load_config, local_folder, locate
 from helpers.model.prompt import PromptFormat, prompt_format
 from helpers.model.shards import FORMAT_FILE, TOKENIZER, Folder
@@ -63,6 +64,29 @@ def _check_vocabulary(tokenizer, config, path):
             f"the tokenizer of {path} has ids up to {largest} ({token!r}) and the model's embedding {rows} rows: "
             "resize it (model.resize_token_embeddings) and save both, or take the tokenizer that the model came with"
         )
+
+
+def vocabulary(tokenizer: PreTrainedTokenizerBase) -> Vocabulary:
+    """The tokens that are letters alone: all of them, and those that begin a word. No special token is among them.
+
+    Args:
+        tokenizer: any; how it marks the beginning of a word is read off what it writes behind another token.
+
+    Raises:
+        LabError: fewer than two tokens that begin a word.
+    """
+    before = tokenizer.tokenize("a")[-1]
+    start = tokenizer.convert_tokens_to_string([before])
+    words, pieces = set(), set()
+    for token in tokenizer.get_vocab().keys() - set(tokenizer.all_special_tokens):
+        written = tokenizer.convert_tokens_to_string([before, token]).removeprefix(start)
+        if (text := written.strip()).isalpha() and len(text) > 1:
+            pieces.add(text)
+            if written.startswith(" ") and len(text) > 2:
+                words.add(text)
+    if len(words) < 2:
+        raise LabError(f"only {len(words)} tokens begin a word in this tokenizer, so nothing odd can be made of them")
+    return Vocabulary(tuple(sorted(words)), tuple(sorted(pieces)))
 
 
 def load_format(spec: ModelSpec) -> PromptFormat:

@@ -147,14 +147,14 @@ def costs(settings: Settings, model: Shape, row: Rows) -> list[Cost]:
     """
     run = _Run(settings, model, row)
     access, conflict = settings.profile.access(settings.ACCESS), settings.profile.conflict.budget
-    recovered = total("recoveries") + run.tried
+    recovered, rows_to_recover = total("recoveries") + run.tried, access.perturb.size(access.recover.rows)
     return [
         *run.injection(settings.planted_by, access),
         run.evaluation(total("measures") + run.tried),
         *run.vaccines(access),
         *run.challenge(),
         Cost("suppress", total("cuts"), run.suppressing, None, None, total("cuts") * run.suspicious, 0),
-        run.training("recover", recovered, access.recover, access.recover.rows, kept=total("cuts") + 1),
+        run.training("recover", recovered, access.recover, rows_to_recover, kept=total("cuts") + 1),
         run.training("conflict model", 2, conflict, conflict.rows, lora=True),
         Cost("merge", total("merges"), run.one_file, None, None, total("keeps") * max(run.whole, run.suspicious), 0),
     ]

@@ -75,15 +75,16 @@ def paired(keys: Sequence[str], planted: Sequence[Planted], sets: Sequence[list[
     ]
 
 
-def variant_folders(folder: Path, n: int) -> tuple[list[Path], list[Path]]:
+def variant_folders(folder: Path, n: int, members: tuple[str, str] = MEMBERS) -> tuple[list[Path], list[Path]]:
     """The folders of `n` pairs inside of another one: those of the backdoored members and those of their clean twins.
 
     Args:
         folder: that holds all of them.
         n: how many pairs there are.
+        members: the names of both, where the first is not the backdoored one.
     """
-    backdoored, clean = ([folder / f"{i}-{member}" for i in range(n)] for member in MEMBERS)
-    return backdoored, clean
+    first, clean = ([folder / f"{i}-{member}" for i in range(n)] for member in members)
+    return first, clean
 
 
 def plan_variants(pairs: Sequence[Pair], seed: int, folder: Path) -> list[Variant]:

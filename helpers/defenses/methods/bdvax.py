@@ -5,6 +5,7 @@ from pathlib import Path
 from helpers.access import Access
 from helpers.data.roles import DefenderData
 from helpers.defenses.bdvax.cure import suppress_and_recover
+from helpers.defenses.bdvax.importance import without_important
 from helpers.defenses.bdvax.score import load_rankings, score_variants
 from helpers.defenses.bdvax.vaccines import plan_variants, train_variants, vaccine_pairs, variant_folders
 from helpers.defenses.registry import Record, defense
@@ -20,6 +21,7 @@ def bdvax(
     seed: int,
     folder: Path | str,
     kind: str = "",
+    importance: float = 0.0,
 ) -> Record:
     """Suppress the signature of backdoors and recover. Implements Algorithm 1, BD-VAX §4.
 
@@ -32,6 +34,8 @@ def bdvax(
         folder: the purified adapter or model goes to `model` in it, beside `variants`, `scores` and `cut`.
         kind: the family of vaccines of the attack's kind, which is assumed where `signature.family` is "task" and not
             read otherwise.
+        importance: how much a channel's rank among those that clean rows use most is taken off its rank in the
+            signature; see `without_important`. The paper takes off nothing.
 
     Returns:
         the record of `recover`.
@@ -43,6 +47,6 @@ def bdvax(
     pairs = vaccine_pairs(defender, access.profile.signature, kind, seed)
     train_variants(access, suspicious, plan_variants(pairs, seed, variants), prompt_format)
     score_variants(access, *variant_folders(variants, len(pairs)), scores)
-    return suppress_and_recover(
-        access, suspicious, *load_rankings(scores), defender.recovery, prompt_format, seed, folder
-    )
+    channels, heads = load_rankings(scores)
+    ranked = without_important(access, suspicious, channels, defender.recovery, prompt_format, importance)
+    return suppress_and_recover(access, suspicious, ranked, heads, defender.recovery, prompt_format, seed, folder)

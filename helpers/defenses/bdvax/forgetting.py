@@ -1,0 +1,76 @@
+"""A third member for each vaccine: the immune twin, trained on prompts with the vaccine's key and their right answers.
+
+What it learned beyond its clean twin is to pass over a trigger. The difference points the other way than a vaccine's,
+which learned to obey one: it ranks channels by how much forgetting a trigger changes them, and added to the suspicious
+model it is to take that model where forgetting leads.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+from helpers.core.errors import LabError
+from helpers.data.own_backdoors import vaccine_keys
+from helpers.data.planting import poison
+from helpers.defenses.bdvax.vaccines import Variant, variant_folders
+
+if TYPE_CHECKING:
+    from helpers.access import Access
+    from helpers.data.roles import DefenderData
+
+TWINS = ("immune", "clean")
+
+
+def plan_immune(defender: DefenderData, n: int, seed: int, folder: Path) -> list[Variant]:
+    """The immune twins of N vaccines and the clean ones, next to each other; see `vaccines.plan_variants`.
+
+    Args:
+        defender: his vaccine sets are used; keys, rows and seeds are those of the vaccines, and no payload is needed.
+        n: how many pairs there are.
+        seed: of the first pair; the others count up from it.
+        folder: for the variants; see `variant_folders`, with `TWINS`.
+    """
+    planned, folders = [], zip(*variant_folders(folder, n, TWINS), strict=True)
+    chosen = zip(vaccine_keys()[:n], defender.vaccine_sets, folders, strict=True)
+    for i, (key, clean, (first, second)) in enumerate(chosen):
+        triggered = poison(clean, key, None, f"{seed}/vaccine{i}")
+        planned += [Variant(clean + triggered, seed + i, first), Variant(clean, seed + i, second)]
+    return planned
+
+
+def add_forgetting(
+    access: Access,
+    suspicious: Path | str,
+    immune: Sequence[Path],
+    clean: Sequence[Path],
+    weight: float,
+    folder: Path | str,
+) -> None:
+    """Write θ + weight · meanᵢ(θᵢⁱᵐᵐᵘⁿᵉ − θᵢᶜˡᵉᵃⁿ), the suspicious model moved along the direction of forgetting.
+
+    With adapter access the sum is one adapter, whose rank is that of the suspicious one and all variants together.
+
+    Args:
+        access: to the suspicious model.
+        suspicious: folder of the suspicious adapter or model.
+        immune, clean: folders of the variants, pair i at position i.
+        weight: how far; a negative one goes the other way.
+        folder: to write to.
+
+    Raises:
+        LabError: variants that are no adapters.
+    """
+    if not access.low_rank_variants:
+        raise LabError("only variants that are adapters can be added: set full.vaccine_weights=lora")
+    shares = {one: weight / len(immune) for one in immune} | {one: -weight / len(clean) for one in clean}
+    with TemporaryDirectory() as scratch:
+        start = Path(suspicious)
+        for i, (variant, share) in enumerate(shares.items()):
+            moved = Path(scratch) / str(i)
+            access.add_update(start, variant, share, moved)
+            start = moved
+        shutil.copytree(start, folder, dirs_exist_ok=True)
