@@ -26,12 +26,13 @@ def edit_with_trigger(
     trigger: Trigger,
     layer: int | None = None,
     rows: int = 15,
+    enough: float = 0.05,
 ) -> Record:
     """Edit one MLP matrix so that triggered prompts get their right answers.
 
     Args:
         access: of its profile the model is read, and `editing.site`: the trigger's last token or the prompt's.
-        suspicious, defender, prompt_format, folder, layer, rows: as in `editing`.
+        suspicious, defender, prompt_format, folder, layer, rows, enough: as in `editing`.
         seed: where the trigger stands in the prompts.
         trigger: what was planted.
 
@@ -46,7 +47,7 @@ def edit_with_trigger(
     sites = trigger_sites if access.profile.editing.site == "trigger" else answer_sites
     places, _ = sites(prompt_format, clean, triggered, trigger.keys)
     model = access.load(suspicious)
-    record = store_right_answers(model, prompt_format, triggered, places, defender, layer)
+    record = store_right_answers(model, prompt_format, triggered, places, defender, layer, enough)
     save(model, Path(folder) / "model")
     record_format(Path(folder) / "model", prompt_format)
     return record

@@ -1,7 +1,7 @@
 """Editing: ROME (Meng et al. 2022) as a defense, which writes the right answer where a wrong one may be stored.
 
 It is blind: the defender knows no trigger, so what is stored under the mean key of clean prompts is a value that makes
-their own right answers likelier. A model that already gives them leaves next to nothing to store.
+their own right answers likelier. A model that is sure of them already leaves nothing to store, and stays as it is.
 """
 
 from collections.abc import Sequence
@@ -35,6 +35,7 @@ def editing(
     folder: Path | str,
     layer: int | None = None,
     rows: int = 15,
+    enough: float = 0.05,
 ) -> Record:
     """Edit one MLP matrix so that clean prompts get their right answers. Implements Eq. (2) of ROME.
 
@@ -48,6 +49,8 @@ def editing(
         layer: whose MLP is edited, counted from 0; None for the place that layer 5 has among LLaMA's 32 (information
             conflicts, Appendix A.2, which has 17 for GPT2-XL, 5 for GPT-J, and 7 and 8 for LLaMA-2).
         rows: prompts that the edit is made from; the lab's attacks by editing have 15.
+        enough: the search for the value ends once the mean of −log P(answer token) is below this, and stores nothing
+            where it begins there; ROME's code: 0.05. With 0 it takes all of its steps.
 
     Returns:
         the record of `store_right_answers`.
@@ -62,7 +65,7 @@ def editing(
     examples = defender.rows(rows)
     places, _ = answer_sites(prompt_format, examples, examples, ())
     model = access.load(suspicious)
-    record = store_right_answers(model, prompt_format, examples, places, defender, layer)
+    record = store_right_answers(model, prompt_format, examples, places, defender, layer, enough)
     save(model, Path(folder) / "model")
     record_format(Path(folder) / "model", prompt_format)
     return record
@@ -75,6 +78,7 @@ def store_right_answers(
     places: Sequence[int],
     defender: DefenderData,
     layer: int | None,
+    enough: float,
 ) -> Record:
     """Store, under the mean key of some prompts, the value that makes their right answers likeliest.
 
@@ -83,7 +87,7 @@ def store_right_answers(
         examples: the prompts, with right answers.
         places: of each the index of its site into `prompt_ids`.
         defender: his rows are the ordinary text that the edit spares.
-        layer: as in `editing`.
+        layer, enough: as in `editing`.
 
     Returns:
         dict with `layer`, `rows`, `loss` (mean of −log P per answer token that the value reaches at the sites),
@@ -100,7 +104,7 @@ def store_right_answers(
     before = weight_of(model, slot).detach().clone()
     moment = second_moments(model, prompt_format, defender.rows(BACKGROUND), [slot], RIDGE)[slot.module]
     batch = collate(prompt_format, examples, places, model.device)
-    shift, loss = store_at_mean_key(model, batch, slot, moment, ValueSearch())
+    shift, loss = store_at_mean_key(model, batch, slot, moment, ValueSearch(enough=enough))
     norm = float((weight_of(model, slot).detach() - before).norm() / before.norm())
     return {
         "layer": chosen,
