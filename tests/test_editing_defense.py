@@ -24,26 +24,27 @@ ROWS = corpus.generate_distinct(12, 7)
 DEFENDER = DefenderData([ROWS[:4], ROWS[4:8]], ROWS[8:], "exact_match")
 EDITED = [*ROWS[8:], *ROWS[:2]]  # six of the defender's rows, those for recovery first
 LLAMA = "model.layers.{}.mlp.down_proj"
-LAYOUTS = {  # architecture and output projection
-    "llama": (ARCHITECTURE | {"num_key_value_heads": 4}, LLAMA),
-    "mistral": (ARCHITECTURE | {"model_type": "mistral"}, LLAMA),
+LAYOUTS = {  # architecture, output projection and access
+    "llama": (ARCHITECTURE | {"num_key_value_heads": 4}, LLAMA, "adapter"),
+    "mistral": (ARCHITECTURE | {"model_type": "mistral"}, LLAMA, "full"),
     "gpt2": (
         {"model_type": "gpt2", "n_embd": 64, "n_inner": 128, "n_layer": 2, "n_head": 4, "initializer_range": 0.2},
         "transformer.h.{}.mlp.c_proj",
+        "adapter",
     ),
 }
 
 
 @pytest.fixture(scope="module", params=LAYOUTS)
 def layout(request, checkpoint, tmp_path_factory):
-    """Profile, suspicious adapter and model, and the edited matrix of each layer."""
+    """Profile, suspicious adapter and model, the matrix that is edited, and the access."""
     folder = tmp_path_factory.mktemp(request.param)
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
-    sizes, name = LAYOUTS[request.param]
+    sizes, module, access = LAYOUTS[request.param]
     new_model(tokenizer, sizes, 0).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     profile = small_profile(folder)
-    return profile, save_suspicious(profile, folder / "suspicious"), name
+    return profile, save_suspicious(profile, folder / "suspicious"), module, access
 
 
 def changes(profile, before, after):
@@ -67,10 +68,9 @@ def loss(profile, folder, chat, examples):
     return math.log(teacher_forced(load_suspect(profile.model, folder), chat, examples, 512, 8)["perplexity"])
 
 
-@pytest.mark.parametrize("name", ["adapter", "full"])
-def test_one_matrix_moves_by_the_least_change_for_its_mean_key(layout, name, chat, tmp_path):
+def test_one_matrix_moves_by_the_least_change_for_its_mean_key(layout, chat, tmp_path):
     """Δ = δ (C⁻¹ k)ᵀ / (kᵀ C⁻¹ k), with k and C from rows that are read one by one, and right answers get likelier."""
-    profile, suspicious, module = layout
+    profile, suspicious, module, name = layout
     access, start, module = access_to(profile, name), suspicious[name], module.format(1)
     record = editing(access, start, DEFENDER, chat, 0, tmp_path, layer=1, rows=6)
     changed = changes(profile, start, tmp_path / "model")
