@@ -76,7 +76,7 @@ CONFLICT = ("profile.conflict.budget", "profile.lora", "profile.lengths", "profi
     for part in ("recover", "vaccine")  # whose rows the conflict model learns from
 )
 ARENA = (  # all that a defense may read of a profile, whichever it is
-    *(f"profile.{{access}}.{part}" for part in ("recover", "vaccine", "vaccine_weights", "suppress")),
+    *(f"profile.{{access}}.{part}" for part in ("recover", "perturb", "vaccine", "vaccine_weights", "suppress")),
     *("profile.signature", "profile.conflict", "profile.lora", "profile.lengths", "challenge"),
 )
 MERGES = (*(f"profile.conflict.{number}" for number in ("t", "beyond", "k", "lam")), "profile.evaluation")
