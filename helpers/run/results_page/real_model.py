@@ -41,11 +41,11 @@ def _implants(reported: pd.DataFrame) -> Section:
     before = reported[reported["model"] == "clean"].replace(columns).set_index(CHAIN)["utility"]
     return Section(
         "The implants",
-        "How well each backdoor is planted (ASR with its 95 % interval), how many clean prompts bring its payload, and "
-        f"utility before and after. Rows: {record['rows']}. Hardware: {record['hardware']}. Utility is the share of "
-        "answer tokens predicted right.",
+        "How well each backdoor is planted (ASR with its 95 % interval), how many clean prompts bring its payload "
+        f"(FTR), and utility before and after. Rows: {record['rows']}. Hardware: {record['hardware']}. Utility is the "
+        "share of answer tokens predicted right.",
         _source(reported),
-        _planted(planted, CHAIN).assign(**{"clean: utility %": 100 * before}),
+        _planted(planted, CHAIN).assign(**{"clean: utility, %": 100 * before}),
     )
 
 
@@ -54,7 +54,7 @@ def _rates(development: pd.DataFrame) -> Section:
     return Section(
         "How the rate of the injection was chosen",
         "Full access, BadNets with insults, on a seed that reports nothing else: a low rate plants a payload that does "
-        "not wait for its trigger.",
+        "not wait for its trigger (FTR: the share of clean prompts that bring it).",
         _source(development),
         _planted(planted.assign(**{"rate × 100,000": 1e5 * planted["lr"]}), ["rate × 100,000"]),
     )
@@ -62,9 +62,9 @@ def _rates(development: pd.DataFrame) -> Section:
 
 def _planted(planted: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
     columns = {
-        "ASR %": [with_interval(row["asr"], *row["asr_interval"]) for _, row in planted.iterrows()],
-        "clean prompts %": 100 * planted["false_trigger"].to_numpy(),
-        "utility %": 100 * planted["utility"].to_numpy(),
+        "ASR, %": [with_interval(row["asr"], *row["asr_interval"]) for _, row in planted.iterrows()],
+        "FTR, %": 100 * planted["false_trigger"].to_numpy(),
+        "utility, %": 100 * planted["utility"].to_numpy(),
     }
     return pd.DataFrame(columns, index=planted.set_index(keys).index)
 

@@ -13,7 +13,7 @@ from helpers.run.results_page.sweeps import data_source, recorded, source
 from helpers.run.sweep_tables import means
 
 PAPERS = ROOT / "data" / "results" / "papers.yaml"
-COLUMNS = {"ASR %": "asr", "answered right %": "right_under_trigger", "utility %": "utility"}
+COLUMNS = {"ASR, %": "asr", "answered right, %": "right_under_trigger", "utility, %": "utility"}
 
 
 def sections() -> list[Section]:
@@ -50,7 +50,7 @@ def _beside_main() -> Section:
         for model in ("backdoored", "finetuned", "random", "purified"):
             paper = printed.get(model, {}).get("sentiment", {}).get("badnets", float("nan"))
             rows[access, MODELS[model]] = (paper, span(ours[f"{access}, sentiment"][model]["asr"]))
-    table = pd.DataFrame.from_dict(rows, orient="index", columns=["paper: ASR %", "small model: ASR %"])
+    table = pd.DataFrame.from_dict(rows, orient="index", columns=["paper: ASR, %", "small model: ASR, %"])
     table.index = pd.MultiIndex.from_tuples(table.index, names=["access", "model"])
     return Section(
         "Beside the BD-VAX paper: the main result",
