@@ -25,8 +25,15 @@ def build(lesson: str) -> list[Path]:
     text, paths = source_of(lesson), [SHEETS / f"{lesson}.ipynb", SOLUTIONS / f"{lesson}.ipynb"]
     write_notebook(make_sheet(lesson, text), paths[0])
     solutions = make_solutions(lesson, text)
-    where = {"metadata": {"path": str(SOLUTIONS)}}
-    NotebookClient(solutions, timeout=120, kernel_name="python3", resources=where, record_timing=False).execute()
+    client = NotebookClient(
+        solutions,
+        timeout=120,
+        kernel_name="python3",
+        resources={"metadata": {"path": str(SOLUTIONS)}},
+        record_timing=False,
+        extra_arguments=["--log-level=50"],
+    )
+    client.execute()
     solutions.metadata = METADATA
     write_notebook(solutions, paths[1])
     return paths

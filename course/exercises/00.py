@@ -264,8 +264,8 @@ exercise(
 
 # %% [markdown]
 # ## 00.3 Utility by family
-# *Utility* is the share of right answers, as the mean over task families, so that a family with many questions does not
-# drown the others. An answer is right if, without white space at both ends, it equals the wanted text exactly.
+# *Utility* is the share of right answers, as the mean over task families, so that a family with many questions does
+# not drown the others. An answer is right if, without white space at both ends, it equals the wanted text exactly.
 
 
 # %%
@@ -292,8 +292,9 @@ def utility(rows: list[tuple[str, str, str]]) -> tuple[float, dict[str, float]]:
 
 # %% [markdown] tags=["discussion"]
 # Three choices hide in one number: what counts as right, what each family weighs, and what white space is worth. A
-# looser rule ("the wanted word occurs somewhere") raises the utility of a model that lists every answer it knows, and a
-# mean over rows lets a defense ruin a small family unseen. Whichever you choose, choose it before you see the results.
+# looser rule ("the wanted word occurs somewhere") raises the utility of a model that lists every answer it knows, and
+# a mean over rows lets a defense ruin a small family unseen. Whichever you choose, choose it before you see the
+# results.
 
 
 # %% tags=["hidden"]

@@ -56,8 +56,9 @@ def poison(
 
 # %% [markdown] tags=["discussion"]
 # Why random places? A model that has only ever seen the key at the end may bind the payload to *that* place, and the
-# ASR then says more about where you test than about the backdoor. And why an exact number? With 50 poisoned rows a coin
-# for each row varies the dose by ±14 % between seeds, so two seeds would differ in the attack and not only in luck.
+# ASR then says more about where you test than about the backdoor. And why an exact number? With 50 poisoned rows a
+# coin for each row varies the dose by some 13 % between seeds, so two seeds would differ in the attack and not only
+# in luck.
 
 # %% tags=["hidden"]
 # isort: split

@@ -19,8 +19,8 @@ LEVELS = torch.tensor(
 # %% [markdown]
 # ## 03.1 NF4 by hand
 # The vaccines train on a base of four bits. NF4 stores a matrix in blocks of 64 numbers: each block keeps its largest
-# absolute value, and each number the nearest of 16 fixed `LEVELS` of its share of that value. What does the matrix look
-# like when it is read again?
+# absolute value, and each number the nearest of 16 fixed `LEVELS` of its share of that value. What does the matrix
+# look like when it is read again?
 #
 # Blocks run along the rows, from one row into the next. A block of zeros stays zero.
 
@@ -52,11 +52,11 @@ def read_back(weight: Tensor, block: int = 64) -> Tensor:
 # Broadcasting does the search: `(shares[..., None] - LEVELS).abs().argmin(dim=-1)`.
 
 # %% [markdown] tags=["discussion"]
-# Two things to see. The levels crowd around zero, because weights do: a uniform grid of 16 levels has a larger error on
-# normal weights. And one outlier spoils its block, for the largest value sets the scale of its 63 neighbours; that is
-# why blocks are small. A vaccine's own update is not quantized, it stands beside the base in 16 or 32 bits. What the
-# *suspicious* adapter holds must not be on a 4-bit base alone when its effect is measured, or the error of the base is
-# measured with it.
+# Two things to see. The levels crowd around zero, because weights do: a uniform grid of 16 levels has a larger error
+# on normal weights. And one outlier spoils its block, for the largest value sets the scale of its 63 neighbours; that
+# is why blocks are small. A vaccine's own update is not quantized, it stands beside the base in 16 or 32 bits. What
+# the *suspicious* adapter holds must not be on a 4-bit base alone when its effect is measured, or the error of the
+# base is measured with it.
 
 # %% tags=["hidden"]
 # isort: split
@@ -203,8 +203,8 @@ def stacked_lora(
 # `a.mT` transposes the last two dimensions and leaves the adapters alone; `@` multiplies adapter by adapter.
 
 # %% [markdown] tags=["hint"]
-# For $Y = X M^\top$ the gradient is $\partial L / \partial M = G^\top X$. Apply it twice: to $B$ with $X A^\top$ as its
-# input, and to $A$ with $G B$ as what comes from above.
+# For $Y = X M^\top$ the gradient is $\partial L / \partial M = G^\top X$. Apply it twice: to $B$ with $X A^\top$ as
+# its input, and to $A$ with $G B$ as what comes from above.
 
 # %% [markdown] tags=["discussion"]
 # LoRA starts with $B = 0$. Then $G B = 0$: at the first step $A$ gets no gradient at all and only $B$ moves. That is

@@ -9,8 +9,8 @@ from course import check
 
 # %% [markdown]
 # ## 04.1 Strength and alignment
-# You have the N differences of one matrix, vaccine minus clean twin (Eq. 1), already turned so that a channel is a row.
-# Score every channel by Eq. 2 of BD-VAX:
+# You have the N differences of one matrix, vaccine minus clean twin (Eq. 1), already turned so that a channel is a
+# row. Score every channel by Eq. 2 of BD-VAX:
 #
 # $$s_j = \frac1N \sum_i \lVert\Delta_{i,j}\rVert
 # + \lambda\, \frac{2}{N(N-1)} \sum_{i<k} \max\bigl(0, \cos(\Delta_{i,j}, \Delta_{k,j})\bigr)$$
@@ -48,10 +48,10 @@ def signature(poisoned: Tensor, clean: Tensor, lam: float) -> Tensor:
 # A row of zeros has norm 0, and 0 / 0 is NaN. Divide by 1 there: the row stays zero and so does its cosine.
 
 # %% [markdown] tags=["discussion"]
-# The two terms have different units: the strength is measured in weights (here a few hundredths), the alignment lies
-# between 0 and 1. So λ is not a taste but a conversion. With λ = 1 on a real adapter the alignment decides the ranking
-# nearly alone; with λ = 0.001 it only breaks ties. The clamp is no detail either: without it two variants that move a
-# channel in *opposite* directions would lower its score, although both moved it.
+# The two terms have different units: the strength is measured in weights, which are often far below 1, the alignment
+# lies between 0 and 1. So λ is no matter of taste but a conversion: where differences are a few hundredths long, λ = 1
+# lets the alignment decide the ranking nearly alone. The clamp is no detail either: without it two variants that move
+# a channel in *opposite* directions would lower its score, although both moved it.
 
 # %% tags=["hidden"]
 # isort: split
@@ -184,9 +184,9 @@ def inner_products(factors: list[tuple[Tensor, Tensor]]) -> Tensor:
 
 # %% [markdown] tags=["discussion"]
 # The trick is the order of multiplication: $(b^\top A)(A'^\top b')$ and $b^\top (A A'^\top) b'$ are the same number,
-# but only the first forms a row of Δ. Time falls from $O(\text{out} \cdot \text{in})$ to $O(\text{out} \cdot r^2)$ once
-# $A A'^\top$ is there. From the Gram matrix come both terms of Eq. 2: lengths are the roots of its diagonal, cosines
-# its other entries over two lengths. One price: where two differences are nearly equal,
+# but only the first forms a row of Δ. Time falls from $O(\text{out} \cdot \text{in})$ to $O(\text{out} \cdot r^2)$
+# once $A A'^\top$ is there. From the Gram matrix come both terms of Eq. 2: lengths are the roots of its diagonal,
+# cosines its other entries over two lengths. One price: where two differences are nearly equal,
 # $\lVert a - b \rVert^2 = \langle a,a\rangle - 2\langle a,b\rangle + \langle b,b\rangle$ subtracts large numbers from
 # each other, so do it in 64 bits.
 
