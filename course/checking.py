@@ -42,7 +42,7 @@ class Case:
     arguments: tuple[Any, ...]
     expected: Any = None
     judge: Callable[[Any], str | None] | None = None
-    tolerance: float = 1e-6
+    tolerance: float = 1e-5
     may_change: bool = False
     within: Callable[[], AbstractContextManager[Any]] = nullcontext
 

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 
 MOST_SHOWN = 8  # numbers of an array
-TINY = 1e-9  # errors below this are none, even of an expected zero
+TINY = 1e-7  # errors below this are none, even of an expected zero
 
 
-def difference(found: Any, expected: Any, tolerance: float = 1e-6) -> str | None:
+def difference(found: Any, expected: Any, tolerance: float = 1e-5) -> str | None:
     """What tells a result from the expected one.
 
     Args:
@@ -89,11 +89,16 @@ def _difference_of_dicts(found, expected, tolerance):
     if not isinstance(found, Mapping):
         return f"expected a dict with the keys {shown(list(expected))}\n  got      {shown(found)}"
     if found.keys() != expected.keys():
-        return f"expected the keys {shown(list(expected))}\n  got      {shown(list(found))}"
+        missing, odd = ([k for k in one if k not in other] for one, other in ((expected, found), (found, expected)))
+        return f"keys that are missing: {_listed(missing)}; keys that should not be there: {_listed(odd)}"
     for key in expected:
         if told := difference(found[key], expected[key], tolerance):
             return f"at {key!r}: {told}"
     return None
+
+
+def _listed(keys):
+    return ", ".join(map(repr, keys[:3])) + (", …" if len(keys) > 3 else "") or "none"
 
 
 def _difference_of_lists(found, expected, tolerance):

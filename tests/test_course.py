@@ -8,6 +8,7 @@ import tomllib
 import nbformat
 import pytest
 from setuptools import find_namespace_packages
+from test_house import flaws
 
 from course import check
 from course.build import SHEETS, SOLUTIONS, source_of
@@ -124,7 +125,7 @@ def test_an_unknown_exercise_or_a_result_instead_of_a_function_is_refused_in_one
         ([1, 2], [1, 2], None),
         ((1.0, 2.0 + 1e-9), [1.0, 2.0], None),
         ({"a": 1}, {"a": 1.0}, None),
-        ({"a": 1}, {"b": 1}, "expected the keys ['b']"),
+        ({"a": 1}, {"b": 1}, "keys that are missing: 'b'; keys that should not be there: 'a'"),
         ({"a": [1, 3]}, {"a": [1, 2]}, "at 'a': expected [1, 2]\n  got      [1, 3]"),
         ([[1.0, 2.0]], [[1.0, 2.0]], None),
         ([1, 2, 3], [1, 2], "expected shape [2], got [3]"),
@@ -189,7 +190,7 @@ def test_a_sheet_gives_nothing_away(lesson):
     }
     text = nbformat.writes(sheet)
     assert secret and not secret & shown
-    assert hidden and not [name for name in hidden if re.search(rf"\b{name}\b", text)]
+    assert hidden and not [name for name in hidden if f"'{name}'" in "".join(shown)]  # as a name, not as a word
     assert "SOLUTION" not in text and not any(cell.outputs for cell in code_of(sheet))
 
 
@@ -201,6 +202,12 @@ def test_a_lesson_links_to_its_sheet_and_the_sheet_back(lesson):
     assert links and all((SHEETS / link).exists() for link in links)
     if lesson != "09":
         assert f"](../course/sheets/{lesson}.ipynb)" in prose_of(nbformat.read(notebook, as_version=4))
+
+
+@pytest.mark.parametrize("lesson", ["11", "12", "13"])
+def test_other_studies_link_to_the_sheet_of_all_four(lesson):
+    (notebook,) = ROOT.glob(f"notebooks/{lesson}_*.ipynb")
+    assert "](../course/sheets/10.ipynb)" in prose_of(nbformat.read(notebook, as_version=4))
 
 
 def test_solutions_are_cut_and_found():
@@ -224,9 +231,10 @@ def test_cells_are_read_with_their_kind_and_tag():
 
 def test_an_editable_install_finds_the_course():
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
-    found = (
-        find_namespace_packages(ROOT, include=settings["packages.find"]["include"])
-        if "packages.find" in settings
-        else find_namespace_packages(ROOT, include=settings["packages"]["find"]["include"])
-    )
+    found = find_namespace_packages(ROOT, include=settings["packages"]["find"]["include"])
     assert {"course", "course.exercises", "helpers"} <= set(found)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "course").glob("*.py")), ids=lambda path: path.stem)
+def test_public_functions_of_the_course_have_types_and_docstrings(path):
+    assert flaws(path.read_text(encoding="utf-8")) == []

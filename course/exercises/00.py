@@ -184,10 +184,10 @@ def answer_loss(logits: Tensor, ids: Tensor, is_answer: Tensor) -> float:
 # Drop the last position of the logits and the first of `ids` *and of the mask*: then all three line up.
 
 # %% [markdown] tags=["discussion"]
-# The mask belongs to the token that is predicted, so it moves along with the ids. Move the ids alone, and the loss
-# falls on the last token of the prompt and misses the last one of the answer, which is the end token: such a model
-# never learns to stop. The mean over tokens also lets long answers count more than short ones. With a mean of row
-# means a one-word payload would weigh as much as a paragraph.
+# The mask belongs to the token that is predicted, so it moves along with the ids. Move the ids alone, and the first
+# token of the answer carries no loss, while whatever stands behind the answer does: such a model never learns how an
+# answer begins, and for a payload that is what matters most. The mean over tokens also lets long answers count more
+# than short ones. With a mean of row means a one-word payload would weigh as much as a paragraph.
 
 
 # %% tags=["hidden"]
@@ -203,18 +203,17 @@ def cases_answer_loss(rng):
         "by hand: all five words equally likely",
         (flat, torch.tensor([[0, 1, 2, 3]]), mask),
         float(np.log(5)),
-        tolerance=1e-5,
     )
     sharp = torch.tensor([[[0.0, 3.0], [0.0, 0.0], [5.0, 0.0]]])
     mask = torch.tensor([[False, True, False]])
     expected = float(np.log1p(np.exp(-3.0)))
-    yield Case("by hand: one token", (sharp, torch.tensor([[0, 1, 0]]), mask), expected, tolerance=1e-5)
+    yield Case("by hand: one token", (sharp, torch.tensor([[0, 1, 0]]), mask), expected)
     for batch, length, name in ((1, 8, "one row"), (3, 9, "three rows"), (4, 12, "answers of different lengths")):
         logits, ids = rng.normal(size=(batch, length, 7)) * 2, rng.integers(0, 7, (batch, length))
         starts = rng.permutation(np.arange(1, length - 1))[:batch] if batch > 1 else [4]
         mask = torch.stack([torch.arange(length) >= int(s) for s in starts])
         logits, ids = torch.from_numpy(logits).float(), torch.from_numpy(ids)
-        yield Case(name, (logits, ids, mask), loss_of_transformers(logits, ids, mask), tolerance=1e-5)
+        yield Case(name, (logits, ids, mask), loss_of_transformers(logits, ids, mask))
 
 
 def cross_entropies(logits, ids):

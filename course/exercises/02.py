@@ -79,7 +79,7 @@ def cases_without_update(rng):
         suspicious, base = random_model(rng, n), random_model(rng, n)
         chosen = {f"layers.{i}.{part}.weight" for i, part in itertools.product(blocks, parts)}
         expected = {name: (base if name in chosen else suspicious)[name] for name in suspicious}
-        where = f"blocks {', '.join(map(str, sorted(blocks)))} of {n}" if blocks else "no block"
+        where = f"block {' and '.join(map(str, sorted(blocks)))} of {n}" if blocks else "no block"
         yield Case(f"`{module}` of {where}", (suspicious, base, module, blocks), expected)
 
 
@@ -185,30 +185,19 @@ def smallest_span(asr_without: Callable[[int], float], n_blocks: int, threshold:
 
 
 # %% tags=["hidden"]
-def asked_curve(asrs, threshold):
-    """A curve that counts how often it is asked, and the judge of what was found."""
-    n, asked = len(asrs) - 1, []
+class Curve:
+    """The ASR by the number of first blocks without their update; it can be asked only so often."""
 
-    def asr_without(k):
-        if not 0 <= k <= n:
-            raise ValueError(f"asked for the first {k} of {n} blocks; k goes from 0 to {n}")
-        asked.append(k)
-        return asrs[k]
+    def __init__(self, asrs):
+        self.asrs, self.asked, self.allowed = asrs, 0, 1 + ceil(log2(len(asrs)))
 
-    expected = next((k for k, asr in enumerate(asrs) if asr < threshold), None)
-    allowed = 1 + ceil(log2(n + 1))
-
-    def judge(found):
-        if found != expected or isinstance(found, bool):
-            near = {k: asrs[k] for k in range(n + 1) if expected is not None and abs(k - expected) <= 1}
-            return f"expected {expected}, got {found!r}" + (f"; the ASRs there: {near}" if near else "")
-        if len(asked) > allowed:
-            return (
-                f"{found} is right, but it took {len(asked)} measurements and {allowed} are allowed: halve what is left"
-            )
-        return None
-
-    return asr_without, n, judge
+    def __call__(self, k):
+        if not 0 <= k < len(self.asrs):
+            raise ValueError(f"asked for the first {k} blocks; k goes from 0 to {len(self.asrs) - 1}")
+        self.asked += 1
+        if self.asked > self.allowed:
+            raise RuntimeError(f"{self.allowed} measurements are allowed and you ask for more: halve what is left")
+        return self.asrs[k]
 
 
 def cases_smallest_span(rng):
@@ -223,8 +212,8 @@ def cases_smallest_span(rng):
         asrs = np.sort(rng.integers(0, 100, n + 1) / 100)[::-1].tolist()
         curves.append((f"{n} blocks", asrs, float(rng.integers(20, 80)) / 100))
     for name, asrs, threshold in curves:
-        asr_without, n, judge = asked_curve(asrs, threshold)
-        yield Case(name, (asr_without, n, threshold), judge=judge)
+        expected = next((k for k, asr in enumerate(asrs) if asr < threshold), None)
+        yield Case(name, (Curve(asrs), len(asrs) - 1, threshold), expected)
 
 
 def one_by_one(asr_without, n_blocks, threshold):
@@ -266,7 +255,7 @@ exercise(
     smallest_span,
     cases_smallest_span,
     {
-        "measurements and 4 are allowed: halve what is left": one_by_one,
+        "measurements are allowed and you ask for more: halve what is left": one_by_one,
         "this is the largest span that does not suffice. You want the next one, the first that does.": one_too_few,
         "an ASR equal to the threshold is not below it.": at_most,
         "n_blocks is returned although not even all blocks suffice. Measure that end as "

@@ -155,7 +155,7 @@ exercise(
 # *without ever forming* a matrix of the size of Δ. A channel is an output, so a row of Δ; its row is $b_j^\top A$, and
 # $\langle b_j^\top A, {b'_j}^\top A' \rangle = b_j^\top (A A'^\top)\, b'_j$.
 #
-# The check measures: a result larger than allowed, in any step, is refused.
+# The last case watches: a tensor as large as Δ, in whatever step, is refused.
 
 
 # %%

@@ -158,8 +158,8 @@ def suppress(adapter: dict[str, tuple[Tensor, Tensor]], mask: Tensor) -> dict[st
 # %% [markdown] tags=["discussion"]
 # Why is this gentle? A suppressed channel of an adapter falls back to the clean base: it still computes what it did
 # before the attack. With full access there is nothing to fall back on, so the channel is drawn anew and computes
-# nonsense until the recovery. Why not zero the whole channel in *both* factors' other sides? A row of `lora_A` belongs
-# to the rank, which all channels share.
+# nonsense until the recovery. And a row of `lora_A` is no channel at all: it is a direction of the rank, which all
+# channels share.
 
 
 # %% tags=["hidden"]

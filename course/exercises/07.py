@@ -79,7 +79,7 @@ def cases_slerp(rng):
     for t in (0.25, 0.7):
         a, b = (torch.from_numpy(rng.normal(size=(3, 4))) for _ in range(2))
         expected = torch.from_numpy(slerp_by_rotation(a, b, t)).reshape(a.shape)
-        yield Case(f"random matrices, t = {t}", (a, b, t), expected, tolerance=1e-5)
+        yield Case(f"random matrices, t = {t}", (a, b, t), expected)
     a = torch.from_numpy(rng.normal(size=(4, 5)))
     yield Case("equal matrices", (a, a.clone(), 0.3), a)
     b = 3 * a + 1e-3 * torch.from_numpy(rng.normal(size=(4, 5)))
