@@ -271,94 +271,101 @@ exercise(
 
 # %% [markdown]
 # ## 05.3 Choose τ from a challenge
-# A defender without the true trigger plants a challenge and measures at which τ the cure removes it. From those points
-# choose: the smallest τ whose ASR is at most the threshold; of several points with that τ the one of the best utility.
-# If no point is good enough, take the one with the lowest ASR, and say that it is not.
-
+# A defender without the true trigger plants a challenge and measures it after cures of several shares τ and several
+# recoveries. From those points choose: the smallest τ whose ASR is at most the threshold; of several good points with
+# that τ the one of the best utility. If no point is good enough, take the one with the lowest ASR, and say that it is
+# not.
 
 # %%
-def choose_tau(points: list[tuple[float, float, float]], threshold: float) -> tuple[float, bool]:
-    """Choose the share to suppress.
+Point = tuple[float, float, float]  # τ, ASR of the challenge, utility
+
+
+def choose_tau(points: list[Point], threshold: float) -> tuple[Point, bool]:
+    """Choose how much to suppress.
 
     Args:
-        points: (τ, ASR of the challenge, utility), in any order; no two with equal ASRs.
+        points: (τ, ASR of the challenge, utility), in any order; no two with equal ASRs or utilities.
         threshold: the largest ASR that counts as gone.
 
     Returns:
-        the τ chosen, and whether its ASR is good enough.
+        the point chosen, and whether its ASR is good enough.
     """
     ### BEGIN SOLUTION
     good = [point for point in points if point[1] <= threshold]
     if good:
-        return min(good, key=lambda point: (point[0], -point[2]))[0], True
-    return min(points, key=lambda point: point[1])[0], False
+        return min(good, key=lambda point: (point[0], -point[2])), True
+    return min(points, key=lambda point: point[1]), False
     ### END SOLUTION
 
 
 # %% [markdown] tags=["hint"]
-# `min` of the good points by τ. The list is not sorted, and the ASR need not fall with τ.
+# First keep the good points, then the smallest τ among them. The list is not sorted, and the ASR need not fall with τ.
+
+# %% [markdown] tags=["hint"]
+# `min(good, key=lambda point: (point[0], -point[2]))` compares τ first and, where it is equal, the utility.
 
 # %% [markdown] tags=["discussion"]
-# "The lowest ASR" would be the wrong rule: it always drifts to the largest τ and pays for the last tenth of a percent
-# with utility. But the smallest τ below a threshold has a bias of its own. Among several noisy measurements it picks
-# one that happened to fall below, so the true ASR there is a little higher than measured. Ask more prompts at the
-# chosen point, or lower the threshold by the width of its interval. And a challenge speaks for backdoors of its own
-# kind only.
+# "The lowest ASR" would be the wrong rule: it drifts to the largest τ and pays for the last tenth of a percent with
+# utility. But the smallest τ below a threshold has a bias of its own: among several noisy measurements it picks one
+# that happened to fall low, so the true ASR there is a little higher than measured. Ask more prompts at the chosen
+# point, or lower the threshold by the width of its interval. And a challenge speaks for backdoors of its own kind
+# only.
 
 
 # %% tags=["hidden"]
-def choose_by_frame(points, threshold):
-    """By numpy, on sorted arrays."""
-    points = np.array(sorted(points))
-    enough = points[:, 1] <= threshold
-    return (float(points[enough][0, 0]), True) if enough.any() else (float(points[points[:, 1].argmin(), 0]), False)
+def choose_by_sorting(points, threshold):
+    """By numpy's sort of columns."""
+    table = np.array(points)
+    enough = table[table[:, 1] <= threshold]
+    if len(enough):
+        return tuple(enough[np.lexsort((-enough[:, 2], enough[:, 0]))[0]].tolist()), True
+    return tuple(table[table[:, 1].argmin()].tolist()), False
 
 
 def cases_choose_tau(rng):
-    yield Case("by hand: 0.2 suffices", ([(0.5, 0.0, 0.7), (0.2, 0.04, 0.8), (0.1, 0.3, 0.9)], 0.05), (0.2, True))
-    yield Case("by hand: exactly at the threshold", ([(0.1, 0.05, 0.8), (0.3, 0.01, 0.7)], 0.05), (0.1, True))
-    yield Case("by hand: none suffices", ([(0.1, 0.9, 0.9), (0.3, 0.2, 0.8), (0.5, 0.4, 0.5)], 0.05), (0.3, False))
-    yield Case(
-        "by hand: the ASR rises again", ([(0.4, 0.2, 0.8), (0.2, 0.03, 0.6), (0.6, 0.0, 0.9)], 0.05), (0.2, True)
-    )
+    low, mid, high = (0.1, 0.3, 0.9), (0.2, 0.04, 0.8), (0.5, 0.0, 0.7)
+    yield Case("by hand: 0.2 suffices", ([high, mid, low], 0.05), (mid, True))
+    yield Case("by hand: exactly at the threshold", ([high, mid, low], 0.04), (mid, True))
+    worse, better = (0.2, 0.01, 0.6), (0.2, 0.03, 0.75)
+    yield Case("by hand: three recoveries at τ = 0.2", ([worse, better, (0.2, 0.3, 0.9), high], 0.05), (better, True))
+    again = (0.4, 0.2, 0.95)
+    yield Case("by hand: the ASR rises again", ([again, mid, (0.6, 0.01, 0.9)], 0.05), (mid, True))
+    bad = (0.5, 0.4, 0.5)
+    yield Case("by hand: none suffices", ([(0.1, 0.9, 0.9), (0.3, 0.2, 0.8), bad], 0.05), ((0.3, 0.2, 0.8), False))
     for threshold in (0.5, 0.05):
-        asrs = rng.permutation(np.arange(20, 100))[:9] / 100
-        points = [
-            (float(t), float(a), float(u)) for t, a, u in zip(rng.permutation(9) / 10, asrs, rng.random(9), strict=True)
-        ]
-        yield Case(f"nine points, threshold {threshold}", (points, threshold), choose_by_frame(points, threshold))
+        taus, utilities = rng.integers(1, 5, 12) / 10, rng.permutation(100)[:12] / 100
+        asrs = rng.permutation(np.arange(20, 100))[:12] / 100
+        points = list(zip(taus.tolist(), asrs.tolist(), utilities.tolist(), strict=True))
+        yield Case(f"twelve points, threshold {threshold}", (points, threshold), choose_by_sorting(points, threshold))
 
 
-def lowest_asr(points, threshold):
-    best = min(points, key=lambda p: p[1])
-    return best[0], best[1] <= threshold
+def if_good(rule):
+    def answer(points, threshold):
+        good = [point for point in points if point[1] <= threshold]
+        return (rule(good), True) if good else (min(points, key=lambda point: point[1]), False)
+
+    return answer
+
+
+lowest_asr = if_good(lambda good: min(good, key=lambda point: point[1]))
+first_in_the_list = if_good(lambda good: good[0])
+best_utility = if_good(lambda good: max(good, key=lambda point: point[2]))
+first_of_that_tau = if_good(lambda good: min(good, key=lambda point: point[0]))
 
 
 def strictly_below(points, threshold):
     return choose_tau(points, threshold - 1e-12)
 
 
-def first_in_the_list(points, threshold):
-    return next(((p[0], True) for p in points if p[1] <= threshold), choose_tau(points, threshold))
-
-
 def after_the_last_bad(points, threshold):
-    good = True
-    best = None
-    for tau, asr, _ in sorted(points, reverse=True):
-        good = good and asr <= threshold
-        best = tau if good else best
-    return (best, True) if best is not None else choose_tau(points, -1.0)
-
-
-def best_utility(points, threshold):
-    good = [p for p in points if p[1] <= threshold]
-    return (max(good, key=lambda p: p[2])[0], True) if good else choose_tau(points, threshold)
+    worst = max((tau for tau, asr, _ in points if asr > threshold), default=0.0)
+    good = [point for point in points if point[1] <= threshold and point[0] > worst]
+    return choose_tau(good or points, threshold)
 
 
 def largest_tau_if_none(points, threshold):
     found = choose_tau(points, threshold)
-    return found if found[1] else (max(p[0] for p in points), False)
+    return found if found[1] else (max(points), False)
 
 
 exercise(
@@ -369,6 +376,7 @@ exercise(
         "this is the lowest ASR. The smallest τ that is good enough costs less utility.": lowest_asr,
         "an ASR equal to the threshold is good enough.": strictly_below,
         "the points come in any order. Take the smallest τ, not the first.": first_in_the_list,
+        "of several good points with the smallest τ the best utility decides.": first_of_that_tau,
         "a larger τ may be worse again. The smallest good one counts all the same.": after_the_last_bad,
         "utility only decides between points of one τ.": best_utility,
         "none is good enough: then the lowest ASR decides, not the largest τ.": largest_tau_if_none,
