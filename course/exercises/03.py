@@ -54,9 +54,8 @@ def read_back(weight: Tensor, block: int = 64) -> Tensor:
 # %% [markdown] tags=["discussion"]
 # Two things to see. The levels crowd around zero, because weights do: a uniform grid of 16 levels has a larger error
 # on normal weights. And one outlier spoils its block, for the largest value sets the scale of its 63 neighbours; that
-# is why blocks are small. A vaccine's own update is not quantized, it stands beside the base in 16 or 32 bits. What
-# the *suspicious* adapter holds must not be on a 4-bit base alone when its effect is measured, or the error of the
-# base is measured with it.
+# is why blocks are small. A trap where four bits are tested as a *defense*: with LoRA the backdoor itself stays in 16
+# bits beside the packed base. Merge first, then quantize.
 
 # %% tags=["hidden"]
 # isort: split
