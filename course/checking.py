@@ -128,6 +128,12 @@ def lessons() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("[0-9][0-9].py"))
 
 
+def load_exercises(names: Iterable[str]) -> None:
+    """Make the exercises of these lessons known, in `EXERCISES`."""
+    for name in names:
+        importlib.import_module(f"course.exercises.{name}")
+
+
 def find_exercise(number: str) -> Exercise:
     """An exercise by its number.
 
@@ -136,8 +142,7 @@ def find_exercise(number: str) -> Exercise:
     """
     if number not in EXERCISES:
         lesson = str(number).partition(".")[0]
-        for name in [lesson] if lesson in lessons() else lessons():
-            importlib.import_module(f"course.exercises.{name}")
+        load_exercises([lesson] if lesson in lessons() else lessons())
     if number not in EXERCISES:
         raise LabError(f"there is no exercise '{number}'{nearest(str(number), EXERCISES)}")
     return EXERCISES[number]
