@@ -3,7 +3,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup run plan sweep inspect test test-fast base model execute results docs lab lint lock clean
+.PHONY: help setup run plan sweep inspect test test-fast base model execute results docs course lab lint lock clean
 
 VENV ?= .venv
 PYTHON ?= python3
@@ -111,8 +111,11 @@ results: setup  ## write docs/results.md from what is recorded in data/results/ 
 docs: setup  ## write all that is generated in docs/: the results page, the graph of the stages, what defenses assume
 	@$(BIN)/python -m helpers.run.docs
 
+course: setup  ## write the sheets and solutions of course/ anew from course/exercises/
+	@$(BIN)/python -m course.build
+
 lab: setup  ## open the notebooks in JupyterLab
-	$(BIN)/jupyter lab notebooks
+	$(BIN)/jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks
 
 lint: setup  ## check the style of code and notebooks
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
