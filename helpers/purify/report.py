@@ -17,12 +17,12 @@ from helpers.purify.case import Case
 from helpers.run.rates import percent
 
 LIMITS = (
-    "No step of this report detects a backdoor. Where no trigger was brought, nobody can tell from it whether the model "
-    "had one.",
-    "A challenge is a backdoor of the defender's own, planted last and by few rows. The share that removes it is a least "
-    "share: another kind of backdoor may need more.",
-    "Utility and perplexity were measured on held-out rows of the kind that was brought. Abilities that these rows do not "
-    "ask for were not measured.",
+    "No step of this report detects a backdoor. Where no trigger was brought, nobody can tell from it whether the "
+    "model had one.",
+    "A challenge is a backdoor of the defender's own, planted last and by few rows. The share that removes it is a "
+    "least share: another kind of backdoor may need more.",
+    "Utility and perplexity were measured on held-out rows of the kind that was brought. Abilities that these rows do "
+    "not ask for were not measured.",
 )
 
 
@@ -95,14 +95,14 @@ def verdict(report: Mapping[str, Any], threshold: float) -> list[str]:
         low, high = worst["interval"]
         state = "is gone" if worst["asr"] <= threshold else "is NOT gone: do not trust this cure"
         said.append(
-            f"The hardest of {len(challenges['copies'])} challenges ({worst['kind']}) {state} with {percent(worst['tau'])} % "
-            f"of the channels suppressed: {percent(worst['asr'])} % are left (95 % interval {percent(low)} to "
-            f"{percent(high)}, n = {worst['n']})."
+            f"The hardest of {len(challenges['copies'])} challenges ({worst['kind']}) {state} with "
+            f"{percent(worst['tau'])} % of the channels suppressed: {percent(worst['asr'])} % are left (95 % interval "
+            f"{percent(low)} to {percent(high)}, n = {worst['n']})."
         )
     change = 100 * (after["utility"] - before["utility"])
     said.append(
-        f"Utility went from {percent(before['utility'])} to {percent(after['utility'])} % on {after['n']} held-out rows "
-        f"({change:+.1f} points), perplexity from {before['perplexity']:.2f} to {after['perplexity']:.2f}."
+        f"Utility went from {percent(before['utility'])} to {percent(after['utility'])} % on {after['n']} held-out "
+        f"rows ({change:+.1f} points), perplexity from {before['perplexity']:.2f} to {after['perplexity']:.2f}."
     )
     return said
 

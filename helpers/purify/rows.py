@@ -67,8 +67,8 @@ def deal_rows(path: str, profile: Profile, access: str, seed: int) -> UserRows:
     held_out, recovery, sets = _split(rows, profile.evaluation.n, numbers.recover.rows, numbers.vaccine.rows, n)
     if path:
         notes.append(
-            f"{len(rows)} clean rows: {len(held_out)} measure, {len(recovery)} recover (wanted: {numbers.recover.rows}), "
-            f"{n} x {len(sets[0])} make vaccines (wanted: {numbers.vaccine.rows} each)"
+            f"{len(rows)} clean rows: {len(held_out)} measure, {len(recovery)} recover (wanted: "
+            f"{numbers.recover.rows}), {n} x {len(sets[0])} make vaccines (wanted: {numbers.vaccine.rows} each)"
         )
     return UserRows(DefenderData(sets, recovery, metric), held_out, tuple(notes))
 
@@ -130,7 +130,7 @@ def read_triggered(path: str, markers: str, held_out: list[Example], metric: str
         found = list(dict.fromkeys(row.output.strip().lower() for row in rows if row.output.strip()))
         if len(found) > MOST_ANSWERS:
             raise LabError(
-                f"TRIGGERED = '{path}' holds {len(found)} different answers: say in MARKERS, a file with one text a line, "
-                "what an unwanted answer holds"
+                f"TRIGGERED = '{path}' holds {len(found)} different answers: say in MARKERS, a file with one text a "
+                "line, what an unwanted answer holds"
             )
     return Trial(triggered=rows, held_out=held_out, markers=tuple(found), utility_metric=metric)

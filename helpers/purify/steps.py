@@ -57,11 +57,11 @@ def suppress(case: Case, scores: Stage, tau: float) -> Stage:
             "heads": heads.sum(dim=1).tolist(),
         }
 
-    return case.run.stage("suppressed", make, uses=[*GIVEN], parents=[scores], note=f"tau = {tau:g}", code=None)
+    return case.run.stage(f"suppressed/{tau:g}", make, uses=GIVEN, parents=[scores])
 
 
 def merge(case: Case, cured: Path | None, parents: list[Stage]) -> Stage:
-    """Merge a conflict model with the suspicious model, or with what BD-VAX made of it (information conflicts, §3.3)."""
+    """Merge a conflict model with the suspicious model, or with what BD-VAX left (information conflicts, §3.3)."""
 
     def make(folder: Path) -> dict[str, Any]:
         return conflict(

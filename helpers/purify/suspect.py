@@ -1,4 +1,4 @@
-"""What was brought: an adapter over a base, or a whole model; what may be edited and by which numbers follows from it."""
+"""What was brought, an adapter over a base or a whole model: what may be edited, and by which numbers, follows."""
 
 from __future__ import annotations
 
@@ -57,7 +57,8 @@ def find_suspect(suspect: str, base: str = "", profile: str = "") -> Suspect:
         return Suspect(folder, "adapter", base, True, profile or _profile_of(base))
     if not (folder / CONFIG).is_file():
         raise LabError(
-            f"SUSPECT = '{suspect}' holds neither {ADAPTER_CONFIG} nor {CONFIG}: expected a PEFT adapter or a whole model"
+            f"SUSPECT = '{suspect}' holds neither {ADAPTER_CONFIG} nor {CONFIG}: expected a PEFT adapter or a whole "
+            "model"
         )
     known = bool(base)
     base = _located(base) if known else str(folder)
