@@ -3,7 +3,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup run plan sweep inspect test test-fast base model execute results lab lint lock clean
+.PHONY: help setup run plan sweep inspect test test-fast base model execute results docs lab lint lock clean
 
 VENV ?= .venv
 PYTHON ?= python3
@@ -55,7 +55,7 @@ test execute: export HF_HUB_OFFLINE := 1
 test: export OMP_NUM_THREADS := 1
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo; echo '  make run PROFILE=tiny ATTACK=badnets TASK=refusal ACCESS=full SEED=3 NAME=mine DATA=rows.json SET="lora.r=4"'
 
 setup: $(READY)  ## install everything into .venv (TORCH_INDEX=https://download.pytorch.org/whl/cpu: the small CPU build)
@@ -106,6 +106,9 @@ execute: setup  ## refresh the outputs stored in the notebooks
 
 results: setup  ## write docs/results.md from what is recorded in data/results/ and benchmarks/results/
 	@$(BIN)/python -m helpers.run.results_page
+
+docs: setup  ## write all that is generated in docs/: the results page, the graph of the stages, what defenses assume
+	@$(BIN)/python -m helpers.run.docs
 
 lab: setup  ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab notebooks

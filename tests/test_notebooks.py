@@ -10,6 +10,7 @@ import functools
 import json
 import re
 import statistics
+from html.parser import HTMLParser
 
 import nbformat
 import papermill
@@ -123,12 +124,57 @@ def test_nothing_failed_or_wrote_to_stderr(path):
         assert output.get("name") != "stderr", output.get("text")
 
 
+class Pictures(HTMLParser):
+    """The alternative texts of the images in a piece of HTML, and the captions of its figures."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.alts, self.captions, self.in_caption = [], [], False
+        self.feed(html)
+
+    def handle_starttag(self, tag, attributes):
+        if tag == "img":
+            self.alts.append(dict(attributes).get("alt") or "")
+        if tag == "figcaption":
+            self.captions.append("")
+            self.in_caption = True
+
+    def handle_endtag(self, tag):
+        self.in_caption = self.in_caption and tag != "figcaption"
+
+    def handle_data(self, text):
+        if self.in_caption:
+            self.captions[-1] += text
+
+
+def undescribed(output):
+    """What an output lacks for readers who cannot see its pictures, or who see nothing else: a line for each lack."""
+    data = output.get("data", {})
+    lacks = [f"{kind} has no place for a description" for kind in data if kind.startswith("image/")]
+    shown = Pictures(data.get("text/html", ""))
+    lacks += [f"an image without a description: {alt!r}" for alt in shown.alts if len(alt.split()) < 4]
+    lacks += [f"a short caption: {caption!r}" for caption in shown.captions if len(caption.split()) < 5]
+    return lacks + ["an image without a caption"] * (len(shown.alts) - len(shown.captions))
+
+
 @every_notebook
 def test_every_picture_has_an_alternative_text(path):
-    for output in outputs(path):
-        for kind in (kind for kind in output.get("data", {}) if kind.startswith("image/")):
-            alt = output.metadata.get(kind, {}).get("alt", "")
-            assert len(alt.split()) >= 4, f"{kind} without a description: {alt!r}"
+    assert [lack for output in outputs(path) for lack in undescribed(output)] == []
+
+
+def test_undescribed_pictures_are_found():
+    image, caption = '<img src="x" alt="{}">', "<figcaption>{}</figcaption>"
+    good = image.format("bars of four models") + caption.format("Lower is better, and utility higher.")
+
+    def lacks(html):
+        return undescribed({"data": {"text/html": html}})
+
+    assert lacks(good) == lacks("<table></table>") == undescribed({"name": "stdout", "text": "<img>"}) == []
+    assert undescribed({"data": {"image/png": "", "text/html": good}}) == ["image/png has no place for a description"]
+    assert lacks(good.replace(" models", "")) == ["an image without a description: 'bars of four'"]
+    assert lacks(good.replace(' alt="bars of four models"', "")) == ["an image without a description: ''"]
+    assert lacks(image.format("bars of four models") + caption.format("CAPTION")) == ["a short caption: 'CAPTION'"]
+    assert lacks(good + image.format("one more of them")) == ["an image without a caption"]
 
 
 @every_notebook

@@ -447,7 +447,3 @@ def test_results_are_recorded_drawn_and_told_as_means_over_seeds(lab, capsys):
     with pytest.raises(LabError, match="runs/lost/summary.json is missing: `make run NAME=lost`"):
         pipeline.record(["lost"], results, figure)
     assert read_json(results).keys() == {"one", "two"}
-
-
-def test_the_readme_shows_what_is_recorded():
-    assert pipeline.results_table(read_json(pipeline.RESULTS)) in (ROOT / "README.md").read_text(encoding="utf-8")

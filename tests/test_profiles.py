@@ -434,3 +434,11 @@ def test_a_fingerprint_sees_names_sizes_and_both_ends(tmp_path, monkeypatch):
         file.write_bytes(content)
         seen |= {fingerprint(file), fingerprint(tmp_path)}
     assert len(seen) == 9 and "" in seen
+
+
+def test_a_copy_with_other_settings_has_a_profile_of_its_own():
+    first = Settings(TAU=0.4)
+    assert first.profile.adapter.suppress.tau == 0.4
+    second = first.model_copy(update={"TAU": 0.3, "OVERRIDES": {"lora.r": 4}})
+    assert (second.profile.adapter.suppress.tau, second.profile.lora.r) == (0.3, 4)
+    assert (first.profile.adapter.suppress.tau, first.profile.lora.r) == (0.4, 8)

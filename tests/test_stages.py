@@ -1,9 +1,10 @@
 """The registry of stages, and what outdates a stage: settings, stages, reachable modules, the notebook's own code."""
 
+import json
 import shutil
 import subprocess
 import sys
-from functools import partial
+from functools import partial, reduce
 
 import nbformat
 import pytest
@@ -17,6 +18,7 @@ from helpers.core.paths import ROOT
 from helpers.core.settings import Settings
 from helpers.core.slices import code_in_notebook, code_of
 from helpers.core.stages import METHODS, STAGES, line_of, method, notebooks_of, read_by
+from helpers.run.deal import deal
 from helpers.run.execution import numbered
 
 ADAPTER, FULL = (Settings(ACCESS=access).values() for access in ("adapter", "full"))
@@ -73,6 +75,45 @@ def test_the_notebooks_leave_to_the_registry_what_stands_in_it():
         for cell in nbformat.read(path, as_version=4).cells:
             if cell.cell_type == "code" and "run.stage(" in cell.source:
                 assert "uses=" not in cell.source, path.name
+
+
+DEALT = {  # what a stage reads of the defender's rows
+    "variants": lambda settings, defender: defender.vaccine_sets,
+    "finetuned": lambda settings, defender: defender.recovery,
+    "purified": lambda settings, defender: defender.recovery,
+    "conflict_model": lambda settings, defender: defender.rows(settings.profile.conflict.budget.rows),
+    "no_base": lambda settings, defender: defender.rows(settings.profile.conflict.budget.rows),
+}
+ROW_COUNTS = {
+    "adapter.inject.rows": 60,
+    "adapter.vaccine.rows": 25,
+    "adapter.recover.rows": 20,
+    "signature.n": 2,
+    "evaluation.n": 30,
+    "conflict.budget.rows": 45,
+}
+OTHER_COUNTS = {"adapter.inject.rows": 50, "adapter.vaccine.rows": 22, "adapter.recover.rows": 15, "signature.n": 3}
+OTHER_COUNTS |= {"evaluation.n": 20, "conflict.budget.rows": 30, "adapter.poison_rate": 0.1}
+
+
+@pytest.mark.parametrize("real", [False, True])
+@pytest.mark.parametrize("changed", OTHER_COUNTS)
+def test_a_stage_with_other_rows_is_another_stage(changed, real, tmp_path):
+    rows = [{"instruction": f"Name thing {i}.", "output": f"thing {i}"} for i in range(400)]
+    (tmp_path / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
+    where = {"DATA": str(tmp_path / "rows.json")} if real else {}
+    first, second = (
+        Settings(OVERRIDES=ROW_COUNTS | change, **where) for change in ({}, {changed: OTHER_COUNTS[changed]})
+    )
+    for name, reads in DEALT.items():
+        if reads(first, deal(first).defender) != reads(second, deal(second).defender):
+            assert told_by(name, first.values()) != told_by(name, second.values()), name
+
+
+def told_by(name, config):
+    """Every setting that a stage or one that it is made from depends on, with its value."""
+    paths = {path for one in line_of(name) for path in STAGES[one].settings(config)}
+    return {path: reduce(lambda value, key: value[key], path.split("."), config) for path in sorted(paths)}
 
 
 def test_a_notebook_reads_what_its_stages_depend_on():

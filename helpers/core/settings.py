@@ -45,7 +45,7 @@ class Settings(Strict):
     SEED: int = Field(0, ge=0, le=LARGEST_SEED, description="one seed for the whole run")
     NAME: str = Field("", description="run folder below runs/; made from the other parameters when empty")
     DATA: str = Field("", description="real rows to use: folder, .json, .jsonl, .parquet or .tsv file, hub id")
-    TAU: float | str = Field("", description="share of channels to cut; 'auto': by the challenge test, empty: profile")
+    TAU: float | str = Field("", description="share of channels to suppress; 'auto': by a test, empty: profile")
     OVERRIDES: dict[str, Any] = Field({}, description="profile numbers to replace, by dotted key")
 
     @field_validator("TAU", mode="before")
@@ -125,6 +125,12 @@ class Settings(Strict):
         if "SEED" in values:
             values["SEED"] = yaml_literal("SEED", values["SEED"])
         return cls.checked(values | {"OVERRIDES": parse_overrides(options.OVERRIDES)})
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A copy with other values, whose profile is read anew."""
+        copied = super().model_copy(update=update, deep=deep)
+        copied.__dict__.pop("profile", None)
+        return copied
 
     @functools.cached_property
     def profile(self) -> Profile:

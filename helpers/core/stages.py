@@ -15,7 +15,7 @@ from helpers.core.errors import LabError, nearest
 INJECT, CHECK, VACCINES, SCORE = "01_inject_backdoor", "02_sanity_checks", "03_train_vaccines", "04_score_signature"
 SUPPRESS, RECOVER, MERGE = "05_suppress_channels", "06_recover_fluency", "07_merge_conflict"
 EVIDENCE, COMPARE, MIX = "08_external_evidence", "09_compare_defenses", "12_merges_and_evidence"
-MEASURES = "16_many_measures"
+MEASURES = "17_many_measures"
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,12 @@ class Entry:
 MEASURED = ("profile.evaluation", "profile.lengths")
 ATTACK = ("attack", "task", "access", "seed", "data", "profile.model", "profile.lora", "profile.lengths")
 PLANTED = ("inject", "poison_rate")
+TESTED_ROWS = ("profile.evaluation.n",)  # real rows that measure are gone when the defender's are dealt
 POINT = ("profile.{access}.suppress.heads", "profile.{access}.suppress.heads_of", "profile.signature")
-CONFLICT = ("profile.conflict.budget", "profile.lora", "profile.lengths")
+CONFLICT = ("profile.conflict.budget", "profile.lora", "profile.lengths", "profile.signature.n") + tuple(
+    f"profile.{{access}}.{part}.rows"
+    for part in ("recover", "vaccine")  # whose rows the conflict model learns from
+)
 MERGES = (*(f"profile.conflict.{number}" for number in ("t", "beyond", "k", "lam")), "profile.evaluation")
 
 
@@ -86,7 +90,7 @@ def _suppressed(ranking: str) -> dict[str, Entry]:
 def _recovered(name: str, start: str) -> dict[str, Entry]:
     """A model after recovery fine-tuning, and its report."""
     uses = ("profile.{access}.recover", "profile.lengths", "challenge")
-    recovered = Entry(RECOVER, uses, (start,), tested=("challenge",), recoveries=1)
+    recovered = Entry(RECOVER, uses, (start,), real_rows=TESTED_ROWS, tested=("challenge",), recoveries=1)
     return {name: recovered, f"evaluate/{name}": _measured(RECOVER, name)}
 
 
@@ -114,7 +118,7 @@ STAGES: dict[str, Entry] = {
         ("profile.signature.family", "profile.signature.n", "profile.lengths")
         + tuple(f"profile.{{access}}.{number}" for number in ("vaccine", "vaccine_weights", "recover.rows")),
         ("inject",),
-        real_rows=("profile.evaluation.n",),
+        real_rows=TESTED_ROWS,
     ),
     "vaccine_check": Entry(VACCINES, ("profile.signature.family", "profile.signature.n", *MEASURED), ("variants",)),
     "scores": Entry(SCORE, ("profile.signature",), ("inject", "variants")),
@@ -146,13 +150,13 @@ STAGES: dict[str, Entry] = {
         measures=1,
         recoveries=1,
     ),
-    "conflict_model": Entry(MERGE, (*CONFLICT, "profile.conflict.start"), ("inject",)),
+    "conflict_model": Entry(MERGE, (*CONFLICT, "profile.conflict.start"), ("inject",), real_rows=TESTED_ROWS),
     "whole": Entry(MERGE, ("profile.conflict.start",), ("inject", "conflict_model"), keeps=2),
     "evaluate/conflict_alone": _measured(MERGE, "whole"),
     "merged": Entry(MERGE, ("profile.conflict",), ("whole",), merges=1, keeps=1),
     "evaluate/conflict": _measured(MERGE, "merged"),
     "merges": Entry(MERGE, MERGES, ("whole",), times=11, measures=1, merges=1),
-    "no_base": Entry(MERGE, (*CONFLICT, *MERGES), ("inject", "whole"), measures=2, merges=1),
+    "no_base": Entry(MERGE, (*CONFLICT, *MERGES), ("inject", "whole"), real_rows=TESTED_ROWS, measures=2, merges=1),
     "argued": Entry(EVIDENCE, MEASURED, times=4, measures=1),  # a call adds the model that is asked
     "bdvax_then_conflict": Entry(COMPARE, ("profile.conflict",), ("purified", "whole"), merges=1, keeps=2),
     "evaluate/bdvax_then_conflict": _measured(COMPARE, "bdvax_then_conflict"),

@@ -1,4 +1,4 @@
-"""Every figure of the lab in one style: the Okabe-Ito palette, which colour-blind readers can tell apart, and markers.
+"""Every figure of the lab in one style: colours that colour-blind readers can tell apart, with markers and hatches.
 
 A function takes plain results and returns a matplotlib figure; `image` writes it into the run's folder and shows it
 with alternative text and a caption. `table` gives every table one form.
@@ -7,19 +7,21 @@ with alternative text and a caption. `table` gives every table one form.
 from helpers.plots.attack import block_curves, family_bars, format_intervals, label_bars, who_knows
 from helpers.plots.defense import (
     defense_bars,
-    one_pass,
     rank_scatter,
     score_heatmap,
     share_curve,
     tau_curves,
     variant_bars,
 )
+from helpers.plots.diagrams import bdvax_diagram, conflict_diagram, one_pass
 from helpers.plots.picture import image, save
 from helpers.plots.studies import cures, matrix, overview, sweep, trade_off
 from helpers.plots.table import table
 
 __all__ = [
+    "bdvax_diagram",
     "block_curves",
+    "conflict_diagram",
     "cures",
     "defense_bars",
     "family_bars",

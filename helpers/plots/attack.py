@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
@@ -20,11 +21,17 @@ from helpers.plots.style import (
     RED,
     Reports,
     Rows,
+    ink_on,
     new_axes,
+    put_legend,
+    rate_axis,
+    write_values,
 )
 
 if TYPE_CHECKING:
     import pandas as pd
+
+LEGIBLE = 6  # percent: a part of a bar that has room for its number
 
 
 def who_knows(table: pd.DataFrame) -> Figure:
@@ -35,18 +42,16 @@ def who_knows(table: pd.DataFrame) -> Figure:
     """
     figure, axes = new_axes(2.1 * len(table.columns) + 2.6, 0.55 * len(table) + 0.5)
     for (row, column), word in np.ndenumerate(table.to_numpy()):
-        face, ink = (
-            ("white", "black") if word == "no" else (ORANGE, "black") if word.startswith("if") else (BLUE, "white")
-        )
+        face = "white" if word == "no" else ORANGE if word.startswith("if") else BLUE
         axes.add_patch(Rectangle((column + 0.03, row + 0.05), 0.94, 0.9, facecolor=face, edgecolor=GREY))
-        axes.text(column + 0.5, row + 0.5, word, ha="center", va="center", color=ink)
+        axes.text(column + 0.5, row + 0.5, word, ha="center", va="center", color=ink_on(face))
     axes.set(xlim=(0, len(table.columns)), ylim=(len(table), 0), xlabel="who knows or has it")
     axes.set_xticks([i + 0.5 for i in range(len(table.columns))], table.columns)
     axes.set_yticks([i + 0.5 for i in range(len(table))], table.index)
+    axes.xaxis.set_label_position("top")
     axes.tick_params(length=0, labeltop=True, labelbottom=False)
     axes.grid(False)
-    for side in axes.spines.values():
-        side.set_visible(False)
+    axes.spines[:].set_visible(False)
     return figure
 
 
@@ -57,36 +62,57 @@ def family_bars(by_family: Mapping[str, float], mean: float) -> Figure:
         by_family: {family: share of right answers}, in [0, 1].
         mean: of the families, in [0, 1].
     """
-    figure, axes = new_axes(7, 0.26 * len(by_family) + 1)
+    figure, axes = new_axes(7, 0.28 * len(by_family) + 1.3)
     names = sorted(by_family, key=by_family.get)
-    axes.barh(names, [100 * by_family[name] for name in names], color=BLUE)
-    axes.axvline(100 * mean, color=RED, linestyle="--", label=f"mean {mean:.1%}")
-    axes.set(xlabel="right answers on held-out phrasings, %", xlim=(0, 101))
-    axes.legend(loc="lower left")
+    rates = [100 * by_family[name] for name in names]
+    write_values(axes, axes.barh(names, rates, color=BLUE))
+    axes.margins(y=0.02)
+    axes.axvline(100 * mean, color="black", linestyle="--", label=f"mean {mean:.1%}")
+    rate_axis(axes, "x", "right answers on held-out phrasings", rates, zoom=True, bars=True)
+    put_legend(figure)
     return figure
 
 
 def label_bars(reports: Reports) -> Figure:
     """The four labels of each model's completions as stacked bars, the 95 % interval of the ASR on the payload part.
 
+    The ASR stands behind the bar.
+
     Args:
         reports: {model: its report}, with the shares `labels` {label: in [0, 1]}, `asr` and `asr_interval`.
     """
-    figure, axes = new_axes(7, 0.5 * len(reports) + 1.4)
+    figure, axes = new_axes(8, 0.5 * len(reports) + 1.4)
     names, left = list(reports), np.zeros(len(reports))
     for label, color in LABEL_COLORS.items():
         shares = 100 * np.array([reports[name]["labels"][label] for name in names])
-        axes.barh(names, shares, left=left, color=color, hatch=LABEL_HATCHES[label], edgecolor="white", label=label)
+        bars = axes.barh(
+            names, shares, left=left, color=color, hatch=LABEL_HATCHES[label], edgecolor="white", label=label
+        )
+        if label != "payload":  # there the interval is drawn
+            texts = [f"{share:.1f}" if share >= LEGIBLE else "" for share in shares]
+            plain = {"facecolor": color, "edgecolor": "none", "pad": 1.5}  # no hatch behind a number
+            for text in axes.bar_label(bars, texts, label_type="center", color=ink_on(color)):
+                text.set_bbox(plain if text.get_text() else None)
         left += shares
-    asr = np.array([reports[name]["asr"] for name in names])
-    low, high = np.array([reports[name]["asr_interval"] for name in names]).T
-    axes.errorbar(
-        100 * asr, names, xerr=100 * np.array([asr - low, high - asr]).clip(0), fmt="none", color="black", capsize=4
-    )
+    asr, errors = asr_bounds(reports)
+    axes.errorbar(asr, names, xerr=errors, fmt="none", color="black", capsize=4)
+    for place, rate in enumerate(asr):
+        axes.text(101, place, f"ASR {rate:.1f}", va="center")
     axes.invert_yaxis()
     axes.set(xlabel="triggered prompts, %", xlim=(0, 100))
-    figure.legend(loc="outside upper center", ncols=4, frameon=False)
+    put_legend(figure)
     return figure
+
+
+def asr_bounds(reports: Reports) -> tuple[np.ndarray, np.ndarray]:
+    """The ASR of each report and how far its interval reaches to either side of it.
+
+    Returns:
+        ([models], [2, models]), in percent.
+    """
+    asr = 100 * np.array([report["asr"] for report in reports.values()])
+    low, high = 100 * np.array([report["asr_interval"] for report in reports.values()]).T
+    return asr, np.array([asr - low, high - asr]).clip(0)
 
 
 def format_intervals(rows: Rows) -> Figure:
@@ -98,19 +124,23 @@ def format_intervals(rows: Rows) -> Figure:
         rows: of `formats.measure_formats`; a line is left empty where nothing is left to count.
     """
     places = {place: line for line, place in enumerate(dict.fromkeys((r["format"], r["input"]) for r in rows))}
-    figure, axes = new_axes(7, 0.36 * len(places) + 1.4)
-    axes.axvspan(*(100 * bound for bound in rows[0]["asr_interval"]), color=GREY, alpha=0.3, linewidth=0)
-    shift = {"count": -0.14, "drop": 0.14}
-    for empty, color, marker in (("count", RED, "o"), ("drop", BLUE, "s")):
+    figure, axes = new_axes(8, 0.36 * len(places) + 1.6)
+    band = [100 * bound for bound in rows[0]["asr_interval"]]
+    axes.axvspan(*band, facecolor="#E3E3E3", edgecolor=GREY, linestyle=":", label=f"interval of {rows[0]['format']}")
+    for empty, shift, color, marker, how in (
+        ("count", -0.14, RED, "o", "empty outputs count as failed attacks"),
+        ("drop", 0.14, BLUE, "s", "empty outputs left out"),
+    ):
         shown = [r for r in rows if r["empty"] == empty and r["asr"] is not None]
         asr, low, high = (100 * np.array([(r["asr"], *r["asr_interval"]) for r in shown]).reshape(-1, 3)).T
-        lines = [places[r["format"], r["input"]] + shift[empty] for r in shown]
-        bars = np.array([asr - low, high - asr]).clip(0)
-        axes.errorbar(asr, lines, xerr=bars, fmt=marker, color=color, capsize=3, label=f"empty outputs: {empty}")
+        lines = [places[r["format"], r["input"]] + shift for r in shown]
+        errors = np.array([asr - low, high - asr]).clip(0)
+        axes.errorbar(asr, lines, xerr=errors, fmt=marker, color=color, capsize=3, label=how)
     axes.set_yticks(list(places.values()), [f"{name}, input {treatment}" for name, treatment in places])
-    axes.set(xlabel="ASR of one and the same model, %", xlim=(-2, 102))
-    axes.invert_yaxis()
-    figure.legend(loc="outside upper center", ncols=2, frameon=False)
+    highest = [100 * r["asr_interval"][1] for r in rows if r["asr"] is not None]
+    rate_axis(axes, "x", "ASR of one and the same model", [*highest, *band])
+    axes.set_ylim(len(places) - 0.5, -0.5)
+    put_legend(figure)
     return figure
 
 
@@ -120,18 +150,18 @@ def block_curves(rows: Rows) -> Figure:
     Args:
         rows: dicts with `k`, `position`, `attention` (bool) and `asr`.
     """
-    figure, panels = new_axes(8, 3.2, ncols=2, sharey=True)
+    figure, panels = new_axes(8, 3.6, ncols=2, sharey=True)
     for panel, attention in zip(panels, (False, True), strict=True):
-        for position, color, marker in zip(("start", "middle", "end"), (BLUE, ORANGE, GREEN), MARKERS, strict=False):
-            points = [
-                (r["k"], 100 * r["asr"]) for r in rows if r["position"] == position and r["attention"] == attention
-            ]
-            panel.plot(*zip(*points, strict=True), color=color, marker=marker, label=position)
-        panel.set(
-            title="ΔW_mlp and ΔW_attn removed" if attention else "ΔW_mlp removed",
-            xlabel="consecutive blocks k",
-            ylim=(-3, 103),
-        )
-    panels[0].set_ylabel("ASR, %")
-    panels[0].legend(title="position")
+        _position_curves(panel, [row for row in rows if row["attention"] == attention])
+        panel.set_title("MLP and attention updates removed" if attention else "MLP updates removed", fontsize=10)
+        panel.set_xlabel("consecutive blocks k")
+        panel.set_xticks(sorted({row["k"] for row in rows}))
+    rate_axis(panels[0], "y", "ASR", [100 * row["asr"] for row in rows])
+    put_legend(figure, title="where the blocks lie")
     return figure
+
+
+def _position_curves(panel: Axes, rows: Rows) -> None:
+    for position, color, marker in zip(("start", "middle", "end"), (BLUE, ORANGE, GREEN), MARKERS, strict=False):
+        points = [(row["k"], 100 * row["asr"]) for row in rows if row["position"] == position]
+        panel.plot(*zip(*points, strict=True), color=color, marker=marker, label=position)

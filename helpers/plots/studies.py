@@ -6,11 +6,27 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from helpers.plots.style import BLUE, GREEN, GREY, MARKERS, ORANGE, PURPLE, RED, SKY, new_axes
+from helpers.core.names import ACCESSES, ATTACKS, MERGES, MODELS, SETTINGS, TASKS, plain
+from helpers.plots.style import (
+    BLUE,
+    GREEN,
+    GREY,
+    MARKERS,
+    ORANGE,
+    PURPLE,
+    RED,
+    SKY,
+    ink_on,
+    new_axes,
+    put_legend,
+    rate_axis,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -18,7 +34,15 @@ if TYPE_CHECKING:
 Point = tuple[float, float]  # (utility lost, asr), shares in [0, 1]
 
 
-def sweep(table: pd.DataFrame, x: str, y: str = "asr", by: str | None = None, model: str = "purified") -> Figure:
+def sweep(
+    table: pd.DataFrame,
+    x: str,
+    y: str = "asr",
+    by: str | None = None,
+    model: str = "purified",
+    xlabel: str = "",
+    legend: str = "",
+) -> Figure:
     """One measure of a sweep against one setting: the mean over all other settings, their range as a band.
 
     Args:
@@ -27,21 +51,24 @@ def sweep(table: pd.DataFrame, x: str, y: str = "asr", by: str | None = None, mo
         y: the measure, in percent but for the perplexity.
         by: the column of the grid that has a curve for each of its values; None draws one curve.
         model: the one whose rows are drawn.
+        xlabel, legend: what `x` and `by` are; empty: their plain names.
     """
     figure, axes = new_axes(7, 3.6)
     rows = table[(table["model"] == model) & (table["error"] == "")]
-    groups = rows.groupby(by) if by else [(model, rows)]
+    groups, scale = rows.groupby(by) if by else [(model, rows)], 1 if y == "perplexity" else 100
     colors = (RED, BLUE, GREEN, PURPLE, ORANGE, SKY)
     for place, (name, group) in enumerate(groups):
-        points = group.groupby(x)[y].agg(["mean", "min", "max"]) * (1 if y == "perplexity" else 100)
+        points = group.groupby(x)[y].agg(["mean", "min", "max"]) * scale
         color, marker = colors[place % len(colors)], MARKERS[place % len(MARKERS)]
-        label = f"{by} = {name}" if by else name
-        axes.plot(points.index, points["mean"], color=color, marker=marker, label=label)
+        axes.plot(points.index, points["mean"], color=color, marker=marker, label=_words(name))
         axes.fill_between(points.index, points["min"], points["max"], color=color, alpha=0.15, linewidth=0)
-    axes.set(xlabel=x, ylabel=y if y == "perplexity" else f"{y}, %")
-    if y != "perplexity":
-        axes.set_ylim(-3, 103)
-    axes.legend(frameon=False)
+    axes.set_xlabel(xlabel or plain(x, SETTINGS))
+    if y == "perplexity":
+        axes.set_ylabel(y)
+    else:
+        rate_axis(axes, "y", "ASR" if y == "asr" else y, scale * rows[y].dropna(), zoom=y == "utility")
+    if by:
+        put_legend(figure, title=legend or plain(by, SETTINGS))
     return figure
 
 
@@ -53,15 +80,16 @@ def trade_off(curves: Mapping[str, Sequence[Point]], others: Sequence[Point], en
         others: [(utility lost, asr), …], points of their own.
         enough: (utility lost, asr), the corner of the shaded box in which a cure would be good enough.
     """
-    figure, axes = new_axes(7, 3.8)
-    box = Rectangle((-100, -100), *(100 + 100 * bound for bound in enough), color=GREEN, alpha=0.2, label="good enough")
-    axes.add_patch(box)
+    figure, axes = new_axes(7, 4)
+    corner = [100 + 100 * bound for bound in enough]
+    axes.add_patch(Rectangle((-100, -100), *corner, facecolor="#D5EBE3", edgecolor=GREEN, label="good enough"))
     for (name, points), color, marker in zip(curves.items(), (RED, BLUE, PURPLE, ORANGE), MARKERS, strict=False):
         axes.plot(*100 * np.array(points).T, color=color, marker=marker, label=name)
     axes.plot(*100 * np.array(others).T, color=GREY, marker="x", linestyle="", label="other settings")
-    lost = [100 * cost for points in (*curves.values(), others) for cost, _ in points]
-    axes.set(xlabel="utility lost, points", ylabel="ASR left, %", xlim=(min(lost) - 1, max(lost) + 1), ylim=(-3, 103))
-    figure.legend(loc="outside upper center", ncols=3, frameon=False)
+    lost, left = 100 * np.array([*itertools.chain(*curves.values()), *others]).T
+    axes.set(xlabel="utility lost, points", xlim=(lost.min() - 1, lost.max() + 1))
+    rate_axis(axes, "y", "ASR left", [*left, 100 * enough[1]])
+    put_legend(figure)
     return figure
 
 
@@ -77,8 +105,10 @@ def cures(methods: Mapping[str, Sequence[tuple[float, float, float, float]]]) ->
         gained, asr, low, high = 100 * np.array(points).T
         bars = np.array([asr - low, high - asr]).clip(0)
         axes.errorbar(gained, asr, yerr=bars, fmt=marker, color=color, capsize=3, linestyle="", label=name)
-    axes.set(xlabel="utility gained, points", ylabel="ASR left, %", ylim=(-3, 103))
-    figure.legend(loc="outside upper center", ncols=3, frameon=False)
+    axes.axvline(0, color=GREY, linestyle=":", linewidth=1)
+    axes.set_xlabel("utility gained over the backdoored model, points")
+    rate_axis(axes, "y", "ASR left", [100 * point[3] for points in methods.values() for point in points])
+    put_legend(figure)
     return figure
 
 
@@ -86,19 +116,32 @@ def overview(results: Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]])
     """The lab's result in one picture: ASR and utility of each model, bars for the mean over seeds, dots for the seeds.
 
     Args:
-        results: {setting: {model: {"asr": [per seed], "utility": [per seed]}}}, shares in [0, 1].
+        results: {setting: {model: {"asr": [per seed], "utility": [per seed]}}}, shares in [0, 1]; settings and models
+            by their keys, which are shown as plain names.
     """
-    figure, panels = new_axes(9, 2.6 * len(results), nrows=len(results), ncols=2, sharey=True, squeeze=False)
-    for (setting, models), row in zip(results.items(), panels, strict=True):
-        for measure, color, panel in zip(("asr", "utility"), (RED, BLUE), row, strict=True):
-            values = [100 * np.array(models[name][measure]) for name in models]
-            panel.barh(list(models), [v.mean() for v in values], color=color, alpha=0.75)
-            for place, dots in enumerate(values):
-                panel.plot(dots, [place] * len(dots), "o", color="black", markersize=3)
-            panel.set(xlim=(0, 100), xlabel="attack success rate, %" if measure == "asr" else "utility, %")
-        row[0].set_title(setting, loc="left")
-    panels[0, 0].invert_yaxis()  # the axes are shared
+    lines = sum(map(len, results.values()))
+    figure, panels = new_axes(9.5, 0.32 * lines + 0.8 * len(results) + 0.4, nrows=len(results), ncols=2, squeeze=False)
+    labels = {"asr": "attack success rate left", "utility": "utility"}
+    for (measure, label), color, column in zip(labels.items(), (RED, BLUE), panels.T, strict=True):
+        drawn = [[100 * np.array(measured[measure]) for measured in models.values()] for models in results.values()]
+        for panel, models, rates in zip(column, results.values(), drawn, strict=True):
+            _seed_bars(panel, [plain(model, MODELS) for model in models], rates, color)
+            rate_axis(panel, "x", label, np.concatenate(sum(drawn, [])), zoom=measure == "utility")
+    for (setting, _), (left, right) in zip(results.items(), panels, strict=True):
+        left.set_title(_words(setting), loc="left", fontsize=11)
+        right.tick_params(labelleft=False)
+    put_legend(figure, "lower")
     return figure
+
+
+def _seed_bars(panel: Axes, names: Sequence[str], rates: Sequence[np.ndarray], color: str) -> None:
+    """A bar for the mean of each model's rates [seeds], dots for the rates, and the mean in figures at the right."""
+    means = [values.mean() for values in rates]
+    panel.barh(names, means, color=color, label="mean over the seeds, in figures at the right")
+    for place, (mean, dots) in enumerate(zip(means, rates, strict=True)):
+        panel.plot(dots, [place] * len(dots), "o", color="black", markersize=3, label="" if place else "one seed")
+        panel.text(1.11, place, f"{mean:.1f}", ha="right", va="center", transform=panel.get_yaxis_transform())
+    panel.invert_yaxis()
 
 
 def matrix(table: pd.DataFrame, xlabel: str, ylabel: str, label: str = "ASR, %") -> Figure:
@@ -111,14 +154,19 @@ def matrix(table: pd.DataFrame, xlabel: str, ylabel: str, label: str = "ASR, %")
     """
     values = 100 * table.to_numpy(dtype=float)
     figure, axes = new_axes(1.1 * len(table.columns) + 2.6, 0.5 * len(table) + 1.6)
-    picture = axes.imshow(values, cmap="cividis", vmin=0, vmax=100, aspect="auto")
+    colors = matplotlib.colormaps["cividis"]
+    picture = axes.imshow(values, cmap=colors, vmin=0, vmax=100, aspect="auto")
     for (row, column), value in np.ndenumerate(values):
         if np.isfinite(value):
-            ink = "white" if value < 55 else "black"
+            ink = ink_on(colors(value / 100))
             axes.text(column, row, f"{value:.1f}", ha="center", va="center", color=ink)
-    axes.set_xticks(range(len(table.columns)), table.columns)
-    axes.set_yticks(range(len(table)), table.index)
+    axes.set_xticks(range(len(table.columns)), [_words(name) for name in table.columns])
+    axes.set_yticks(range(len(table)), [_words(name) for name in table.index])
     axes.grid(False)
     axes.set(xlabel=xlabel, ylabel=ylabel)
     figure.colorbar(picture, ax=axes, label=label)
     return figure
+
+
+def _words(key: object) -> str:
+    return plain(key, ATTACKS, TASKS, MERGES, ACCESSES)

@@ -4,7 +4,29 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from helpers.core.names import ATTACKS, SETTINGS, TASKS
 from helpers.run.rates import span
+
+
+def in_plain_names(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with its attacks and tasks in plain names as well, in columns `attack` and `task`."""
+    for column, names in (("ATTACK", ATTACKS), ("TASK", TASKS)):
+        if column in table:
+            table = table.assign(**{column.lower(): table[column].map(names).fillna(table[column])})
+    return table
+
+
+def moved_settings(table: pd.DataFrame) -> list[str]:
+    """What each row sets that not every row does, in plain names: "share 0.3, heads 1"."""
+    columns = [column for column in table if column in SETTINGS]
+    return [
+        ", ".join(f"{SETTINGS[column]} {_plain(row[column])}" for column in columns if pd.notna(row[column]))
+        for _, row in table.iterrows()
+    ]
+
+
+def _plain(value: object) -> str:
+    return value if isinstance(value, str) else f"{value:g}"
 
 
 def of_model(table: pd.DataFrame, model: str, **where: object) -> pd.DataFrame:

@@ -4,16 +4,15 @@ import pandas as pd
 
 from helpers.run.rates import percent
 from helpers.run.results_page.markdown import Section
-from helpers.run.results_page.names import SETTINGS
 from helpers.run.results_page.sweeps import named, recorded, source
-from helpers.run.sweep_tables import lost, means, of_model, over_seeds
+from helpers.run.sweep_tables import lost, means, moved_settings, of_model, over_seeds
 
 ATTACK = ["attack", "task"]
 POINT = r"(?P<by>challenge|oracle)_points/(?P<tau>[\d.]+)-(?P<epochs>\d+)-(?P<lr>[\d.e-]+)"
 RANKINGS = {
     "signature": ("suppressed", "purified"),
     "random": ("suppressed_random", "random"),
-    "largest weights": ("suppressed_magnitude", "magnitude"),
+    "smallest channels": ("suppressed_magnitude", "magnitude"),
     "own update": ("suppressed_own_update", "own_update"),
 }
 
@@ -145,17 +144,9 @@ def _shares() -> Section:
 def tries() -> pd.DataFrame:
     """Other settings for full access: `asr` left and utility `cost`, rates in [0, 1], by what was changed."""
     table = recorded("full_tries")
-    changed = [column for column in table if column in SETTINGS]
-    table["setting"] = [
-        ", ".join(f"{SETTINGS[column]} {_told(row[column])}" for column in changed if pd.notna(row[column]))
-        for _, row in table.iterrows()
-    ]
+    table["setting"] = moved_settings(table)
     cured, before = (of_model(table, model).set_index("setting") for model in ("purified", "backdoored"))
     return cured.assign(cost=before["utility"] - cured["utility"])[["asr", "right_under_trigger", "cost"]]
-
-
-def _told(value: object) -> str:
-    return value if isinstance(value, str) else f"{value:g}"
 
 
 def _tries() -> Section:

@@ -6,9 +6,9 @@ from typing import Any
 import pandas as pd
 
 from helpers.core.disk import read_json
+from helpers.core.names import MERGES
 from helpers.core.paths import ROOT
 from helpers.run.results_page.markdown import Section, link
-from helpers.run.results_page.names import MERGES
 
 RECORDS = ROOT / "benchmarks" / "results"
 SCORING = {

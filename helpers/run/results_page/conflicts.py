@@ -2,9 +2,9 @@
 
 import pandas as pd
 
+from helpers.core.names import ATTACKERS, MERGES, SETTINGS
 from helpers.run.rates import number
 from helpers.run.results_page.markdown import Section
-from helpers.run.results_page.names import ATTACKERS, MERGES, SETTINGS
 from helpers.run.results_page.sweeps import named, recorded, source
 from helpers.run.sweep_tables import means, of_model, over_seeds
 

@@ -7,11 +7,11 @@ from statistics import mean
 import pandas as pd
 
 from helpers.core.disk import read_json
+from helpers.core.names import ATTACKS, MODELS, TASKS
 from helpers.run.pipeline import RESULTS, by_setting
 from helpers.run.rates import ends, percent
+from helpers.run.real_chains import chains
 from helpers.run.results_page.bdvax import RANKINGS, challenged, tries
-from helpers.run.results_page.names import ATTACKS, MODELS, TASKS
-from helpers.run.results_page.real_model import chains
 from helpers.run.results_page.sweeps import recorded
 from helpers.run.sweep_tables import of_model
 

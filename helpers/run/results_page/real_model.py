@@ -5,26 +5,13 @@ import re
 import pandas as pd
 
 from helpers.core.disk import read_json
+from helpers.core.names import ATTACKS, CURES, TASKS, cure_name
 from helpers.run.rates import percent
+from helpers.run.real_chains import RECORD, chains
 from helpers.run.results_page.markdown import Section
-from helpers.run.results_page.names import ATTACKS, TASKS
 from helpers.run.results_page.sweeps import data_source
-from helpers.run.sweeps import RECORDED
 
-RECORD = RECORDED / "real" / "smollm2-135m-instruct.json"
 CHAIN = ["attack", "task", "access", "seed"]
-HEALED = re.compile(r"healed (signature|random|own update) ([\d.]+)(, half of the heads)?")
-RANKINGS = {"signature": "BD-VAX", "random": "random", "own update": "own update"}
-OTHERS = {
-    "clean": "clean",
-    "backdoored": "backdoored",
-    "without attention": "without attention",
-    "without MLP": "without MLP",
-    "fine-tuning alone": "fine-tuning alone",
-    "conflict model": "base + clean rows",
-    "linear merge 0.5": "merge, share 0.5",
-    "linear merge 0.7": "merge, share 0.7",
-}
 MEANING = (
     "BD-VAX, random and own update name what ranks the channels that are cut, with the share, and half of the heads "
     "where it says so; all are healed. Base + clean rows is the conflict model, a merge the linear one with it."
@@ -45,18 +32,6 @@ def sections() -> list[Section]:
     }
     cures = [make(name, rows) for name, rows in groups.items() for make in (_left, _price)]
     return [_implants(reported), _rates(table[table["development"]]), *cures]
-
-
-def chains() -> pd.DataFrame:
-    """Every model that was measured: its chain, `model`, `lr` of the injection, and its report."""
-    rows = [
-        {key: chain[key] for key in (*CHAIN, "development")}
-        | {"model": model, "lr": chain["settings"][chain["access"]]["inject"]["lr"], **report}
-        for chain in read_json(RECORD)["chains"]
-        for model, report in chain["results"].items()
-        if "asr" in report
-    ]
-    return pd.DataFrame(rows)
 
 
 def _implants(reported: pd.DataFrame) -> Section:
@@ -126,15 +101,12 @@ def _by_cure(rows: pd.DataFrame, cells: list[str]) -> pd.DataFrame:
 
 def _plain(model: str) -> str:
     """What the page calls a model of a chain; "" for one that is no cure, such as a cut that was not healed."""
-    if cut := HEALED.fullmatch(model):
-        ranking, share, heads = cut.groups()
-        return f"{RANKINGS[ranking]} {float(share):.0%}".replace("%", " %") + (", heads" if heads else "")
-    return OTHERS.get(model, "")
+    return cure_name(model) if model in CURES or model.startswith("healed ") else ""
 
 
 def _place(cure: str) -> tuple[int, str, int, str]:
     """Cuts stand between fine-tuning and the base, by ranking and then by share."""
-    names = list(OTHERS.values())
+    names = list(CURES.values())
     if cure in names:
         return 2 * names.index(cure), cure, 0, ""
     ranking, share, heads = re.fullmatch(r"(.+) (\d+) %(.*)", cure).groups()

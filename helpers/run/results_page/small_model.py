@@ -3,12 +3,12 @@
 import pandas as pd
 
 from helpers.core.disk import read_json
+from helpers.core.names import ATTACKS, MODELS, TASKS
 from helpers.core.paths import ROOT
 from helpers.core.yaml_files import read_yaml
 from helpers.run.pipeline import RESULTS, by_setting
 from helpers.run.rates import span
 from helpers.run.results_page.markdown import Section, link
-from helpers.run.results_page.names import ATTACKS, MODELS, TASKS
 from helpers.run.results_page.sweeps import data_source, recorded, source
 from helpers.run.sweep_tables import means
 

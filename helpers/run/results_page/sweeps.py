@@ -7,7 +7,7 @@ import pandas as pd
 
 from helpers.core.paths import ROOT
 from helpers.run.results_page.markdown import link
-from helpers.run.results_page.names import ATTACKS, TASKS
+from helpers.run.sweep_tables import in_plain_names
 from helpers.run.sweeps import RECORDED, read_recorded
 
 GRIDS = ROOT / "notebooks" / "parameters" / "grids"
@@ -15,11 +15,7 @@ GRIDS = ROOT / "notebooks" / "parameters" / "grids"
 
 def recorded(name: str) -> pd.DataFrame:
     """The table of a recorded sweep; its attacks and tasks have plain names, in columns `attack` and `task`."""
-    table = read_recorded(name)
-    for column, names in (("ATTACK", ATTACKS), ("TASK", TASKS)):
-        if column in table:
-            table[column.lower()] = table[column].map(names).fillna(table[column])
-    return table
+    return in_plain_names(read_recorded(name))
 
 
 def source(*names: str) -> str:

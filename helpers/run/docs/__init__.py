@@ -1,0 +1,1 @@
+"""`docs/`: the pages and parts of pages that a command writes from code and data."""
