@@ -66,6 +66,7 @@ FIGURES = {
     "defense_bars": lambda: plots.defense_bars(REPORTS),
     "tau_curves": lambda: plots.tau_curves(CURVES),
     "share_curve": lambda: plots.share_curve(SHARES),
+    "suppressed_by_layer": lambda: plots.suppressed_by_layer({0: 50.0, 1: 37.5, 7: 0.0}),
     "overview": lambda: plots.overview({"adapter": BY_SEED, "full": BY_SEED}),
     "one_pass": plots.one_pass,
     "bdvax_diagram": plots.bdvax_diagram,

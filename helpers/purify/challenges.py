@@ -1,7 +1,7 @@
-"""Which cut is enough? Backdoors of several kinds, planted by the defender on copies, say which the hardest needs.
+"""Which share is enough? Backdoors of several kinds, planted by the defender on copies, say which the hardest needs.
 
-One odd word is too mild a judge: a phrase, or several keys at once, outlives a larger cut. So each kind is planted on a
-copy of its own, and the smallest share of channels is taken that removes all of those that took.
+One odd word is too mild a judge: a phrase, or several keys, may outlive a share that removes it. So each kind is
+planted on a copy of its own, and the smallest share of channels is taken that removes all of those that took.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from helpers.data.planting import Trigger, poison
 from helpers.data.roles import AttackData, Trial
 from helpers.defenses.bdvax.challenge import challenge_data, plant_challenge, settled
 from helpers.defenses.bdvax.cure import suppress_and_recover
-from helpers.defenses.bdvax.score import load_rankings
 from helpers.measure.asr import wilson
 from helpers.measure.report import evaluate
 from helpers.measure.report import near_misses as near_miss_rates
 from helpers.purify.case import Case
+from helpers.purify.steps import rankings
 
 Point = Mapping[str, Any]  # what was measured at one share: `kind`, `tau`, and the report of `evaluate`
 
@@ -72,9 +72,12 @@ def plant(case: Case) -> tuple[dict[str, Stage], dict[str, str]]:
 def _planted(case: Case, kind: Trigger, folder: Path) -> dict[str, Any]:
     planting, trial = rows_of(case, kind)
     try:
-        return plant_challenge(case.access, case.suspect.folder, planting, trial, case.prompt_format, case.seed, folder)
+        report = plant_challenge(
+            case.access, case.suspect.folder, planting, trial, case.prompt_format, case.seed, folder
+        )
     except LabError as error:
         return {"refused": str(error)}
+    return report | {"near_misses": near_miss_rates(case.access.load(folder), case.prompt_format, trial, case.profile)}
 
 
 def try_shares(case: Case, copies: Mapping[str, Stage], scores: Stage) -> list[dict[str, Any]]:
@@ -87,14 +90,14 @@ def try_shares(case: Case, copies: Mapping[str, Stage], scores: Stage) -> list[d
     Returns:
         a point for each kind and share that was tried.
     """
-    taus = case.settings.TAU if isinstance(case.settings.TAU, float) else None
-    shares = [taus] if taus else sorted(getattr(case.profile.challenge.taus, case.settings.ACCESS))
+    named = case.settings.TAU if isinstance(case.settings.TAU, float) else None
+    shares = [named] if named else sorted(getattr(case.profile.challenge.taus, case.settings.ACCESS))
     points, left = [], set(copies)
     for tau in shares:
         for name in tqdm([kind for kind in copies if kind in left], desc=f"challenges, share {tau:g}"):
             made = case.run.stage(
-                f"points/{_word(name)}-{tau:g}",
-                lambda folder, name=name, tau=tau: _measured(case, name, copies[name].path, scores.path, tau),
+                _point_name(name, tau),
+                lambda folder, name=name, tau=tau: _measured(case, name, copies[name].path, scores, tau),
                 uses=["seed", "profile", "planted", "access"],
                 parents=[copies[name], scores],
             )
@@ -105,12 +108,12 @@ def try_shares(case: Case, copies: Mapping[str, Stage], scores: Stage) -> list[d
     return points
 
 
-def _measured(case: Case, name: str, copy: Path, scores: Path, tau: float) -> dict[str, Any]:
+def _measured(case: Case, name: str, copy: Path, scores: Stage, tau: float) -> dict[str, Any]:
     _, trial = rows_of(case, challenge_kinds()[name])
-    access, rankings = settled(case.access, {"tau": tau}), load_rankings(scores)
+    access, ranked = settled(case.access, {"tau": tau}), rankings(case, scores)
     with TemporaryDirectory() as scratch:
         suppress_and_recover(
-            access, copy, *rankings, case.dealt.defender.recovery, case.prompt_format, case.seed, scratch
+            access, copy, *ranked, case.dealt.defender.recovery, case.prompt_format, case.seed, scratch
         )
         model = access.load(Path(scratch) / "model")
         report = evaluate(model, case.prompt_format, trial, case.profile)
@@ -138,6 +141,15 @@ def hardest(points: Sequence[Point]) -> dict[str, Any]:
         "interval": list(wilson(count, worst["n"])),
         "n": worst["n"],
     }
+
+
+def stage_names(copies: Mapping[str, Stage], points: Sequence[Point]) -> list[str]:
+    """The stages that copies and points lie in."""
+    return [*(copy.name for copy in copies.values()), *(_point_name(point["kind"], point["tau"]) for point in points)]
+
+
+def _point_name(name: str, tau: float) -> str:
+    return f"points/{_word(name)}-{tau:g}"
 
 
 def _word(name: str) -> str:

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from helpers.core.errors import LabError
-from helpers.core.paths import MANIFEST
+from helpers.core.disk import read_json, settle, write_json
 from helpers.model.adapters import ADAPTER_FILE, is_adapter
 from helpers.model.load import load_base
-from helpers.model.shards import whole_or_nothing
+from helpers.model.shards import ADAPTER_CONFIG, layout, read, stored_name, whole_or_nothing, write
 from helpers.purify.case import Case
 
-LEFT_BEHIND = (".bin", ".pt", ".pth", ".pkl", ".h5", ".msgpack", ".onnx", ".gguf")  # weights in other forms
+LEFT_BEHIND = (".safetensors", ".bin", ".pt", ".pth", ".pkl", ".h5", ".msgpack", ".onnx", ".gguf")  # other weights
+BASE = "base_model_name_or_path"  # of an adapter's settings
 
 
 def export(case: Case, made: Path, folder: Path) -> None:
@@ -26,40 +26,51 @@ def export(case: Case, made: Path, folder: Path) -> None:
         made: folder of what the last step made.
         folder: to write to.
     """
-    if folder.exists():
-        shutil.rmtree(folder)
+    shutil.rmtree(folder, ignore_errors=True)
     with whole_or_nothing(folder) as partial:
-        if is_adapter(case.suspect.folder) != is_adapter(made):  # an adapter that was merged is a whole model now
+        if case.suspect.access == "full":
+            _copy_beside(case.suspect.folder, partial)
+            _write_weights(case, made, partial)
+        elif is_adapter(made):
+            _copy_beside(case.suspect.folder, partial)
+            _write_adapter(case.suspect.folder, made, partial)
+        else:  # other merges than the linear one leave a whole model
             shutil.copytree(made, partial, dirs_exist_ok=True)
-        else:
-            _write_like(case, made, partial)
-        (partial / MANIFEST).unlink(missing_ok=True)
+        settle(partial)
 
 
-def _write_like(case: Case, made: Path, folder: Path) -> None:
-    """The tensors of `made` under the names, in the dtypes and in the files of the suspicious model."""
-    suspect = case.suspect.folder
-    tensors = load_file(made / ADAPTER_FILE) if is_adapter(made) else _weights(case, made)
+def _copy_beside(suspect: Path, folder: Path) -> None:
+    """All files of the suspicious model but weights: settings, tokenizer, licence."""
     for file in sorted(suspect.iterdir()):
-        if file.suffix == ".safetensors":
-            save_file(_like(file, tensors), folder / file.name, metadata={"format": "pt"})
-        elif file.is_file() and file.suffix not in LEFT_BEHIND:
-            shutil.copy2(file, folder / file.name)
+        if file.is_file() and file.suffix not in LEFT_BEHIND:
+            shutil.copy2(file, folder)
 
 
-def _weights(case: Case, made: Path) -> dict[str, Tensor]:
-    return load_base(case.profile.model, path=str(made)).state_dict()
+def _write_adapter(suspect: Path, made: Path, folder: Path) -> None:
+    """The adapter in the dtype of the suspicious one; a merged one has ranks and settings of its own."""
+    before, tensors = load_file(suspect / ADAPTER_FILE), load_file(made / ADAPTER_FILE)
+    dtype = next(iter(before.values())).dtype
+    stored = {name: tensor.to(dtype).contiguous() for name, tensor in tensors.items()}
+    save_file(stored, folder / ADAPTER_FILE, metadata={"format": "pt"})
+    if _shapes(before) != _shapes(tensors):
+        base = read_json(suspect / ADAPTER_CONFIG).get(BASE)
+        write_json(folder / ADAPTER_CONFIG, read_json(made / ADAPTER_CONFIG) | {BASE: base})
 
 
-def _like(file: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors that a file of the suspicious model holds, with the purified numbers."""
-    found = {}
-    with safe_open(file, framework="pt") as stored:
-        for name in stored.keys():  # noqa: SIM118
-            # some checkpoints leave out the first part of a name, and some hold buffers that no model trains
-            match = next((known for known in tensors if known == name or known.endswith(f".{name}")), None)
-            old = stored.get_tensor(name)
-            if match is None and old.is_floating_point() and old.ndim > 1 and old.shape[0] > 1:
-                raise LabError(f"{file.name} holds {name}, which the purified model does not have")
-            found[name] = old if match is None else tensors[match].to("cpu", old.dtype).contiguous().clone()
-    return found
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, list[int]]:
+    return {name: list(tensor.shape) for name, tensor in tensors.items()}
+
+
+def _write_weights(case: Case, made: Path, folder: Path) -> None:
+    """The weights in the files, under the names and in the dtypes of the suspicious model; what it alone has, as is."""
+    suspect, files = case.suspect.folder, layout(case.suspect.folder)
+    names = {name for inside in files.values() for name in inside}
+    purified = load_base(case.profile.model, path=str(made)).state_dict()
+    tensors = {stored_name(name, names): tensor for name, tensor in purified.items()}
+
+    def like(name: str) -> Tensor:
+        """A tensor of the suspicious model with the purified numbers."""
+        old = read(suspect, name)
+        return tensors[name].to("cpu", old.dtype).contiguous().clone() if name in tensors else old
+
+    write(folder, files, like)

@@ -58,37 +58,51 @@ def purify(
         LabError: whatever was brought cannot be used, or no challenge took.
     """
     case = open_case(suspect, base, rows, triggered, markers, method, name, profile, seed, tau, dict(overrides or {}))
+    print(*case.notes(), sep="\n")
     with working_in(case.run.folder):
         return _purified(case, method)
 
 
 def _purified(case: Case, method: str) -> Report:
     before = steps.measure(case, "suspicious", case.suspect.folder, [])
-    made, suppressed, judged = None, None, None
+    made, suppressed, judged, judges = None, None, None, []
     if method != "conflict":
         scores = steps.score(case, steps.vaccinate(case))
-        tau, judged = _share(case, scores)
+        tau, judged, judges = _share(case, scores)
         made = steps.suppress(case, scores, tau)
         suppressed = made.result
     if method != "bdvax":
         made = steps.merge(case, made and made.path / "model", [made] if made else [])
     after = steps.measure(case, "purified", made.path / "model", [made])
     export(case, made.path / "model", case.run.folder / "purified")
-    values = report.build(case, method, before.result, after.result, suppressed, judged, assumed_by(method))
+    used = _line(case, [before.name, after.name, *judges])
+    values = report.build(case, method, before.result, after.result, suppressed, judged, assumed_by(method), used)
     threshold = case.profile.challenge.threshold
     write_json(case.run.folder / "report.json", values)
     report.write_page(values, threshold, case.run)
     return Report(case.run.folder, values, report.verdict(values, threshold))
 
 
-def _share(case: Case, scores: Stage) -> tuple[float, dict[str, Any]]:
-    """The share to suppress, and what the challenges said; a share that was named is judged by them as well."""
+def _line(case: Case, wanted: list[str]) -> list[Stage]:
+    """Stages and all that they were made from; a run may hold others."""
+    made = {stage.name: stage for stage in case.run.stages()}
+    found: dict[str, Stage] = {}
+    while wanted:
+        if (name := wanted.pop()) not in found:
+            found[name] = made[name]
+            wanted += made[name].manifest["parents"]
+    return list(found.values())
+
+
+def _share(case: Case, scores: Stage) -> tuple[float, dict[str, Any], list[str]]:
+    """The share to suppress, what the challenges said, and in which stages; a share that was named is judged, too."""
     copies, refused = challenges.plant(case)
     points = challenges.try_shares(case, copies, scores)
     verdict = challenges.hardest(points)
-    return verdict["tau"], {
+    judged = {
         "verdict": verdict,
         "points": points,
         "copies": {name: copy.result for name, copy in copies.items()},
         "refused": refused,
     }
+    return verdict["tau"], judged, challenges.stage_names(copies, points)

@@ -9,18 +9,21 @@ from typing import Any
 
 import jinja2
 
-from helpers.core.store import Run
+from helpers import plots
+from helpers.core.store import Run, Stage
 from helpers.data.own_backdoors import challenge_behavior
-from helpers.plots import picture
-from helpers.plots.purify import suppressed_by_layer
+from helpers.plots.picture import Picture
 from helpers.purify.case import Case
-from helpers.run.rates import percent
+from helpers.run.rates import percent, with_interval
 
+ASKED = "family of the behavior"  # what a run with vaccines of all families does not need to be told
 LIMITS = (
     "No step of this report detects a backdoor. Where no trigger was brought, nobody can tell from it whether the "
     "model had one.",
     "A challenge is a backdoor of the defender's own, planted last and by few rows. The share that removes it is a "
     "least share: another kind of backdoor may need more.",
+    "Each kind was planted and cured once, with one seed. What is left of it is counted on few prompts: the intervals "
+    "say how few.",
     "Utility and perplexity were measured on held-out rows of the kind that was brought. Abilities that these rows do "
     "not ask for were not measured.",
 )
@@ -34,6 +37,7 @@ def build(
     suppressed: Mapping[str, Any] | None,
     challenges: Mapping[str, Any] | None,
     assumes: Sequence[str],
+    stages: Sequence[Stage],
 ) -> dict[str, Any]:
     """All that is known of a purification, JSON-able.
 
@@ -42,8 +46,8 @@ def build(
         suppressed: what went, see `steps.suppress`; None where nothing was suppressed.
         challenges: `verdict`, `points`, `copies` and `refused`; None where none was planted.
         assumes: what the method needs.
+        stages: that it took.
     """
-    stages = list(case.run.stages())
     return {
         "suspect": {
             "folder": case.suspect.folder.name,
@@ -53,7 +57,8 @@ def build(
         "profile": case.profile.name,
         "method": method,
         "seed": case.seed,
-        "notes": list(case.dealt.notes),
+        "prompt_format": case.prompt_format.name,
+        "notes": case.notes(),
         "rows": {
             "held_out": len(case.dealt.held_out),
             "recovery": len(case.dealt.defender.recovery),
@@ -63,7 +68,7 @@ def build(
         "after": dict(after),
         "suppressed": suppressed,
         "challenges": challenges,
-        "assumes": list(assumes),
+        "assumes": [need for need in assumes if need != ASKED],
         "limits": list(LIMITS),
         "cost": {
             "seconds": sum(stage.manifest["seconds"] for stage in stages),
@@ -84,12 +89,15 @@ def verdict(report: Mapping[str, Any], threshold: float) -> list[str]:
     if known := after["known_trigger"]:
         low, high = known["asr_interval"]
         said.append(
-            f"With the trigger that was brought, the attack success rate fell from "
+            f"With the trigger that was brought, the attack success rate went from "
             f"{percent(before['known_trigger']['asr'])} to {percent(known['asr'])} % (95 % interval {percent(low)} to "
             f"{percent(high)}, n = {known['n']}). It decided nothing here."
         )
     else:
-        said.append("No trigger was brought: nobody can tell from this report whether there was a backdoor.")
+        said.append(
+            "No trigger was brought: this report cannot tell whether there was a backdoor, nor whether one is left. "
+            "What it can tell is what the cure cost."
+        )
     if challenges := report["challenges"]:
         worst = challenges["verdict"]
         low, high = worst["interval"]
@@ -121,24 +129,62 @@ def by_layer(channels: Mapping[str, Sequence[int]]) -> dict[int, float]:
     return {layer: 100 * gone / there for layer, (gone, there) in sorted(sums.items())}
 
 
+def draw_challenges(challenges: Mapping[str, Any], run: Run) -> Picture:
+    """The challenges against the share suppressed, from the copies as they were planted.
+
+    Args:
+        challenges: of `build`.
+        run: whose folder keeps the picture.
+    """
+    curves = {
+        name: [copy | {"tau": 0.0}, *(point for point in challenges["points"] if point["kind"] == name)]
+        for name, copy in challenges["copies"].items()
+    }
+    ends = ", ".join(
+        f"{name} from {percent(points[0]['asr'])} to {percent(points[-1]['asr'])} % at a share of "
+        f"{percent(points[-1]['tau'])} %"
+        for name, points in curves.items()
+    )
+    return plots.image(
+        plots.tau_curves(curves),
+        run.figures / "challenges.png",
+        f"Lines: attack success rate and utility of each challenge against the share of channels suppressed; {ends}",
+        "Each line is one of the defender's own backdoors: where it reaches the bottom, that share removes it.",
+    )
+
+
+def draw_suppressed(suppressed: Mapping[str, Any], run: Run) -> Picture:
+    """Where channels went, layer by layer.
+
+    Args:
+        suppressed: of `build`.
+        run: whose folder keeps the picture.
+    """
+    shares = by_layer(suppressed["channels"])
+    told = ", ".join(f"layer {layer} {share:.0f} %" for layer, share in shares.items())
+    return plots.image(
+        plots.suppressed_by_layer(shares),
+        run.figures / "suppressed.png",
+        f"Bars: the share of MLP channels suppressed in each layer, {told}",
+        "Each bar is the share of one layer's MLP channels, over all of its matrices that were scored.",
+    )
+
+
 def write_page(report: Mapping[str, Any], threshold: float, run: Run) -> None:
     """Write `report.html`, which needs no other file."""
-    figures = []
+    figures = {}
+    if report["challenges"]:
+        figures["challenges"] = draw_challenges(report["challenges"], run)
     if report["suppressed"]:
-        shares = by_layer(report["suppressed"]["channels"])
-        alt = "Bars: the share of MLP channels suppressed in each layer, " + ", ".join(
-            f"layer {layer} {share:.0f} %" for layer, share in shares.items()
-        )
-        caption = "Where it was suppressed: the share of each layer's MLP channels."
-        figures.append(picture.image(suppressed_by_layer(shares), run.figures / "suppressed.png", alt, caption))
+        figures["suppressed"] = draw_suppressed(report["suppressed"], run)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters["percent"] = percent
+    environment.filters |= {"percent": percent, "with_interval": with_interval}
     page = environment.get_template("report.html.j2").render(
         report=report,
         verdict=verdict(report, threshold),
-        figures=[figure._repr_html_() for figure in figures],
+        figures={name: figure._repr_html_() for name, figure in figures.items()},
         sentence=challenge_behavior().payload,
     )
     (run.folder / "report.html").write_text(page, encoding="utf-8")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import dataclass
 from pathlib import Path
 
 from helpers.core.errors import LabError
 from helpers.core.paths import existing, find_existing
-from helpers.core.profile import Profile
+from helpers.core.profile import Budget, Profile
 from helpers.data import corpus
 from helpers.data.example import Example
 from helpers.data.roles import SMALLEST_CLEAN_SET, DefenderData, Trial
@@ -70,7 +71,36 @@ def deal_rows(path: str, profile: Profile, access: str, seed: int) -> UserRows:
             f"{len(rows)} clean rows: {len(held_out)} measure, {len(recovery)} recover (wanted: "
             f"{numbers.recover.rows}), {n} x {len(sets[0])} make vaccines (wanted: {numbers.vaccine.rows} each)"
         )
+        if len(sets[0]) < numbers.vaccine.rows:
+            notes.append("fewer rows than wanted are gone through more often, so that as many steps are made")
     return UserRows(DefenderData(sets, recovery, metric), held_out, tuple(notes))
+
+
+def more_epochs(profile: Profile, access: str, defender: DefenderData) -> Profile:
+    """The profile with as many epochs as it takes to make its steps with the rows that there are.
+
+    Args:
+        profile: whose budgets ask for rows and epochs.
+        access: "adapter" or "full".
+        defender: the rows that there are.
+    """
+    vaccines = [len(rows) for rows in defender.vaccine_sets]
+    planting = sum(vaccines) - min(profile.challenge.n, sum(vaccines) // 2)
+    numbers, challenge = profile.access(access), profile.challenge
+    changed = {
+        "recover": _stretched(numbers.recover, len(defender.recovery)),
+        "vaccine": _stretched(numbers.vaccine, min(vaccines)),
+    }
+    return profile.model_copy(
+        update={
+            access: numbers.model_copy(update=changed),
+            "challenge": challenge.model_copy(update={"plant": _stretched(challenge.plant, planting)}),
+        }
+    )
+
+
+def _stretched(budget: Budget, rows: int) -> Budget:
+    return budget.model_copy(update={"epochs": math.ceil(budget.epochs * max(1, budget.rows / rows))})
 
 
 def _split(

@@ -6,12 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from helpers.core.store import Stage
 from helpers.defenses.bdvax.challenge import settled
 from helpers.defenses.bdvax.cure import suppress_and_recover
-from helpers.defenses.bdvax.score import load_rankings, score_variants
+from helpers.defenses.bdvax.score import Scores, load_rankings, score_variants
 from helpers.defenses.bdvax.select import select_suppressed
 from helpers.defenses.bdvax.vaccines import plan_variants, train_variants, vaccine_pairs, variant_folders
+from helpers.defenses.conflict.conflict_model import merge_adapters, train_conflict
 from helpers.defenses.methods.conflict import conflict
 from helpers.measure.asr import contains_any, wilson
 from helpers.measure.report import attack_success
@@ -43,14 +46,20 @@ def score(case: Case, variants: Stage) -> Stage:
     return case.run.stage("scores", make, uses=GIVEN, parents=[variants])
 
 
+def rankings(case: Case, scores: Stage) -> tuple[Scores, Tensor]:
+    """The scores of what can be suppressed: {module: [channels]}, and of the heads [n_layers, n_heads]."""
+    channels, heads = load_rankings(scores.path)
+    return {module: values for module, values in channels.items() if module in case.scored}, heads
+
+
 def suppress(case: Case, scores: Stage, tau: float) -> Stage:
     """Suppress the top share of the suspicious model and recover (BD-VAX §4.2 and §4.3); tell what went, and where."""
 
     def make(folder: Path) -> dict[str, Any]:
-        access, rankings = settled(case.access, {"tau": tau}), load_rankings(scores.path)
+        access, ranked = settled(case.access, {"tau": tau}), rankings(case, scores)
         rows = case.dealt.defender.recovery
-        suppress_and_recover(access, case.suspect.folder, *rankings, rows, case.prompt_format, case.seed, folder)
-        masks, heads = select_suppressed(access, *rankings)
+        suppress_and_recover(access, case.suspect.folder, *ranked, rows, case.prompt_format, case.seed, folder)
+        masks, heads = select_suppressed(access, *ranked)
         return {
             "tau": tau,
             "channels": {module: [int(mask.sum()), len(mask)] for module, mask in masks.items()},
@@ -64,11 +73,23 @@ def merge(case: Case, cured: Path | None, parents: list[Stage]) -> Stage:
     """Merge a conflict model with the suspicious model, or with what BD-VAX left (information conflicts, §3.3)."""
 
     def make(folder: Path) -> dict[str, Any]:
+        if case.merges_adapters:
+            return _merge_adapters(case, cured or case.suspect.folder, folder)
         return conflict(
             case.access, case.suspect.folder, case.dealt.defender, case.prompt_format, case.seed, folder, cured=cured
         )
 
     return case.run.stage("merged", make, uses=GIVEN, parents=parents)
+
+
+def _merge_adapters(case: Case, start: Path, folder: Path) -> dict[str, Any]:
+    """The linear merge as one adapter, so that what came as an adapter stays one."""
+    profile, numbers = case.profile, case.profile.conflict
+    rows = case.dealt.defender.rows(numbers.budget.rows)
+    trained = folder / "adapter"
+    record = train_conflict(profile, case.suspect.folder, rows, case.prompt_format, case.seed, trained)
+    merge_adapters(profile, start, trained, numbers.t, folder / "model")
+    return record
 
 
 def measure(case: Case, name: str, folder: Path, parents: list[Stage]) -> Stage:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+
+from transformers import PretrainedConfig
 
 from helpers.core.disk import read_json
 from helpers.core.errors import LabError
@@ -11,7 +14,9 @@ from helpers.core.paths import HUB_ID, PROFILES, ROOT, existing, find_existing
 from helpers.core.profile_files import load_profile, profile_names
 from helpers.core.yaml_files import read_yaml
 from helpers.model.adapters import is_adapter, read_adapter
+from helpers.model.architecture import attention_slots, mlp_slots
 from helpers.model.shards import ADAPTER_CONFIG, CONFIG
+from helpers.model.tokenizer import recorded_format
 
 # of a config: two models that agree in these have matrices of the same shapes
 SIZES = ("model_type", "hidden_size", "n_embd", "intermediate_size", "num_hidden_layers", "n_layer", "vocab_size")
@@ -34,6 +39,29 @@ class Suspect:
     base: str
     knows_base: bool
     profile: str
+
+    @cached_property
+    def adapted(self) -> frozenset[str]:
+        """The matrices that an adapter changes, by the names they have in the base."""
+        return frozenset(read_adapter(self.folder).modules)
+
+    def scored(self, config: PretrainedConfig) -> list[str]:
+        """The MLP matrices whose channels can be scored and suppressed: all of them, or those an adapter changes.
+
+        Args:
+            config: of the base.
+        """
+        modules = [slot.module for layer in mlp_slots(config) for slot in layer]
+        return [module for module in modules if self.access == "full" or module in self.adapted]
+
+    def adapts_attention(self, config: PretrainedConfig) -> bool:
+        """Whether heads can be suppressed: in a whole model, or where an adapter changes an attention matrix.
+
+        Args:
+            config: of the base.
+        """
+        modules = {slot.module for layer in attention_slots(config) for slot in layer}
+        return self.access == "full" or bool(modules & self.adapted)
 
 
 def find_suspect(suspect: str, base: str = "", profile: str = "") -> Suspect:
@@ -108,5 +136,10 @@ def _sizes(folder: Path) -> dict[str, object]:
 
 
 def overrides_for(suspect: Suspect) -> dict[str, object]:
-    """What a profile of another model of the same kind has to be told: where this one lies."""
-    return {} if load_profile(suspect.profile).model.path == suspect.base else {"model.path": suspect.base}
+    """What a profile has to be told of this model: where it lies, and in which prompt format it was trained."""
+    told: dict[str, object] = {}
+    if load_profile(suspect.profile).model.path != suspect.base:
+        told["model.path"] = suspect.base
+    if recorded := recorded_format(suspect.folder):
+        told["model.prompt_format"] = recorded["name"]
+    return told
