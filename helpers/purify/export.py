@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from helpers.core.disk import read_json, settle, write_json
+from helpers.core.paths import MANIFEST
 from helpers.model.adapters import ADAPTER_FILE, is_adapter
 from helpers.model.load import load_base
 from helpers.model.shards import ADAPTER_CONFIG, layout, read, stored_name, whole_or_nothing, write
@@ -40,9 +41,9 @@ def export(case: Case, made: Path, folder: Path) -> None:
 
 
 def _copy_beside(suspect: Path, folder: Path) -> None:
-    """All files of the suspicious model but weights: settings, tokenizer, licence."""
+    """All files of the suspicious model but weights: settings, tokenizer, licence; no manifest of a stage."""
     for file in sorted(suspect.iterdir()):
-        if file.is_file() and file.suffix not in LEFT_BEHIND:
+        if file.is_file() and file.suffix not in LEFT_BEHIND and file.name != MANIFEST:
             shutil.copy2(file, folder)
 
 
