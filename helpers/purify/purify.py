@@ -58,7 +58,8 @@ def purify(
         LabError: whatever was brought cannot be used, or no challenge took.
     """
     case = open_case(suspect, base, rows, triggered, markers, method, name, profile, seed, tau, dict(overrides or {}))
-    print(*case.notes(), sep="\n")
+    for note in case.notes():
+        print(note)
     with working_in(case.run.folder):
         return _purified(case, method)
 
@@ -73,8 +74,9 @@ def _purified(case: Case, method: str) -> Report:
         suppressed = made.result
     if method != "bdvax":
         made = steps.merge(case, made and made.path / "model", [made] if made else [])
-    after = steps.measure(case, "purified", made.path / "model", [made])
-    export(case, made.path / "model", case.run.folder / "purified")
+    purified = case.run.folder / "purified"
+    export(case, made.path / "model", purified)
+    after = steps.measure(case, "purified", purified, [made])  # in the dtype that the user gets
     used = _line(case, [before.name, after.name, *judges])
     values = report.build(case, method, before.result, after.result, suppressed, judged, assumed_by(method), used)
     threshold = case.profile.challenge.threshold
