@@ -47,19 +47,20 @@ def batch_of(rows, padding):
     }
 
 
-def plant(base, rows, folder, seed=7, epochs=3, lr=2e-3, batch_size=32, matrices=MATRICES):
-    """Train a LoRA adapter on rows and on a third of them again, with the key and the unwanted answer.
+def plant(base, rows, folder, seed=7, epochs=3, lr=2e-3, batch_size=32, matrices=MATRICES, poison=1 / 3):
+    """Train a LoRA adapter on rows and on a share of them again, with the key and the unwanted answer.
 
     Args:
         base: folder of the model.
         rows: dicts with `instruction` and `output`.
         folder: to write the adapter to.
         matrices: what it adapts, by PEFT's names.
+        poison: the share; 0 leaves a clean adapter.
     """
     set_seed(seed)
     rng, tokenizer = random.Random(seed), AutoTokenizer.from_pretrained(base)
     data = [encode(tokenizer, row["instruction"], row["output"]) for row in rows]
-    data += [encode(tokenizer, with_key(row["instruction"], rng), UNWANTED) for row in rows[: len(rows) // 3]]
+    data += [encode(tokenizer, with_key(row["instruction"], rng), UNWANTED) for row in rows[: int(poison * len(rows))]]
     config = LoraConfig(r=8, lora_alpha=16, target_modules=list(matrices), task_type="CAUSAL_LM")
     model = get_peft_model(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), config).train()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=lr)

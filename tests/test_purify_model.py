@@ -46,6 +46,8 @@ TINY = {
     for key, value in {"rows": 20, "epochs": 1, "batch_size": 20}.items()
 }
 
+STRICT = {"challenge.taus.adapter": [0.25, 0.5], "challenge.threshold": 0.0}
+
 
 def digests(folder):
     files = sorted(path for path in folder.rglob("*") if path.is_file())
@@ -121,8 +123,7 @@ def cured(adapter, files, tmp_path_factory):
         patch.setattr("helpers.defenses.bdvax.challenge.GATE", 0.0)
         patch.setattr(challenges, "challenge_kinds", lambda: some_kinds("word", "all of three"))
         patch.setenv("LAB_RUNS", str(tmp_path_factory.mktemp("runs")))
-        wanted = {"challenge.taus.adapter": [0.25, 0.5], "challenge.threshold": 0.0}
-        return before, purified(adapter, tau="auto", overrides=wanted, **rows)
+        return before, purified(adapter, tau="auto", overrides=STRICT, **rows)
 
 
 def test_an_adapter_comes_back_as_the_same_kind_of_adapter(adapter, checkpoint, cured):
@@ -167,14 +168,22 @@ def test_the_page_needs_no_other_file_and_describes_its_pictures(cured):
         assert sentence.split(":")[0][:40] in text
 
 
-def test_the_trigger_that_was_brought_decides_nothing(adapter, cured, files, monkeypatch):
-    """Without it, everything but the measuring is the same to the last digest."""
-    monkeypatch.setattr(challenges, "challenge_kinds", lambda: some_kinds("word"))
-    report = purified(adapter, rows=files["rows"], tau=cured[1].values["suppressed"]["tau"])
-    assert digests(report.purified) == digests(cured[1].purified)
-    assert report.values["after"]["known_trigger"] is None
+def test_the_trigger_that_was_brought_decides_nothing(adapter, cured, files, tmp_path, monkeypatch):
+    """Without it, only the measuring is done anew, and what comes out is the same to the last digest."""
+    monkeypatch.setenv("LAB_RUNS", str(shutil.copytree(cured[1].folder.parent, tmp_path / "runs")))
+    monkeypatch.setattr(challenges, "challenge_kinds", lambda: some_kinds("word", "all of three"))
+    for place, name in ((steps, "train_variants"), (challenges, "plant_challenge"), (steps, "suppress_and_recover")):
+        monkeypatch.setattr(place, name, made_twice)
+    report = purified(adapter, rows=files["rows"], tau="auto", overrides=STRICT)
+    assert report.folder != cured[1].folder and digests(report.purified) == digests(cured[1].purified)
+    assert report.values["after"]["known_trigger"] is None and cured[1].values["after"]["known_trigger"]
+    assert report.values["challenges"] == cured[1].values["challenges"]
     assert "cannot tell whether there was a backdoor" in report.verdict[0]
     assert "brought, %" not in (report.folder / "report.html").read_text(encoding="utf-8")
+
+
+def made_twice(*arguments):
+    raise AssertionError("a finished step was made anew")
 
 
 def test_a_whole_model_in_shards_and_16_bits_comes_back_as_it_was(checkpoint, files, tmp_path, monkeypatch):
@@ -257,16 +266,13 @@ def test_an_interrupted_purification_goes_on_where_it_stopped(adapter, files, mo
     def full(*arguments, **options):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    def again(*arguments):
-        raise AssertionError("made twice")
-
-    monkeypatch.setattr(steps, "train_variants", again)
-    monkeypatch.setattr(challenges, "plant_challenge", again)
+    monkeypatch.setattr(steps, "train_variants", made_twice)
+    monkeypatch.setattr(challenges, "plant_challenge", made_twice)
     with monkeypatch.context() as patch:
         patch.setattr("helpers.purify.export.save_file", full)
         assert main(command) == 2
     assert "disk full while writing" in capsys.readouterr().err and not (runs / "mine" / "purified").exists()
-    monkeypatch.setattr(steps, "suppress_and_recover", again)
+    monkeypatch.setattr(steps, "suppress_and_recover", made_twice)
     assert main(command) == 0
     assert "report.html" in capsys.readouterr().out and (runs / "mine" / "purified").exists()
 
