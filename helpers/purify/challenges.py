@@ -13,6 +13,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from helpers.access import Access
 from helpers.attacks.triggers import near_misses
 from helpers.core.errors import LabError
 from helpers.core.store import Stage
@@ -27,6 +28,7 @@ from helpers.measure.report import near_misses as near_miss_rates
 from helpers.purify.case import Case
 from helpers.purify.steps import rankings
 
+LONGER = (1, 2, 4)  # times the epochs of `challenge.plant`, until a challenge takes
 Point = Mapping[str, Any]  # what was measured at one share: `kind`, `tau`, and the report of `evaluate`
 
 
@@ -45,7 +47,9 @@ def rows_of(case: Case, kind: Trigger) -> tuple[AttackData, Trial]:
 
 
 def plant(case: Case) -> tuple[dict[str, Stage], dict[str, str]]:
-    """Plant each kind on a copy of the suspicious model; a kind that does not take judges nothing.
+    """Plant each kind on a copy of the suspicious model, for longer where it does not take at once.
+
+    A kind that does not take even then judges nothing.
 
     Returns:
         {kind: stage} of those that took, and {kind: why} of the others.
@@ -71,13 +75,27 @@ def plant(case: Case) -> tuple[dict[str, Stage], dict[str, str]]:
 
 def _planted(case: Case, kind: Trigger, folder: Path) -> dict[str, Any]:
     planting, trial = rows_of(case, kind)
-    try:
-        report = plant_challenge(
-            case.access, case.suspect.folder, planting, trial, case.prompt_format, case.seed, folder
-        )
-    except LabError as error:
-        return {"refused": str(error)}
-    return report | {"near_misses": near_miss_rates(case.access.load(folder), case.prompt_format, trial, case.profile)}
+    refused = ""
+    for times in LONGER:
+        access = _for_longer(case.access, times)
+        try:
+            report = plant_challenge(
+                access, case.suspect.folder, planting, trial, case.prompt_format, case.seed, folder
+            )
+        except LabError as error:
+            refused = str(error)
+            continue
+        near = near_miss_rates(access.load(folder), case.prompt_format, trial, case.profile)
+        return report | {"near_misses": near}
+    return {"refused": refused}
+
+
+def _for_longer(access: Access, times: int) -> Access:
+    """The access with that many times the epochs to plant in."""
+    challenge = access.profile.challenge
+    plant = challenge.plant.model_copy(update={"epochs": times * challenge.plant.epochs})
+    update = {"challenge": challenge.model_copy(update={"plant": plant})}
+    return type(access)(access.profile.model_copy(update=update))
 
 
 def try_shares(case: Case, copies: Mapping[str, Stage], scores: Stage) -> list[dict[str, Any]]:
