@@ -22,7 +22,7 @@ def definitions() -> dict[str, Any]:
     name, values = DEFINITIONS.name, read_yaml(DEFINITIONS)
     planted = ("keys", "families")
     parts = {"vaccines": planted, "rehearsal": planted, "challenge": ("key", "payload", "markers")}
-    for section in ("attacks", "behaviors", "challenge_kinds", *parts):
+    for section in ("attacks", "behaviors", *parts, "challenge_kinds"):
         if not isinstance(values.get(section), dict):
             raise LabError(f"{name}: expected a section `{section}:` with an entry for each name")
         if missing := [key for key in parts.get(section, ()) if key not in values[section]]:
