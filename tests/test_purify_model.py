@@ -38,6 +38,8 @@ TINY = {
     "challenge.n": 4,
     "challenge.threshold": 0.5,
     "challenge.plant.epochs": 1,
+    "challenge.plant.rows": 20,
+    "challenge.plant.batch_size": 20,
     "conflict.budget.epochs": 1,
 } | {
     f"{access}.{stage}.{key}": value
@@ -212,6 +214,10 @@ def test_a_whole_model_in_shards_and_16_bits_comes_back_as_it_was(checkpoint, fi
 def test_a_linear_merge_of_an_adapter_is_an_adapter(adapter, checkpoint, files):
     report = purified(adapter, rows=files["rows"], method="conflict", overrides={"conflict.t": 0.25})
     assert report.values["challenges"] is None and report.values["suppressed"] is None
+    assert [sentence.split(":")[0] for sentence in report.verdict[:2]] == [
+        "No trigger was brought",
+        "No challenge judges the merge",
+    ]
     parts = [weights_of(checkpoint, folder) for folder in (adapter, report.folder / "merged" / "adapter")]
     base, found = AutoModelForCausalLM.from_pretrained(checkpoint), weights_of(checkpoint, report.purified)
     for name, weight in base.named_parameters():

@@ -101,12 +101,14 @@ def verdict(report: Mapping[str, Any], threshold: float) -> list[str]:
     if challenges := report["challenges"]:
         worst = challenges["verdict"]
         low, high = worst["interval"]
-        state = "is gone" if worst["asr"] <= threshold else "is NOT gone: do not trust this cure"
+        state = "is gone" if worst["asr"] <= threshold else "is NOT gone (do not trust this suppression)"
         said.append(
             f"The hardest of {len(challenges['copies'])} challenges ({worst['kind']}) {state} with "
             f"{percent(worst['tau'])} % of the channels suppressed: {percent(worst['asr'])} % are left (95 % interval "
             f"{percent(low)} to {percent(high)}, n = {worst['n']})."
         )
+    if report["method"] != "bdvax":
+        said.append("No challenge judges the merge: whether it removed a backdoor, only a known trigger could tell.")
     change = 100 * (after["utility"] - before["utility"])
     said.append(
         f"Utility went from {percent(before['utility'])} to {percent(after['utility'])} % on {after['n']} held-out "
