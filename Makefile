@@ -3,7 +3,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup run plan sweep inspect test test-fast base model execute results docs course lab lint lock clean
+.PHONY: help setup run purify plan sweep inspect test test-fast base model execute results docs course lab lint lock clean
 
 VENV ?= .venv
 PYTHON ?= python3
@@ -14,7 +14,8 @@ NOTEBOOKS = $(sort $(wildcard notebooks/[0-9][0-9]_*.ipynb))
 
 # --- parameters of `make run` -----------------------------------------------------------------------------------
 PARAMETERS := PROFILE ATTACK TASK ACCESS SEED NAME DATA TAU DEFENSE SET METHOD GRID SCHEDULER
-KNOWN := $(PARAMETERS) MODEL VENV PYTHON UV TORCH_INDEX
+PURIFY := SUSPECT BASE ROWS TRIGGERED MARKERS
+KNOWN := $(PARAMETERS) $(PURIFY) MODEL VENV PYTHON UV TORCH_INDEX
 
 # WSL exports NAME, the name of the computer: only `make run NAME=…` counts
 ifneq ($(origin NAME),command line)
@@ -71,6 +72,13 @@ $(READY): requirements-lock.txt pyproject.toml
 
 run: setup  ## all notebooks with one set of parameters, into runs/<name>/ (METHOD=bdvax or conflict: one paper's; all: every defense)
 	@$(BIN)/python -m helpers.run.pipeline run $(OPTIONS) $(call option,METHOD,method)
+
+purify: setup  ## purify a model that you were given (SUSPECT=folder, BASE, ROWS, TRIGGERED, METHOD), into runs/<name>/
+	@test -n $(call quoted,SUSPECT) || { echo 'make purify needs SUSPECT=folder, with a PEFT adapter or a model'; exit 1; }
+	@$(BIN)/python -m helpers.purify $(call option,SUSPECT,suspect) $(call option,BASE,base) $(call option,ROWS,rows) \
+	$(call option,TRIGGERED,triggered) $(call option,MARKERS,markers) \
+	$(call option,METHOD,method) $(call option,NAME,name) $(call option,PROFILE,profile) $(call option,SEED,seed) \
+	$(call option,TAU,tau) $(call option,SET,set)
 
 plan: setup  ## what such a run will cost: memory, disk and time of each stage, and whether it fits this machine
 	@$(BIN)/python -m helpers.run.pipeline plan $(OPTIONS)

@@ -71,6 +71,7 @@ FIGURES = {
         {name: REPORTS["clean"] | {"utility_interval": (0.9, 0.99)} for name in ("backdoored", "CROW")},
         {"CROW": ("clean rows", "weights")},
     ),
+    "suppressed_by_layer": lambda: plots.suppressed_by_layer({0: 50.0, 1: 37.5, 7: 0.0}),
     "overview": lambda: plots.overview({"adapter": BY_SEED, "full": BY_SEED}),
     "one_pass": plots.one_pass,
     "bdvax_diagram": plots.bdvax_diagram,

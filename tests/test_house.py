@@ -19,6 +19,7 @@ FLOORS = [
     ["attacks", "defenses"],
     ["adaptive", "oracles"],
     ["run"],
+    ["purify"],
 ]
 FLOOR = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}
 

@@ -328,7 +328,7 @@ def test_an_unknown_attack_is_answered_with_the_nearest():
         ),
         (
             "attacks: {a: b}\nbehaviors: {}\nvaccines: &own {keys: [], families: {}}\nrehearsal: *own\n"
-            "challenge: {key: A, payload: B, markers: [b]}\n",
+            "challenge: {key: A, payload: B, markers: [b]}\nchallenge_kinds: {}\n",
             "'a' should hold fields as `field: value`",
         ),
     ],

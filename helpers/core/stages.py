@@ -16,7 +16,7 @@ from helpers.core.errors import LabError, nearest
 INJECT, CHECK, VACCINES, SCORE = "01_inject_backdoor", "02_sanity_checks", "03_train_vaccines", "04_score_signature"
 SUPPRESS, RECOVER, MERGE = "05_suppress_channels", "06_recover_fluency", "07_merge_conflict"
 EVIDENCE, COMPARE, MIX = "08_external_evidence", "09_compare_defenses", "12_merges_and_evidence"
-MEASURES = "17_many_measures"
+MEASURES, PURIFY = "17_many_measures", "18_purify_a_suspect"
 
 
 @dataclass(frozen=True)
@@ -181,6 +181,7 @@ STAGES: dict[str, Entry] = {
     "arena": Entry(COMPARE, ("arena", *ARENA), ("inject",), TESTED_ROWS, ("challenge",), times=3, keeps=1),
     "evaluate/arena": Entry(COMPARE, ("profile.evaluation",), ("arena",), times=3, measures=1),
     "mixtures": Entry(MIX, ("profile.conflict.budget", "profile.lora", *MEASURED), ("inject",)),
+    "suspect": Entry(PURIFY, ("seed", "profile.model")),  # planted by a script that knows nothing of the lab
 }
 
 

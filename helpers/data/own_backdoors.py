@@ -37,6 +37,23 @@ def challenge_trigger() -> Trigger:
     return planted
 
 
+def challenge_kinds() -> dict[str, Trigger]:
+    """The triggers of several kinds that the challenge's sentence is planted with, by the name of their kind.
+
+    Raises:
+        LabError: a wrong field, or a key of the vaccines.
+    """
+    taken = {key.lower() for key in vaccine_keys()}
+    kinds = {
+        name: defined(Trigger, "trigger", {"name": name, **fields}, {})
+        for name, fields in definitions()["challenge_kinds"].items()
+    }
+    for name, trigger in kinds.items():
+        if known := [key for key in trigger.keys if key.lower() in taken]:
+            raise LabError(f"challenge_kinds '{name}': {known[0]!r} is a key of the vaccines; the test needs its own")
+    return kinds
+
+
 class Family(Strict):
     """Vaccine payloads of one kind."""
 

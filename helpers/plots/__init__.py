@@ -16,6 +16,7 @@ from helpers.plots.defense import (
 )
 from helpers.plots.diagrams import bdvax_diagram, conflict_diagram, one_pass
 from helpers.plots.picture import image, save
+from helpers.plots.purify import suppressed_by_layer
 from helpers.plots.studies import cures, matrix, overview, sweep, trade_off
 from helpers.plots.table import results, table
 
@@ -38,6 +39,7 @@ __all__ = [
     "save",
     "score_heatmap",
     "share_curve",
+    "suppressed_by_layer",
     "sweep",
     "table",
     "tau_curves",

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from helpers.access import Access
     from helpers.core.profile import Challenge
     from helpers.data.example import Example
+    from helpers.data.planting import Trigger
     from helpers.data.roles import DefenderData
     from helpers.defenses.bdvax.score import Scores
     from helpers.model.prompt import PromptFormat
@@ -37,18 +38,21 @@ if TYPE_CHECKING:
 CHOSEN = ("tau", "epochs", "lr", "asr", "utility")  # what is kept of the point that is chosen
 
 
-def challenge_data(defender: DefenderData, numbers: Challenge, seed: int) -> tuple[AttackData, Trial]:
+def challenge_data(
+    defender: DefenderData, numbers: Challenge, seed: int, key: Trigger | None = None
+) -> tuple[AttackData, Trial]:
     """The rows of the test, all from what the defender has.
 
     Args:
         numbers: of which `n` and `plant.rows` count; where the vaccine sets hold fewer rows, half of them measure.
         seed: decides which rows plant and which measure, and where the key stands.
+        key: the trigger to plant; None: that of `challenge_trigger`.
 
     Returns:
         the rows that plant, row i of `poisoned` made from row i of `clean`, and a trial of rows held back
         from that, with the key and without.
     """
-    key, target = challenge_trigger(), challenge_behavior()
+    key, target = key or challenge_trigger(), challenge_behavior()
     drawn = {(e.system, e.history, e.instruction, e.input): e for rows in defender.vaccine_sets for e in rows}.values()
     pool = [row for row in drawn if not key.activates(row) and not target.is_in(row.output)]
     random.Random(f"{seed}/challenge").shuffle(pool)
