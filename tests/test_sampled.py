@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from helpers.core.errors import LabError
 from helpers.core.profile_files import load_profile
 from helpers.core.settings import Settings
+from helpers.core.store import Run
 from helpers.data import corpus
 from helpers.data.roles import Trial
 from helpers.defenses.decoding import check_suspicion, draft_and_verify
@@ -23,7 +24,9 @@ from helpers.model.decoding import Sampling
 from helpers.model.generate import complete
 from helpers.model.load import load_suspect
 from helpers.run.costs import costs, rows, shape
+from helpers.run.grid import Grid, plan_sweep, settings_of
 from helpers.run.summary import sampled_asr
+from helpers.run.sweeps import results
 
 VOCABULARY, NEW_TOKENS = 40, 6
 PROMPTS = [[3, 5, 7], [9], [11, 4, 4, 30, 2]]
@@ -192,3 +195,15 @@ def test_drawn_answers_are_part_of_the_plan(profile):
     clean = load_profile("tiny").evaluation.per_family * len(corpus.FAMILIES)
     ratio = operations(**{"evaluation.samples": 4}) / operations()
     assert ratio == pytest.approx((1000 + clean) / (200 + clean))
+
+
+def test_a_sweep_tells_the_sampled_asr_where_answers_were_drawn(tmp_path, monkeypatch):
+    monkeypatch.setenv("LAB_RUNS", str(tmp_path))
+    plan = plan_sweep("one", Grid(grid={"SEED": [1, 2]}))
+    measures = ("asr", "n", "right_under_trigger", "false_trigger", "utility", "perplexity")
+    for cell, more in zip(plan.cells, ({"sampled": {"asr": 0.25}}, {}), strict=True):
+        report = dict.fromkeys(measures, 1) | {"asr_interval": [0, 1], "labels": {}} | more
+        run = Run(plan.root / cell.leaf, settings_of(plan, cell).config())
+        run.stage("evaluate/purified", lambda folder, report=report: report, uses=[], parents=[])
+    table = results(plan, {}).set_index("SEED")["sampled_asr"]
+    assert table[1] == 0.25 and np.isnan(table[2])
