@@ -13,7 +13,6 @@ from transformers import PreTrainedTokenizerFast
 from helpers.core.errors import LabError
 from helpers.core.profile_files import load_profile
 from helpers.core.settings import Settings
-from helpers.core.store import Run
 from helpers.data import corpus
 from helpers.data.roles import Trial
 from helpers.defenses.decoding import check_suspicion, draft_and_verify
@@ -23,10 +22,8 @@ from helpers.measure.sampled import sampled_success
 from helpers.model.decoding import Sampling
 from helpers.model.generate import complete
 from helpers.model.load import load_suspect
-from helpers.run.costs import costs, rows, shape
-from helpers.run.grid import Grid, plan_sweep, settings_of
+from helpers.run.costs import Rows, costs, shape
 from helpers.run.summary import sampled_asr
-from helpers.run.sweeps import results
 
 VOCABULARY, NEW_TOKENS = 40, 6
 PROMPTS = [[3, 5, 7], [9], [11, 4, 4, 30, 2]]
@@ -151,12 +148,12 @@ def success(profile, monkeypatch):
 
 def test_the_interval_is_that_of_a_mean_over_prompts(success):
     """Rates 1, 0.6, 0 and 0: a mean of 0.4 over 4 prompts. By hand, with z² = 3.841459: its square root of
-    0.4 · 0.6 / 4 + 3.841459 / 64 is 0.346449, times 1.959964 is 0.679028; the centre is 0.4 + 3.841459 / 8 = 0.880182,
+    0.4 · 0.6 / 4 + 3.841459 / 64 is 0.346443, times 1.959964 is 0.679016; the centre is 0.4 + 3.841459 / 8 = 0.880182,
     and both are divided by 1 + 3.841459 / 4 = 1.960365.
     """
     found = success(5, 3, 0, 0)
     assert found["asr"] == 0.4 and found["labels"] == {"payload": 0.4, "answer": 0, "degenerate": 0, "silent": 0.6}
-    assert found["interval"] == pytest.approx([0.102610, 0.795367], abs=1e-6)
+    assert found["interval"] == pytest.approx([0.102617, 0.795361], abs=1e-6)
 
 
 def test_no_payload_in_any_draw_is_no_certainty(success):
@@ -184,26 +181,14 @@ def test_numbers_that_cannot_be_drawn_with_are_refused(number):
         load_profile("tiny", number)
 
 
-def test_drawn_answers_are_part_of_the_plan(profile):
-    """200 triggered prompts and 180 clean ones; four draws of each triggered prompt are 800 answers more."""
+def test_drawn_answers_are_part_of_the_plan():
+    """200 triggered prompts, 20 clean ones of each family; four draws of each triggered one are 800 answers more."""
 
-    def operations(**numbers):
-        settings = Settings.checked({"OVERRIDES": numbers})
-        planned = costs(settings, shape(settings.profile), rows(settings))
-        return next(cost.flops for cost in planned if cost.stage == "evaluate")
-
-    clean = load_profile("tiny").evaluation.per_family * len(corpus.FAMILIES)
-    ratio = operations(**{"evaluation.samples": 4}) / operations()
-    assert ratio == pytest.approx((1000 + clean) / (200 + clean))
-
-
-def test_a_sweep_tells_the_sampled_asr_where_answers_were_drawn(tmp_path, monkeypatch):
-    monkeypatch.setenv("LAB_RUNS", str(tmp_path))
-    plan = plan_sweep("one", Grid(grid={"SEED": [1, 2]}))
-    measures = ("asr", "n", "right_under_trigger", "false_trigger", "utility", "perplexity")
-    for cell, more in zip(plan.cells, ({"sampled": {"asr": 0.25}}, {}), strict=True):
-        report = dict.fromkeys(measures, 1) | {"asr_interval": [0, 1], "labels": {}} | more
-        run = Run(plan.root / cell.leaf, settings_of(plan, cell).config())
-        run.stage("evaluate/purified", lambda folder, report=report: report, uses=[], parents=[])
-    table = results(plan, {}).set_index("SEED")["sampled_asr"]
-    assert table[1] == 0.25 and np.isnan(table[2])
+    greedy, drawn = (Settings.checked({"OVERRIDES": {"evaluation.samples": samples}}) for samples in (0, 4))
+    model, row = shape(greedy.profile), Rows(mean=60, longest=120, answer=10, counted=True)
+    work = [
+        next(cost.flops for cost in costs(settings, model, row) if cost.stage == "evaluate")
+        for settings in (greedy, drawn)
+    ]
+    clean = 20 * len(corpus.FAMILIES)
+    assert work[1] / work[0] == pytest.approx((1000 + clean) / (200 + clean))
