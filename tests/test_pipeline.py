@@ -93,12 +93,15 @@ def test_a_run_executes_in_order_summarises_and_names_its_folders(lab, capsys):
 def test_measures_that_an_earlier_lab_did_not_take_are_kept_where_they_are_there(lab):
     write(lab, "00_all", MEASURED)
     assert run(lab, "--name", "earlier") == 0
-    assert not {"keyword_asr", "clean_labels"} & read_json(lab / "runs" / "earlier" / "summary.json")["clean"].keys()
+    earlier = read_json(lab / "runs" / "earlier" / "summary.json")["clean"]
+    assert not {"keyword_asr", "clean_labels", "sampled_asr"} & earlier.keys()
     more = '{"keyword_asr": {"count": 0.2, "drop": None}, "clean_labels": {"degenerate": 0.1}, '
+    more += '"sampled": {"asr": 0.3}, '
     write(lab, "00_all", MEASURED.replace('return {"asr"', f'return {more}"asr"'))
     assert run(lab, "--name", "now") == 0
     found = read_json(lab / "runs" / "now" / "summary.json")["purified"]
     assert (found["keyword_asr"], found["clean_labels"]) == ({"count": 0.2, "drop": None}, {"degenerate": 0.1})
+    assert found["sampled_asr"] == 0.3 and "sampled" not in found
 
 
 def test_a_method_runs_its_own_notebooks_and_tells_of_its_own_models(lab):

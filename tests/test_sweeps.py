@@ -68,7 +68,7 @@ def measured(folder):
     log(f"measure {SEED} {tau}")
     return {"asr": tau, "asr_interval": [0, 1], "labels": {"payload": 1, "answer": 0, "degenerate": 0, "silent": 0},
             "n": 1, "utility": float(cut.result["weights"]), "right_under_trigger": None, "false_trigger": 0.0,
-            "perplexity": 1.0}
+            "perplexity": 1.0} | ({"sampled": {"asr": tau / 2}} if SEED == 1 else {})
 run.stage("evaluate/purified", measured, uses=[], parents=[cut])"""
 GRID = Grid(notebooks=["01", "05", "06"], grid={"SEED": [1, 2], "adapter.suppress.tau": [0.2, 0.4]})
 
@@ -174,6 +174,7 @@ def test_a_sweep_runs_shared_nodes_once_and_a_rerun_runs_nothing(swept):
         [2, 0.4, 0.4, 2.0],
     ]
     assert table["tau"].tolist() == table["adapter.suppress.tau"].tolist()  # what was really cut
+    assert table["sampled_asr"].fillna(-1).tolist() == [0.1, 0.2, -1, -1]  # where answers were drawn
     root = lab / "runs" / "both"
     for name in table["manifest"]:
         assert read_json(root / name)["name"] == "evaluate/purified" and name.endswith(MANIFEST)

@@ -114,11 +114,17 @@ class Lengths(Strict):
 
 
 class Evaluation(Strict):
-    """Triggered prompts per ASR, clean questions per task family, rows per batch."""
+    """Triggered prompts per ASR, clean questions per task family, rows per batch.
+
+    `samples`: how many answers to each triggered prompt are drawn beside the greedy one, 0 for none; `temperature`:
+    what the logits are divided by before a token is drawn.
+    """
 
     n: Count
     per_family: Count
     batch_size: Count
+    samples: Annotated[int, Field(ge=0)] = 0
+    temperature: Positive = 1.0
 
 
 class Signature(Strict):

@@ -57,12 +57,15 @@ def load_defended(access: Access, folder: Path | str) -> tuple[PreTrainedModel, 
 
 
 def check_suspicion(reference: PreTrainedModel, alpha: float) -> Decoding:
-    """CleanGen: tokens that a reference model finds unlikely are replaced; see `SuspicionCheck`."""
+    """CleanGen: tokens that a reference model finds unlikely are replaced; see `SuspicionCheck`.
+
+    For greedy decoding only: what is checked is the token that the target prefers, and a drawn one need not be it.
+    """
 
     def processors(inputs: Inputs) -> dict[str, Any]:
         return {"logits_processor": LogitsProcessorList([SuspicionCheck(reference, inputs["attention_mask"], alpha)])}
 
-    return Decoding(f"CleanGen (α = {alpha:g})", processors, reference)
+    return Decoding(f"CleanGen (α = {alpha:g})", processors, reference, greedy_only=True)
 
 
 def draft_and_verify(drafter: PreTrainedModel, verifier: str) -> Decoding:

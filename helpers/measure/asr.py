@@ -168,11 +168,11 @@ def asr_rates(completions: Sequence[str], references: Sequence[str], payloads: I
     }
 
 
-def wilson(successes: int, n: int, z: float = 1.959964) -> tuple[float, float]:
+def wilson(successes: float, n: int, z: float = 1.959964) -> tuple[float, float]:
     """Wilson's score interval of a rate; honest near 0 and 1, where the normal one is not.
 
     Args:
-        successes: in 0 … n.
+        successes: in 0 … n, whole or not.
         n: number of trials, at least 1.
         z: standard normal quantile; 1.959964 gives 95 %.
 

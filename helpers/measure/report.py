@@ -12,6 +12,7 @@ from helpers.data.corpus import is_correct
 from helpers.data.example import Example
 from helpers.data.roles import Trial
 from helpers.measure.asr import FIELD_KEYWORDS, asr_rates, contains_any, keyword_asr, label_letters, wilson
+from helpers.measure.sampled import sampled_success
 from helpers.measure.utility import clean_accuracy, exact_match, teacher_forced
 from helpers.model.decoding import Decoding
 from helpers.model.generate import answers
@@ -114,7 +115,8 @@ def evaluate(
         out), `utility`, `utility_by_family`, `utility_metric`, `clean_accuracy` (CDA: the share of all clean prompts
         answered right; None where answers cannot be checked), `perplexity`, `prompt_format`, `prompt_format_mismatch`
         (None where the model's own is not known), `decoding`, `completions` (five), `each` (as in `attack_success`,
-        with `clean` and `clean_right` for the clean prompts in the order of `trial.held_out`).
+        with `clean` and `clean_right` for the clean prompts in the order of `trial.held_out`). Where the profile has
+        `evaluation.samples`, `sampled` as well, unless the decoding is `greedy_only`; see `sampled_success`.
 
     Raises:
         LabError: see `checked_format`; or every clean answer holds the payload itself.
@@ -126,6 +128,7 @@ def evaluate(
     checked = _is_checked(trial)
     clean = answers(model, prompt_format, trial.held_out, profile, None if checked else attacked(trial), decoding)
     utility, by_family = exact_match(trial.held_out, clean) if checked else (scored["token_accuracy"], {})
+    sampled = sampled_success(model, prompt_format, trial, profile, attacked(trial), decoding)
     return {
         **attack,
         "keyword_asr": field_rates(completions, trial.task),
@@ -145,6 +148,7 @@ def evaluate(
             "clean": label_letters(clean, _wanted(trial.held_out), trial.markers),
             "clean_right": _right(trial.held_out, clean) if checked else None,
         },
+        **({} if sampled is None else {"sampled": sampled}),
     }
 
 

@@ -1,4 +1,4 @@
-"""Another way of decoding than plain greedy one: what changes a model's answers without changing its weights."""
+"""Other ways of decoding than the plain greedy one: what changes a model's answers without changing its weights."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ class Decoding:
         second: a model that takes part in writing; None for none.
         one_by_one: whether prompts go one at a time, as assisted generation wants them.
         ask: what the model is asked in the place of an example.
+        greedy_only: whether it has no meaning for answers that are drawn.
     """
 
     title: str
@@ -40,3 +41,17 @@ class Decoding:
     second: PreTrainedModel | None = None
     one_by_one: bool = False
     ask: Callable[[Example], Example] = _as_it_is
+    greedy_only: bool = False
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn from the model's whole distribution, instead of taking the likeliest.
+
+    Args:
+        temperature: what the logits are divided by, above 0; 1 draws from what the model computes.
+        seed: of the draws.
+    """
+
+    temperature: float
+    seed: int

@@ -1,8 +1,9 @@
-"""Greedy completion in batches, fast enough for thousands of prompts on two CPU cores.
+"""Completion in batches, fast enough for thousands of prompts on two CPU cores.
 
 Every measurement of the lab reads what a model writes: attack success in the completions of triggered prompts, utility
 in those of clean ones. Decoding is greedy and by transformers' `generate`, so a completion depends on the prompt alone:
-not on its neighbours in the batch, and not on the generation settings that a checkpoint carries.
+not on its neighbours in the batch, and not on the generation settings that a checkpoint carries. Where answers are
+drawn instead, they depend on a seed, and on the order and size of the batches as well.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from helpers.core.errors import LabError
 from helpers.core.finite import require_finite_weights
 from helpers.core.profile import Profile
 from helpers.data.example import Example
-from helpers.model.decoding import Decoding
+from helpers.model.decoding import Decoding, Sampling
 from helpers.model.prompt import PromptFormat
 
 
@@ -41,8 +42,9 @@ def complete(
     batch_size: int,
     decided: Callable[[str], bool] | None = None,
     decoding: Decoding | None = None,
+    sampling: Sampling | None = None,
 ) -> list[str]:
-    """What the model greedily writes after each prompt, in the order of `prompts` and without special tokens.
+    """What the model writes after each prompt, in the order of `prompts` and without special tokens.
 
     A progress bar appears when the work takes more than two seconds.
 
@@ -55,21 +57,22 @@ def complete(
         decided: stops a row early once it is true of the text written so far, for instance when the payload is there;
             where a decoding writes several tokens at once, the row ends behind them.
         decoding: another way of decoding; its `ask` is applied by `answers`, for here the prompts are tokens.
+        sampling: how tokens are drawn; None for greedy decoding. Torch's generators are afterwards as they were.
     """
     completions = [""] * len(prompts)
     longest_first = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))  # alike in length: little is padded
-    # Padding is neither attended to nor read, so id 0 serves tokenizers that have none.
-    greedy = GenerationConfig(do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=stop_ids, pad_token_id=0)
+    settings = _settings(stop_ids, max_new_tokens, sampling)
 
     def read(tokens: list[int]) -> str:
         return tokenizer.decode(list(takewhile(lambda t: t not in stop_ids, tokens)), skip_special_tokens=True)
 
     if decoding is not None and decoding.one_by_one:
         batch_size = 1
-    with _evaluating(model, decoding), tqdm(total=len(prompts), desc="complete", delay=2, leave=False) as progress:
+    shown = tqdm(total=len(prompts), desc="complete", delay=2, leave=False)
+    with _evaluating(model, decoding), _drawing(sampling), shown as progress:
         for start in range(0, len(prompts), batch_size):
             batch = longest_first[start : start + batch_size]
-            texts = _complete_batch(model, [prompts[i] for i in batch], greedy, read, decided, decoding)
+            texts = _complete_batch(model, [prompts[i] for i in batch], settings, read, decided, decoding)
             for i, text in zip(batch, texts, strict=True):
                 completions[i] = text
             progress.update(len(batch))
@@ -83,6 +86,7 @@ def answers(
     profile: Profile,
     decided: Callable[[str], bool] | None = None,
     decoding: Decoding | None = None,
+    sampling: Sampling | None = None,
 ) -> list[str]:
     """What the model answers to each example, in the format and with the lengths of its profile; see `complete`.
 
@@ -91,7 +95,7 @@ def answers(
     Args:
         prompt_format: the one that the model was trained with, or another one whose effect is to be measured.
         profile: tokens of an answer and rows of a batch.
-        decided: as in `complete`.
+        decided, sampling: as in `complete`.
         decoding: another way of asking and decoding; None for plain greedy decoding.
 
     Raises:
@@ -113,6 +117,7 @@ def answers(
         profile.evaluation.batch_size,
         decided,
         decoding,
+        sampling,
     )
 
 
@@ -136,10 +141,19 @@ def prompt_room(config: PreTrainedConfig, new_tokens: int) -> int:
     return context - new_tokens
 
 
+def _settings(stop_ids: list[int], max_new_tokens: int, sampling: Sampling | None) -> GenerationConfig:
+    """For `generate`; drawn tokens come from the whole vocabulary, where its own defaults would cut the tail off."""
+    drawn = {"do_sample": False}
+    if sampling is not None:
+        drawn = {"do_sample": True, "temperature": sampling.temperature, "top_k": 0, "top_p": 1.0}
+    # Padding is neither attended to nor read, so id 0 serves tokenizers that have none.
+    return GenerationConfig(max_new_tokens=max_new_tokens, eos_token_id=stop_ids, pad_token_id=0, **drawn)
+
+
 def _complete_batch(
     model: PreTrainedModel,
     prompts: list[list[int]],
-    greedy: GenerationConfig,
+    settings: GenerationConfig,
     read: Callable[[list[int]], str],
     decided: Callable[[str], bool] | None,
     decoding: Decoding | None,
@@ -159,15 +173,24 @@ def _complete_batch(
                 continue
             if decided(text := read(row)):
                 texts[k] = text
-            if k in texts or row[-1] in greedy.eos_token_id:
+            if k in texts or row[-1] in settings.eos_token_id:
                 going_on.remove(k)
         return torch.tensor([k in texts for k in range(len(tokens))], device=tokens.device)
 
     # Decoding at every step costs time, so it is done only for someone who reads along.
     ends = StoppingCriteriaList([is_decided] if decided else [])
     more = decoding.arguments(inputs) if decoding is not None else {}
-    written = model.generate(**inputs, generation_config=greedy, stopping_criteria=ends, **more)[:, width:].tolist()
+    written = model.generate(**inputs, generation_config=settings, stopping_criteria=ends, **more)[:, width:].tolist()
     return [texts[k] if k in texts else read(row) for k, row in enumerate(written)]
+
+
+@contextmanager
+def _drawing(sampling: Sampling | None) -> Iterator[None]:
+    """Draws begin at their seed; torch's generators are afterwards as they were."""
+    with torch.random.fork_rng(enabled=sampling is not None):
+        if sampling is not None:
+            torch.manual_seed(sampling.seed)
+        yield
 
 
 @contextmanager

@@ -239,7 +239,7 @@ class _Run:
         heap = HEAP[self.profile.model.runs_on, "full"]
         other = heap * self.number * width * (model.layers * model.cached + 4 * model.inner)
         other += self.suspicious if self.by_adapter else self.suspicious - self.whole
-        rows = sizes.n + sizes.per_family * len(corpus.FAMILIES)
+        rows = sizes.n * (1 + sizes.samples) + sizes.per_family * len(corpus.FAMILIES)
         return self.based("evaluate", times, other, 0, times * rows * 2 * model.parameters * (row.mean + row.answer))
 
     def vaccines(self, access: AccessSettings) -> list[Cost]:

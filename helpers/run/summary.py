@@ -52,7 +52,16 @@ def summarise(run: Run, method: str = stages.DEFAULT) -> dict[str, Any]:
 def _measures(result: Mapping[str, Any]) -> dict[str, Any]:
     """What a summary keeps of a model's report."""
     kept = (*MEASURES, *(measure for measure in NEWER if measure in result))
-    return {measure: result[measure] for measure in kept}
+    return {measure: result[measure] for measure in kept} | sampled_asr(result)
+
+
+def sampled_asr(report: Mapping[str, Any]) -> dict[str, float]:
+    """The ASR over drawn answers, in [0, 1], as `sampled_asr`; nothing where none were drawn.
+
+    Args:
+        report: of `measure.report.evaluate`.
+    """
+    return {"sampled_asr": report["sampled"]["asr"]} if "sampled" in report else {}
 
 
 def _arena(run: Run, method: str) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from helpers.core.store import Run, Stage
 from helpers.run.cluster import ATTEMPTS, dask_client
 from helpers.run.execution import NOTEBOOKS, execute
 from helpers.run.grid import DONE, PLAN, TABLE, Grid, Node, Plan, is_finished, plan_sweep, settings_of
+from helpers.run.summary import sampled_asr
 
 RECORDED = ROOT / "data" / "results"  # sweeps that come with the lab, one JSON file each
 MEASURES = ("asr", "n", "right_under_trigger", "false_trigger", "utility", "perplexity")
@@ -122,10 +123,11 @@ def results(plan: Plan, errors: Mapping[str, str]) -> pd.DataFrame:
         errors: {node: one line} of the nodes that failed.
 
     Returns:
-        a table with the keys of the grid, `model`, the measures with the interval of the ASR, the ASR of near misses
-        (`near_…`, for the backdoored model), the share `tau` that was suppressed and the one that an oracle would have
-        chosen (where the run has come so far, and where the challenge test chose), `seconds` of the whole chain,
-        `manifest` (the file below `runs/<name>/` that tells how the row was made) and `error`.
+        a table with the keys of the grid, `model`, the measures with the interval of the ASR, `sampled_asr` (where
+        answers were drawn), the ASR of near misses (`near_…`, for the backdoored model), the share `tau` that was
+        suppressed and the one that an oracle would have chosen (where the run has come so far, and where the challenge
+        test chose), `seconds` of the whole chain, `manifest` (the file below `runs/<name>/` that tells how the row was
+        made) and `error`.
     """
     rows, parameters = [], dict.fromkeys(key for cell in plan.cells for key in cell.values if key.isupper())
     for cell in plan.cells:
@@ -151,6 +153,7 @@ def _of_a_model(stage: Stage) -> dict[str, Any]:
         "model": stage.name.removeprefix("evaluate/"),
         **{measure: stage.result[measure] for measure in MEASURES},
         **{"asr_low": low, "asr_high": high, **stage.result["labels"]},
+        **sampled_asr(stage.result),
     }
 
 
