@@ -299,7 +299,7 @@ def waiting(lab, monkeypatch):
         ("kernel", signal.SIGKILL, 2, "00_first.ipynb: its kernel died; most often the memory did not suffice"),
     ],
 )
-def test_a_kill_loses_nothing_and_leaves_nothing(lab, waiting, target, number, status, told):
+def test_a_kill_loses_nothing_and_leaves_nothing(lab, waiting, without_kernels, target, number, status, told):
     process, kernel = waiting
     family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
     os.kill({"pipeline": process.pid, "kernel": kernel.pid}[target], number)

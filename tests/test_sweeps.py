@@ -95,6 +95,11 @@ def finished(tmp_path_factory):
     return folder
 
 
+def keep_runs_here(client):
+    """Have workers that started for another test keep their runs where this one does."""
+    client.run(lambda runs: os.environ.update(LAB_RUNS=runs), os.environ["LAB_RUNS"])
+
+
 @pytest.fixture(scope="module")
 def standing(tmp_path_factory):
     """A cluster that several sweeps share, and its client: workers start for longer than most of the cells run."""
@@ -107,7 +112,7 @@ def standing(tmp_path_factory):
 def scheduler(standing, lab):
     """A function that gives the address of that cluster, which keeps the runs of this lab and knows of no sweep."""
     cluster, client = standing
-    client.run(os.environ.__setitem__, "LAB_RUNS", os.environ["LAB_RUNS"])
+    keep_runs_here(client)
 
     def address():
         while cluster.scheduler.tasks:
@@ -437,7 +442,7 @@ def declared(tmp_path_factory):
 def with_gpu(declared, lab):
     """The address of that cluster, which keeps the runs of this lab."""
     address, client = declared
-    client.run(os.environ.__setitem__, "LAB_RUNS", os.environ["LAB_RUNS"])
+    keep_runs_here(client)
     return address
 
 
