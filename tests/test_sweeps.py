@@ -115,8 +115,10 @@ def scheduler(standing, lab):
     keep_runs_here(client)
 
     def address():
-        while cluster.scheduler.tasks:
+        deadline = time.monotonic() + 30
+        while cluster.scheduler.tasks and time.monotonic() < deadline:
             time.sleep(0.01)
+        assert not cluster.scheduler.tasks
         return cluster.scheduler_address
 
     return address
