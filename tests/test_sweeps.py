@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import nbformat
@@ -83,18 +84,6 @@ def lab(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """A folder as `lab`, in which the sweep "both" of `GRID` is finished."""
-    folder = tmp_path_factory.mktemp("finished")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LAB_RUNS", str(folder / "runs"))
-        for name, cell in (("01_inject", INJECT), ("05_suppress", CUT), ("06_recover", MEASURE)):
-            write(folder, name, cell)
-        sweep("both", GRID, folder=folder / "notebooks")
-    return folder
-
-
 def keep_runs_here(client):
     """Have workers that started for another test keep their runs where this one does."""
     client.run(lambda runs: os.environ.update(LAB_RUNS=runs), os.environ["LAB_RUNS"])
@@ -108,20 +97,33 @@ def standing(tmp_path_factory):
         yield cluster, client
 
 
-@pytest.fixture
-def scheduler(standing, lab):
-    """A function that gives the address of that cluster, which keeps the runs of this lab and knows of no sweep."""
+def address_of(standing):
+    """The address of that cluster, which from now on keeps its runs where this test does and knows of no sweep."""
     cluster, client = standing
     keep_runs_here(client)
+    deadline = time.monotonic() + 30
+    while cluster.scheduler.tasks and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not cluster.scheduler.tasks
+    return cluster.scheduler_address
 
-    def address():
-        deadline = time.monotonic() + 30
-        while cluster.scheduler.tasks and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert not cluster.scheduler.tasks
-        return cluster.scheduler_address
 
-    return address
+@pytest.fixture(scope="module")
+def finished(standing, tmp_path_factory):
+    """A folder as `lab`, in which the sweep "both" of `GRID` is finished."""
+    folder = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LAB_RUNS", str(folder / "runs"))
+        for name, cell in (("01_inject", INJECT), ("05_suppress", CUT), ("06_recover", MEASURE)):
+            write(folder, name, cell)
+        sweep("both", GRID, address_of(standing), folder=folder / "notebooks")
+    return folder
+
+
+@pytest.fixture
+def scheduler(standing, lab):
+    """A function that gives the address of that cluster for a sweep of this lab."""
+    return partial(address_of, standing)
 
 
 @pytest.fixture
