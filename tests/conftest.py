@@ -36,6 +36,14 @@ SIZES = {
 }
 
 
+LONG = ("test_chain", "test_sweeps", "test_pipeline")  # minutes each
+
+
+def pytest_collection_modifyitems(items):
+    """The longest files come first: one that began last would keep a worker busy alone."""
+    items.sort(key=lambda item: item.path.stem not in LONG)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():
     """Floats are then summed in the same order everywhere, and small models are not slowed down by many threads."""

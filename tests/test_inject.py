@@ -1,5 +1,6 @@
 """The attacker's training, in one process and shared by two."""
 
+import json
 import os
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from helpers.core.disk import read_json
-from helpers.core.paths import MANIFEST
+from helpers.core.paths import MANIFEST, ROOT
 from helpers.core.settings import Settings
 from helpers.core.slices import code_in_notebook
 from helpers.model.tokenizer import recorded_format
@@ -33,37 +34,52 @@ def words(checkpoint, access, name):
     return ["--profile", str(checkpoint), "--access", access, "--name", name, "--set", SMALL.format(access=access)]
 
 
-@pytest.mark.parametrize("access", ["adapter", "full"])
-def test_two_processes_train_what_one_does(checkpoint, runs, access, capsys):
-    """Real `accelerate launch` with gloo: the same batches, each shared by two, give the same weights."""
-    assert main(words(checkpoint, access, "alone")) == 0
-    launch = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--cpu",
-        "--num_processes",
-        "2",
-        "--num_machines",
-        "1",
-    ]
-    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    command = [*launch, "-m", "helpers.run.inject", *words(checkpoint, access, "shared")]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+LAUNCH = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
+LAUNCH += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+BOTH = """import json, runpy, sys
+for words in json.loads(sys.argv[1]):
+    sys.argv = ["inject", *words]
+    try:
+        runpy.run_module("helpers.run.inject", run_name="__main__")
+    except SystemExit as done:
+        if done.code:
+            raise
+"""
+
+
+@pytest.fixture(scope="module")
+def trained(checkpoint, tmp_path_factory):
+    """(runs, what was told): each access trained by two processes, which real `accelerate launch` starts with gloo."""
+    folder, both = tmp_path_factory.mktemp("trained"), ("adapter", "full")
+    (folder / "both.py").write_text(BOTH)
+    commands = json.dumps([words(checkpoint, access, f"{access}-shared") for access in both])
+    here = {"OMP_NUM_THREADS": "1", "LAB_RUNS": str(folder / "runs"), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, *LAUNCH, str(folder / "both.py"), commands]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | here)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "shared/inject: 18 steps" in done.stdout  # 36 rows, batches of 4, two epochs: not twice as many
+    return folder / "runs", done.stdout
+
+
+@pytest.mark.parametrize("access", ["adapter", "full"])
+def test_two_processes_train_what_one_does(checkpoint, trained, access, monkeypatch):
+    """The same batches, each shared by two, give the same weights."""
+    runs, told = trained
+    monkeypatch.setenv("LAB_RUNS", str(runs))
+    assert main(words(checkpoint, access, f"{access}-alone")) == 0
+    alone, shared = (runs / f"{access}-{name}" / "inject" for name in ("alone", "shared"))
+    assert f"{access}-shared/inject: 18 steps" in told  # 36 rows, batches of 4, two epochs: not twice as many
     file = "adapter_model.safetensors" if access == "adapter" else "model.safetensors"
-    alone, shared = (load_file(runs / name / "inject" / file) for name in ("alone", "shared"))
+    expected, weights = load_file(alone / file), load_file(shared / file)
     start = load_file(checkpoint / "model.safetensors") if access == "full" else None
-    assert alone.keys() == shared.keys()
-    for name, tensor in alone.items():
-        torch.testing.assert_close(shared[name], tensor, rtol=0, atol=2e-5)
+    assert expected.keys() == weights.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(weights[name], tensor, rtol=0, atol=2e-5)
         if start and "mlp" in name:
             assert (tensor - start[name]).abs().max() > 1e-3
-    assert not list((runs / "shared" / "inject").glob("*.bin"))
-    for name in ("alone", "shared"):
-        assert recorded_format(runs / name / "inject")["name"] == "chat"
-        assert read_json(runs / name / "inject" / MANIFEST)["result"]["prompt_format"] == "chat"
+    assert not list(shared.glob("*.bin"))
+    for stage in (alone, shared):
+        assert recorded_format(stage)["name"] == "chat"
+        assert read_json(stage / MANIFEST)["result"]["prompt_format"] == "chat"
 
 
 def test_the_stage_is_the_one_that_notebook_01_looks_for(checkpoint, runs, capsys):

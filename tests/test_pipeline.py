@@ -67,6 +67,22 @@ def run(lab, *options):
     return main(["run", *options], lab / "notebooks")
 
 
+@pytest.fixture
+def without_kernels(monkeypatch):
+    """Notebooks run in this process, where what a kernel does is not the point: each starts for seconds."""
+
+    def execute(notebook, output, parameters):
+        variables = {"In": []}
+        for cell in execution.read_notebook(notebook).cells:
+            variables["In"].append(cell.source)
+            linecache.cache[cell.id] = len(cell.source), None, cell.source.splitlines(keepends=True), cell.id
+            exec(compile(cell.source, cell.id, "exec"), variables)
+            if "parameters" in cell.metadata.get("tags", []):
+                variables |= parameters
+
+    monkeypatch.setattr(pipeline, "execute", execute)
+
+
 def test_a_run_executes_in_order_summarises_and_names_its_folders(lab, capsys):
     write(lab, "01_second", "assert (run.folder / 'first').exists()", MEASURED)
     write(lab, "00_first", "(run.folder / 'first').touch(); run.stage('inject', lambda folder: None, uses=['seed'])")
@@ -90,7 +106,7 @@ def test_a_run_executes_in_order_summarises_and_names_its_folders(lab, capsys):
         assert str(folder / name) in printed
 
 
-def test_measures_that_an_earlier_lab_did_not_take_are_kept_where_they_are_there(lab):
+def test_measures_that_an_earlier_lab_did_not_take_are_kept_where_they_are_there(lab, without_kernels):
     write(lab, "00_all", MEASURED)
     assert run(lab, "--name", "earlier") == 0
     earlier = read_json(lab / "runs" / "earlier" / "summary.json")["clean"]
@@ -104,7 +120,7 @@ def test_measures_that_an_earlier_lab_did_not_take_are_kept_where_they_are_there
     assert found["sampled_asr"] == 0.3 and "sampled" not in found
 
 
-def test_a_method_runs_its_own_notebooks_and_tells_of_its_own_models(lab):
+def test_a_method_runs_its_own_notebooks_and_tells_of_its_own_models(lab, without_kernels):
     for number in ("00", "03", "07", "09"):
         write(lab, f"{number}_any", f"(run.folder / '{number}').touch()", MEASURED)
     ran = {"bdvax": {"00", "03"}, "conflict": {"00", "07"}, "bdvax_then_conflict": {"00", "03", "07", "09"}}
@@ -286,7 +302,7 @@ def waiting(lab, monkeypatch):
         ("kernel", signal.SIGKILL, 2, "00_first.ipynb: its kernel died; most often the memory did not suffice"),
     ],
 )
-def test_a_kill_loses_nothing_and_leaves_nothing(lab, waiting, target, number, status, told):
+def test_a_kill_loses_nothing_and_leaves_nothing(lab, waiting, without_kernels, target, number, status, told):
     process, kernel = waiting
     family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
     os.kill({"pipeline": process.pid, "kernel": kernel.pid}[target], number)

@@ -21,7 +21,6 @@ from helpers.model.generate import answers
 from helpers.model.load import load_base, load_suspect, save
 from helpers.model.lora import adapter_tensors, new_adapter
 from helpers.model.tokenizer import load_format
-from helpers.train import precision
 from helpers.train.finetune import finetune
 from helpers.train.multi_lora import Job, train_multi_lora
 from helpers.train.precision import MasterWeights
@@ -115,40 +114,43 @@ def length(tensors):
     return sum(float(tensor.square().sum()) for tensor in tensors.values()) ** 0.5
 
 
-def trained_fully(dtype, lr, settle, monkeypatch):
-    """The shipped model after 50 steps on all its weights: (what changed, the record)."""
-    if not settle:  # look at the weights as the optimizer holds them
-        monkeypatch.setattr(precision, "STORING_LOSS", -1)
+def trained_fully(dtype, lr, monkeypatch):
+    """The shipped model after 50 steps on all its weights: (its change as it is held, as it is stored, the record)."""
+    held, true_settle = [], MasterWeights.settle
+
+    def settle(masters):
+        held.append(change(model, before))
+        return true_settle(masters)
+
+    monkeypatch.setattr(MasterWeights, "settle", settle)
     spec = load_profile("tiny").model.model_copy(update={"dtype": dtype})
     model = load_base(spec).requires_grad_(True)
     before = {name: p.detach().float().clone() for name, p in model.named_parameters()}
     budget = Budget(rows=50, epochs=4, lr=lr, batch_size=4)
     record = finetune(model, corpus.generate(50, 5), load_format(spec), budget, 0, 96)
     monkeypatch.undo()
-    return change(model, before), record
+    stored = change(model, before)
+    return *held, stored, record
 
 
 @pytest.fixture(scope="module")
 def small_steps():
-    """{(dtype, as held): (change, record)} at the learning rate of the 7B profiles."""
+    """{dtype: (change as held, change as stored, record)} at the learning rate of the 7B profiles."""
     with pytest.MonkeyPatch.context() as patch:
-        return {
-            (dtype, held): trained_fully(dtype, 1e-5, not held, patch)
-            for dtype, held in (("float32", True), ("bfloat16", True), ("bfloat16", False))
-        }
+        return {dtype: trained_fully(dtype, 1e-5, patch) for dtype in ("float32", "bfloat16")}
 
 
 def test_a_model_in_bfloat16_learns_what_one_in_32_bits_does(small_steps):
-    exact, _ = small_steps["float32", True]
-    held, record = small_steps["bfloat16", True]
+    exact, _, _ = small_steps["float32"]
+    held, _, record = small_steps["bfloat16"]
     apart = {name: held[name] - exact[name] for name in exact}
     assert record["steps"] == 52 and length(exact) > 0.01
     assert length(apart) / length(exact) <= 0.1
 
 
 def test_where_16_bits_lose_the_change_the_model_is_stored_in_32(small_steps):
-    exact, plain = small_steps["float32", True]
-    stored, record = small_steps["bfloat16", False]
+    exact, _, plain = small_steps["float32"]
+    _, stored, record = small_steps["bfloat16"]
     assert record["stored"] == "float32" and record["storing_loss"] > 0.5
     assert length({name: stored[name] - exact[name] for name in exact}) / length(exact) <= 0.1
     assert "stored" not in plain  # 32 bits to begin with

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import nbformat
@@ -83,16 +84,46 @@ def lab(tmp_path, monkeypatch):
     return tmp_path
 
 
+def keep_runs_here(client):
+    """Have workers that started for another test keep their runs where this one does."""
+    client.run(lambda runs: os.environ.update(LAB_RUNS=runs), os.environ["LAB_RUNS"])
+
+
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def standing(tmp_path_factory):
+    """A cluster that several sweeps share, and its client: workers start for longer than most of the cells run."""
+    scratch = str(tmp_path_factory.mktemp("scratch"))
+    with workers._local_cluster(False, scratch) as cluster, Client(cluster) as client:
+        yield cluster, client
+
+
+def address_of(standing):
+    """The address of that cluster, which from now on keeps its runs where this test does and knows of no sweep."""
+    cluster, client = standing
+    keep_runs_here(client)
+    deadline = time.monotonic() + 30
+    while cluster.scheduler.tasks and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not cluster.scheduler.tasks
+    return cluster.scheduler_address
+
+
+@pytest.fixture(scope="module")
+def finished(standing, tmp_path_factory):
     """A folder as `lab`, in which the sweep "both" of `GRID` is finished."""
     folder = tmp_path_factory.mktemp("finished")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LAB_RUNS", str(folder / "runs"))
         for name, cell in (("01_inject", INJECT), ("05_suppress", CUT), ("06_recover", MEASURE)):
             write(folder, name, cell)
-        sweep("both", GRID, folder=folder / "notebooks")
+        sweep("both", GRID, address_of(standing), folder=folder / "notebooks")
     return folder
+
+
+@pytest.fixture
+def scheduler(standing, lab):
+    """A function that gives the address of that cluster for a sweep of this lab."""
+    return partial(address_of, standing)
 
 
 @pytest.fixture
@@ -154,16 +185,16 @@ def test_where_the_challenge_test_chooses_its_settings_are_read_where_it_runs():
         assert counts == {"01": 1, "03": 1, "04": 1, "05": 2}
 
 
-def test_a_share_in_the_grid_is_a_parameter_or_a_number_of_the_profile(lab):
-    table = sweep("one", Grid(notebooks=GRID.notebooks, grid={"TAU": [0.2, ""]}), folder=lab / "notebooks")
+def test_a_share_in_the_grid_is_a_parameter_or_a_number_of_the_profile(lab, scheduler):
+    table = sweep("one", Grid(notebooks=GRID.notebooks, grid={"TAU": [0.2, ""]}), scheduler(), folder=lab / "notebooks")
     shipped = load_profile("tiny").adapter.suppress.tau
     assert table[["TAU", "tau", "asr"]].values.tolist() == [["0.2", 0.2, 0.2], ["", shipped, shipped]]
 
 
-def test_a_sweep_runs_shared_nodes_once_and_a_rerun_runs_nothing(swept):
+def test_a_sweep_runs_shared_nodes_once_and_a_rerun_runs_nothing(swept, scheduler):
     lab = swept
     before = pd.read_parquet(lab / "runs" / "both" / "results.parquet")
-    table = sweep("both", GRID, folder=lab / "notebooks")
+    table = sweep("both", GRID, scheduler(), folder=lab / "notebooks")
     pd.testing.assert_frame_equal(before, table)
     cells = ["1 0.2", "1 0.4", "2 0.2", "2 0.4"]
     assert log(lab) == [f"cut {c}" for c in cells] + ["inject 1", "inject 2"] + [f"measure {c}" for c in cells]
@@ -181,7 +212,7 @@ def test_a_sweep_runs_shared_nodes_once_and_a_rerun_runs_nothing(swept):
     pd.testing.assert_frame_equal(pd.read_parquet(root / "results.parquet"), table)
     assert len(pd.read_csv(root / "results.csv")) == 4
     wider = Grid(notebooks=GRID.notebooks, grid=GRID.grid | {"adapter.suppress.tau": [0.4, 0.6]})
-    assert len(sweep("both", wider, folder=lab / "notebooks")) == 4
+    assert len(sweep("both", wider, scheduler(), folder=lab / "notebooks")) == 4
     assert len(log(lab)) == 14  # cut and measure, for two seeds at the one new share
 
 
@@ -196,15 +227,15 @@ def test_several_grids_make_one_plan(lab):
     assert len({cell.leaf for cell in plan.cells}) == 7
 
 
-def test_optional_cells_are_left_out_where_the_grid_says_so(swept):
+def test_optional_cells_are_left_out_where_the_grid_says_so(swept, scheduler):
     lab = swept
     path = lab / "notebooks" / "06_recover.ipynb"
     notebook = nbformat.read(path, as_version=4)
     notebook.cells.append(new_code_cell('log("a study")', metadata={"tags": ["optional"]}))
     nbformat.write(notebook, path)
-    short = sweep("both", GRID.model_copy(update={"optional": False}), folder=lab / "notebooks")
+    short = sweep("both", GRID.model_copy(update={"optional": False}), scheduler(), folder=lab / "notebooks")
     assert len(short) == 4 and "a study" not in log(lab)
-    whole = sweep("both", GRID, folder=lab / "notebooks")
+    whole = sweep("both", GRID, scheduler(), folder=lab / "notebooks")
     assert log(lab).count("a study") == 4 and log(lab).count("inject 1") == 1  # only what differs ran again
     pd.testing.assert_frame_equal(short.drop(columns="seconds"), whole.drop(columns="seconds"))
 
@@ -228,44 +259,44 @@ def test_a_sweep_is_recorded_and_read_back(swept, monkeypatch):
     assert place == "both.json" and recorded["asr"].tolist() == table["asr"].tolist()
 
 
-def test_a_sweep_with_a_failure_is_not_recorded(swept, monkeypatch):
+def test_a_sweep_with_a_failure_is_not_recorded(swept, scheduler, monkeypatch):
     lab = swept
     monkeypatch.setattr(sweeps, "RECORDED", lab)
     write(lab, "06_recover", MEASURE, 'assert (SEED, tau) != (2, 0.4), "too much"')
-    sweep("both", GRID, folder=lab / "notebooks")
+    sweep("both", GRID, scheduler(), folder=lab / "notebooks")
     with pytest.raises(LabError, match="1 cells of the sweep 'both' failed, the first with: 06_recover.ipynb, cell"):
         sweeps.record_sweep("both")
     own, _ = sweeps.read_results("both")
     assert len(own) == 3 and not (lab / "both.json").exists()
 
 
-def test_changed_notebooks_run_again(lab):
+def test_changed_notebooks_run_again(lab, scheduler):
     one = Grid(notebooks=GRID.notebooks, fixed={"adapter.suppress.tau": 0.7}, grid={"SEED": [1]})
-    sweep("one", one, folder=lab / "notebooks")
+    sweep("one", one, scheduler(), folder=lab / "notebooks")
     write(lab, "06_recover", MEASURE, "log('more')")
     assert [node.key[:2] for node in plan_sweep("one", one, lab / "notebooks").missing()] == ["06"]
-    sweep("one", one, folder=lab / "notebooks")
+    sweep("one", one, scheduler(), folder=lab / "notebooks")
     assert log(lab) == ["cut 1 0.7", "inject 1", "measure 1 0.7", "more"]  # the stage itself was still good
 
 
-def test_a_failing_cell_is_named_and_the_others_finish(swept, capsys):
+def test_a_failing_cell_is_named_and_the_others_finish(swept, scheduler, capsys):
     lab = swept
     (lab / "log").unlink()
     write(lab, "05_suppress", CUT, "if SEED == 2 and tau == 0.4: raise LabError('nothing left to cut')")
     (lab / "grid.yaml").write_text(
         "notebooks: ['01', '05', '06']\ngrid: {SEED: [1, 2], adapter.suppress.tau: [0.2, 0.4]}"
     )
-    assert main(["sweep", str(lab / "grid.yaml"), "--name", "both"], lab / "notebooks") == 2
+    assert main(["sweep", str(lab / "grid.yaml"), "--name", "both", "--scheduler", scheduler()], lab / "notebooks") == 2
     table = pd.read_csv(lab / "runs" / "both" / "results.csv")
     assert table["error"].fillna("").tolist() == ["", "", "", "05_suppress.ipynb, cell 5: nothing left to cut"]
     assert "1 of the cells failed" in capsys.readouterr().err
     assert not any(line == "measure 2 0.4" for line in log(lab))
 
 
-def test_a_sweep_whose_every_cell_fails_still_has_a_table(lab, capsys):
+def test_a_sweep_whose_every_cell_fails_still_has_a_table(lab, scheduler, capsys):
     write(lab, "01_inject", "raise LabError('no such weights')")
     (lab / "grid.yaml").write_text("notebooks: ['01', '05', '06']\ngrid: {SEED: [1, 2]}")
-    assert main(["sweep", str(lab / "grid.yaml"), "--name", "none"], lab / "notebooks") == 2
+    assert main(["sweep", str(lab / "grid.yaml"), "--name", "none", "--scheduler", scheduler()], lab / "notebooks") == 2
     table = pd.read_csv(lab / "runs" / "none" / "results.csv")
     assert table["SEED"].tolist() == [1, 2]
     assert set(table["error"]) == {"01_inject.ipynb, cell 4: no such weights"}
@@ -292,10 +323,10 @@ def test_a_killed_worker_is_replaced_and_the_stage_made_again(lab):
     assert log(lab) == ["cut 1 0.7", "inject 1", "inject 1", "killed", "measure 1 0.7"]
 
 
-def test_a_second_sweep_of_one_name_is_refused(lab):
-    sweep("both", Grid(notebooks=["01"], grid={"SEED": [1]}), folder=lab / "notebooks")
+def test_a_second_sweep_of_one_name_is_refused(lab, scheduler):
+    sweep("both", Grid(notebooks=["01"], grid={"SEED": [1]}), scheduler(), folder=lab / "notebooks")
     with hold(lab / "runs" / "both"), pytest.raises(LabError, match="^runs/both is in use by another process: wait"):
-        sweep("both", GRID, folder=lab / "notebooks")
+        sweep("both", GRID, scheduler(), folder=lab / "notebooks")
     assert log(lab) == ["inject 1"]
 
 
@@ -339,7 +370,9 @@ def test_an_interruption_while_the_workers_start_is_told_alone(lab, strike):
     ("number", "status", "told"),
     [(signal.SIGKILL, -signal.SIGKILL, ""), (signal.SIGTERM, 143, "terminated"), (signal.SIGINT, 130, "interrupted")],
 )
-def test_a_killed_sweep_leaves_no_process_and_no_file_and_goes_on_where_it_was(lab, monkeypatch, number, status, told):
+def test_a_killed_sweep_leaves_no_process_and_no_file_and_goes_on_where_it_was(
+    lab, scheduler, monkeypatch, number, status, told
+):
     monkeypatch.setenv("TMPDIR", str(lab / "tmp"))
     (lab / "tmp").mkdir()
     waits = "import time\nwhile not (runs_folder().parent / 'go').exists():\n    log('waits')\n    time.sleep(0.2)"
@@ -358,14 +391,16 @@ def test_a_killed_sweep_leaves_no_process_and_no_file_and_goes_on_where_it_was(l
     assert errors.strip().endswith(f"{told}: {remedy}" if told else "")
     assert len(family) >= 3 and psutil.wait_procs(family, timeout=15)[1] == []
     (lab / "go").touch()
-    assert (sweep("both", read_grid(lab / "grid.yaml"), folder=lab / "notebooks")["error"] == "").all()
+    others = "" if number == signal.SIGKILL else scheduler()  # once on workers of its own, as the killed one
+    assert (sweep("both", read_grid(lab / "grid.yaml"), others, folder=lab / "notebooks")["error"] == "").all()
     assert [line for line in log(lab) if line != "waits"] == ["cut 1 0.5", "inject 1"]
     assert not list((lab / "runs").rglob(".*")) and not list((lab / "tmp").iterdir())
 
 
-def test_a_cell_that_kills_every_worker_is_given_up(lab):
+def test_a_cell_that_kills_every_worker_is_given_up(swept):
+    lab = swept
     write(lab, "05_suppress", CUT, "if SEED == 2: os.kill(os.getppid(), signal.SIGKILL)")
-    grid = Grid(notebooks=GRID.notebooks, grid={"SEED": [1, 2]})
+    grid = Grid(notebooks=GRID.notebooks, fixed={"adapter.suppress.tau": 0.2}, grid={"SEED": [1, 2]})
     table = sweep("both", grid, folder=lab / "notebooks")
     assert table["error"].tolist() == [
         "",
@@ -387,24 +422,38 @@ def command(*words):
 
 
 @contextmanager
-def cluster(lab, *resources):
-    """A scheduler and one worker, each a process of its own; yields the address."""
-    file, options = lab / "scheduler.json", ("--no-dashboard", "--host", "127.0.0.1")
+def cluster(folder, *resources):
+    """A scheduler and one worker, each a process of its own; yields the address and a client."""
+    file, options = folder / "scheduler.json", ("--no-dashboard", "--host", "127.0.0.1")
     with command("dask_scheduler", *options, "--port", "0", "--scheduler-file", str(file)):
         deadline = time.monotonic() + 60
         while not file.exists() and time.monotonic() < deadline:
             time.sleep(0.1)
         address = json.loads(file.read_text())["address"]
-        options += ("--nthreads", "1", "--local-directory", str(lab / "scratch"))
+        options += ("--nthreads", "1", "--local-directory", str(folder / "scratch"))
         with command("dask_worker", address, *options, *resources), Client(address) as client:
             client.wait_for_workers(1, timeout=60)
-            yield address
+            yield address, client
 
 
-def test_a_running_scheduler_does_the_work(lab):
-    with cluster(lab) as address:
-        one_seed = GRID.model_copy(update={"grid": GRID.grid | {"SEED": [1]}})
-        table = sweep("both", one_seed, address, folder=lab / "notebooks")
+@pytest.fixture(scope="module")
+def declared(tmp_path_factory):
+    """Such a cluster whose worker says that it has a GPU."""
+    with cluster(tmp_path_factory.mktemp("declared"), "--resources", "GPU=1") as running:
+        yield running
+
+
+@pytest.fixture
+def with_gpu(declared, lab):
+    """The address of that cluster, which keeps the runs of this lab."""
+    address, client = declared
+    keep_runs_here(client)
+    return address
+
+
+def test_a_running_scheduler_does_the_work(lab, with_gpu):
+    one_seed = GRID.model_copy(update={"grid": GRID.grid | {"SEED": [1]}})
+    table = sweep("both", one_seed, with_gpu, folder=lab / "notebooks")
     assert (table["error"] == "").all() and len(table) == 2
     assert log(lab).count("inject 1") == 1
 
@@ -412,17 +461,16 @@ def test_a_running_scheduler_does_the_work(lab):
 ON_GPU = Grid(notebooks=GRID.notebooks, fixed={"model.device": "cuda"}, grid={"SEED": [1]})
 
 
-def test_a_gpu_is_a_resource_that_a_worker_must_have(lab):
-    with cluster(lab) as address, pytest.raises(LabError, match="no worker has one: dask worker … --resources GPU=1"):
-        sweep("gpu", ON_GPU, address, folder=lab / "notebooks")
+def test_a_gpu_is_a_resource_that_a_worker_must_have(lab, scheduler):
+    with pytest.raises(LabError, match="no worker has one: dask worker … --resources GPU=1"):
+        sweep("gpu", ON_GPU, scheduler(), folder=lab / "notebooks")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the worker only says that it has a GPU")
-def test_a_worker_that_declares_a_gpu_gets_the_work(lab):
+def test_a_worker_that_declares_a_gpu_gets_the_work(lab, with_gpu):
     looks = "from helpers.run.start import open_run\nopen_run(settings)"
     write(lab, "01_inject", looks, INJECT)
-    with cluster(lab, "--resources", "GPU=1") as address:
-        table = sweep("gpu", ON_GPU, address, folder=lab / "notebooks")
+    table = sweep("gpu", ON_GPU, with_gpu, folder=lab / "notebooks")
     assert "01_inject.ipynb, cell 4: the profile asks for a GPU" in table["error"].item()
 
 
@@ -534,9 +582,9 @@ def test_a_name_that_no_sweep_can_have_is_told_when_it_is_planned(lab, name, mes
         plan_sweep(name, GRID, lab / "notebooks")
 
 
-def test_a_sweep_and_its_runs_may_lie_some_folders_deep(lab):
+def test_a_sweep_and_its_runs_may_lie_some_folders_deep(lab, scheduler):
     one = Grid(notebooks=["01"], grid={"SEED": [1]})
-    table = sweep("deep/er", one, folder=lab / "notebooks")
+    table = sweep("deep/er", one, scheduler(), folder=lab / "notebooks")
     assert (table["error"] == "").all() and log(lab) == ["inject 1"]
     with pytest.raises(LabError, match="NAME = 'deep' holds the run 'deep/er/01-"):
         run_folder("deep")
