@@ -5,6 +5,7 @@ GitHub and on the site. Nothing is executed: notebooks show their stored outputs
 """
 
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -23,7 +24,6 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "sphinx.ext.mathjax",
-    "sphinx-mathjax-offline",  # MathJax from a wheel: formulas need no network
     "folding",
     "recorded",
     "rooms",
@@ -60,7 +60,9 @@ napoleon_use_rtype = False
 
 html_theme = "sphinx_book_theme"
 html_title = "Backdoor lab"
-html_static_path = ["static"]
+mathjax_files = Path(find_spec("sphinx-mathjax-offline").origin).parent / "static"  # formulas need no network
+mathjax_path = "mathjax/tex-chtml.js"
+html_static_path = ["static", str(mathjax_files)]
 html_css_files = ["site.css"]
 html_extra_path = ["redirect"]  # index.html at the top leads to site/index.html
 html_copy_source = False

@@ -8,7 +8,7 @@ from sphinx.ext.autodoc import Options
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ROOT / "site" / "api"
-FORMULA = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")  # code, as Markdown writes it
+CODE = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")  # code, as Markdown writes it
 SPECIAL = re.compile(r"(\*|\||(?<=\w)_(?=\W|$))")  # what reStructuredText would read as markup
 
 
@@ -32,7 +32,7 @@ def page_of(room: str) -> str:
     """The page of one room, in reStructuredText."""
     parts = [heading(f"helpers.{room}", "=")]
     for module in modules(room):
-        parts += [heading(module, "-"), f".. automodule:: {module}\n"]
+        parts += [heading(module, "-"), f".. automodule:: {module}\n   :ignore-module-all:\n"]
     return "\n".join(parts)
 
 
@@ -49,15 +49,27 @@ def write_pages(app: Sphinx) -> None:
 
 def escape(line: str) -> str:
     """One line of a docstring so that reStructuredText shows it as it stands, `code` as code."""
-    pieces = FORMULA.split(line)
+    pieces = CODE.split(line)
     pieces[::2] = [SPECIAL.sub(r"\\\1", piece) for piece in pieces[::2]]
     pieces[1::2] = [f"``{piece}``" for piece in pieces[1::2]]
     return "".join(pieces)
 
 
+def mark_code(lines: list[str]) -> list[str]:
+    """A module's docstring, its indented blocks marked as code and the rest escaped."""
+    marked, before = [], ""
+    for line in lines:
+        indented = line.startswith("    ")
+        if indented and not before.startswith("    "):
+            marked += [".. code-block:: python", ""]
+        marked.append(line if indented else escape(line))
+        before = line if line.strip() else before
+    return marked
+
+
 def escape_docstring(app: Sphinx, what: str, name: str, obj: object, options: Options, lines: list[str]) -> None:
     """Docstrings are plain text with `code` in it; this runs before their sections are read."""
-    lines[:] = [escape(line) for line in lines]
+    lines[:] = mark_code(lines) if what == "module" else [escape(line) for line in lines]
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
