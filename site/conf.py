@@ -50,6 +50,7 @@ myst_heading_anchors = 4
 myst_links_external_new_tab = False
 
 default_role = "code"  # a docstring's `name` is code, as in Markdown
+toc_object_entries = False  # thousands of functions in every page's navigation
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_default_options = {"members": True, "undoc-members": False}

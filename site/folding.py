@@ -47,7 +47,9 @@ def fold_solutions(notebook: nbformat.NotebookNode) -> None:
 
 def name_diagrams(text: str) -> str:
     """Show a Mermaid diagram as its text: drawing it takes a library of three megabytes that comes from the network."""
-    return MERMAID.sub(r"<details><summary>The diagram as text; GitHub draws it</summary>\n\n```text\n\1```\n\n</details>", text)
+    return MERMAID.sub(
+        r"<details><summary>The diagram as text; GitHub draws it</summary>\n\n```text\n\1```\n\n</details>", text
+    )
 
 
 def change_page(app: Sphinx, name: str, source: list[str]) -> None:

@@ -61,7 +61,7 @@ def mark_code(lines: list[str]) -> list[str]:
     for line in lines:
         indented = line.startswith("    ")
         if indented and not before.startswith("    "):
-            marked += [".. code-block:: python", ""]
+            marked += ["::", ""]
         marked.append(line if indented else escape(line))
         before = line if line.strip() else before
     return marked
