@@ -10,6 +10,7 @@ from sphinx.application import Sphinx
 
 FOLD = "hide-input"  # MyST-NB puts the code of such a cell behind a click
 MERMAID = re.compile(r"^```mermaid\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+DIAGRAM = r"<details><summary>The diagram as text; GitHub draws it</summary>\n\n```text\n\1```\n\n</details>"
 DISCUSSION = "**Discussion.**"
 
 
@@ -47,9 +48,7 @@ def fold_solutions(notebook: nbformat.NotebookNode) -> None:
 
 def name_diagrams(text: str) -> str:
     """Show a Mermaid diagram as its text: drawing it takes a library of three megabytes that comes from the network."""
-    return MERMAID.sub(
-        r"<details><summary>The diagram as text; GitHub draws it</summary>\n\n```text\n\1```\n\n</details>", text
-    )
+    return MERMAID.sub(DIAGRAM, text)
 
 
 def change_page(app: Sphinx, name: str, source: list[str]) -> None:
