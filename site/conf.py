@@ -68,6 +68,8 @@ html_css_files = ["site.css"]
 html_extra_path = ["redirect"]  # index.html at the top leads to site/index.html
 html_copy_source = False
 html_show_sourcelink = False
+html_show_search_summary = False  # it is fetched page by page, which a browser refuses for files on a disk
+html_context = {"default_mode": "auto"}  # light or dark as the reader's system is
 html_theme_options = {
     "home_page_in_toc": True,
     "show_navbar_depth": 1,
