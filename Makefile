@@ -3,7 +3,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup run purify plan sweep inspect test test-fast base model execute results docs course lab lint lock clean
+.PHONY: help setup run purify plan sweep inspect test test-fast base model execute results docs course site lab lint lock clean
 
 VENV ?= .venv
 PYTHON ?= python3
@@ -122,6 +122,15 @@ docs: setup  ## write all that is generated in docs/: the results page, the grap
 course: setup  ## write the sheets and solutions of course/ anew from course/exercises/
 	@$(BIN)/python -m course.build
 
+site: $(VENV)/.site  ## the course as a website, in site/_build/html/ (notebooks with their stored outputs; nothing is run)
+	@$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going --jobs auto --conf-dir site --doctree-dir \
+	  site/_build/doctrees . site/_build/html
+	@echo 'open site/_build/html/index.html'
+
+$(VENV)/.site: site/requirements.txt $(READY)
+	@$(INSTALL) -r site/requirements.txt -c requirements-lock.txt
+	@touch $@
+
 lab: setup  ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks
 
@@ -137,5 +146,5 @@ lock:  ## rewrite requirements-lock.txt from requirements.txt (needs uv)
 	mv requirements-lock.new requirements-lock.txt
 
 clean:  ## remove .venv and caches; runs/ stays
-	rm -rf $(VENV) .pytest_cache .ruff_cache *.egg-info
+	rm -rf $(VENV) site/_build site/api .pytest_cache .ruff_cache *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
