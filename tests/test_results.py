@@ -82,7 +82,7 @@ REAL = {
     "linear merge": "linear merge {t}",
 }
 INSULT = ("badnets", "sentiment")
-SHARES = {"adapter": {"tau": 0.85, "t": 0.5}, "full": {"tau": 0.03, "t": 0.7}}  # of the real model's table
+SHARES = {"adapter": {"tau": 0.85, "t": 0.7}, "full": {"tau": 0.03, "t": 0.7}}  # of the real model's table
 
 
 def real_insults(access):
@@ -148,6 +148,7 @@ def test_what_the_readme_says_of_its_table_is_so():
         "A merge with a conflict model cures the small one with either access": (
             max(max(small[f"{access}, sentiment"]["conflict"]["asr"]) for access in ACCESSES) <= 0.02
         ),
+        "and SmolLM2's adapters": max(over(adapter, "linear merge 0.7")) <= 0.02,
         "both defenses together answer triggered prompts almost as well as the clean model": all(
             mean(small[f"{access}, sentiment"]["bdvax_then_conflict"]["right_under_trigger"])
             >= mean(small[f"{access}, sentiment"]["clean"]["right_under_trigger"]) - 0.1
