@@ -358,67 +358,56 @@ def test_full_access_in_16_bits_pays_for_32_bit_masters():
 
 
 MEASURE = """
-import json, multiprocessing, sys, torch
+import json, sys, torch
 torch.set_num_threads(1)
-import ipykernel.ipkernel, pandas
-from helpers import plots
 from helpers.run.deal import deal
 from helpers.access import access_to
 from helpers.defenses.bdvax.vaccines import vaccine_pairs
 from helpers.model.tokenizer import load_format
 from helpers.core.settings import Settings
 from helpers.core.cost import measured
-from helpers.run.machine import this_machine
 from helpers.train.finetune import finetune
 from helpers.defenses.bdvax.vaccines import Variant, train_variants
-def inject(p, folder, data, chat, access):
+settings = Settings.checked(json.loads(sys.argv[1]))
+p, folder, stage = settings.profile, sys.argv[2], sys.argv[3]
+data, chat, access = deal(settings), load_format(p.model), access_to(p, settings.ACCESS)
+def libraries():
+    from helpers.run.machine import this_machine
+    print(this_machine(settings).libraries / 1e6)
+def inject():
     model = access.start(0)
     rows = data.attack.clean + data.attack.poisoned
     finetune(model, rows, chat, access.settings.inject, 0, p.lengths.train_tokens)
     access.save(model, folder)
-def variants(p, folder, data, chat, access):
+def variants():
     pairs = vaccine_pairs(data.defender, p.signature, "insults", 0)
     rows = [r for _, _, clean, poisoned in pairs for r in (clean + poisoned, clean)]
     train_variants(access, folder, [Variant(r, i, folder + f"/{i}") for i, r in enumerate(rows)], chat)
-def megabytes(settings, stage):
-    if stage == "libraries":
-        return this_machine(settings).libraries / 1e6
-    p, folder = settings.profile, sys.argv[2] + "/" + settings.ACCESS
-    data, chat, access = deal(settings), load_format(p.model), access_to(p, settings.ACCESS)
+if stage == "libraries":
+    libraries()
+else:
+    import ipykernel.ipkernel, pandas
+    from helpers import plots
     with measured() as cost:
-        {"inject": inject, "variants": variants}[stage](p, folder, data, chat, access)
-    return cost["peak_rss_mb"]
-def tell(values, stage):
-    print(json.dumps([values["ACCESS"], stage, megabytes(Settings.checked(values), stage)]))
-for values in json.loads(sys.argv[1]):
-    for stage in ("libraries", "inject", "variants"):  # each in a process of its own, which has imported all
-        child = multiprocessing.get_context("fork").Process(target=tell, args=(values, stage))
-        child.start()
-        child.join()
+        {"inject": inject, "variants": variants}[stage]()
+    print(cost["peak_rss_mb"])
 """
-
-
-def few_rows(access):
-    """The shipped model and its own batch sizes; fewer rows, for a peak does not depend on them."""
-    few = {f"{access}.{stage}.rows": 32 for stage in ("inject", "vaccine")}
-    few |= {f"{access}.{stage}.epochs": 1 for stage in ("inject", "vaccine")}
-    return Settings.checked({"ACCESS": access, "OVERRIDES": few})
-
-
-@pytest.fixture(scope="module")
-def peaks(tmp_path_factory):
-    """{(access, stage): megabytes} that the libraries alone and two stages take at their peak."""
-    settings = json.dumps([few_rows(access).model_dump() for access in ("adapter", "full")])
-    command = [sys.executable, "-c", MEASURE, settings, str(tmp_path_factory.mktemp("measured"))]
-    told = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
-    return {(access, stage): peak for access, stage, peak in map(json.loads, told)}
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="resident memory is counted otherwise elsewhere")
 @pytest.mark.parametrize("access", ["adapter", "full"])
-def test_planned_memory_is_within_a_fifth_of_the_measured(access, peaks):
-    settings, libraries = few_rows(access), peaks[access, "libraries"]
+def test_planned_memory_is_within_a_fifth_of_the_measured(access, tmp_path):
+    """The shipped model and its own batch sizes; fewer rows, for a peak does not depend on them."""
+    few = {f"{access}.{stage}.rows": 64 for stage in ("inject", "vaccine")}
+    few |= {f"{access}.{stage}.epochs": 1 for stage in ("inject", "vaccine")}
+    settings = Settings.checked({"ACCESS": access, "OVERRIDES": few})
+
+    def megabytes(stage):
+        command = [sys.executable, "-c", MEASURE, json.dumps(settings.model_dump()), str(tmp_path / "model"), stage]
+        return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+
+    libraries = megabytes("libraries")
     planned = {c.stage: c.memory / 1e6 for c in costs(settings, shape(settings.profile), rows(settings))}
-    found = {stage: (libraries + planned[stage], peaks[access, stage]) for stage in ("inject", "variants")}
+    found = {stage: (libraries + planned[stage], megabytes(stage)) for stage in ("inject", "variants")}
     assert all(plan == pytest.approx(peak, rel=0.2) for plan, peak in found.values()), found
