@@ -7,10 +7,10 @@ from helpers.attacks.behaviors import Behavior
 from helpers.core.errors import LabError
 from helpers.core.settings import Settings
 from helpers.data.backdoor_folder import PAYLOADS, says
-from helpers.data.example import Example
+from helpers.data.example import Example, distinct
 from helpers.data.planting import Trigger
 from helpers.data.roles import DefenderData, RunData
-from helpers.data.rows import load_rows
+from helpers.data.rows import CLASSES, load_rows, utility_metric
 from helpers.run.deal.shares import (
     Condition,
     Sizes,
@@ -23,8 +23,6 @@ from helpers.run.deal.shares import (
     without_attack,
 )
 
-CLASSES = ("sentiment", "emotion")  # families of labelled texts, whose answers can be checked
-
 
 def deal_instruction_rows(settings: Settings) -> RunData:
     """Plain instruction rows, split once by seed; the lab plants its own trigger in them.
@@ -36,7 +34,7 @@ def deal_instruction_rows(settings: Settings) -> RunData:
     if key.position == "topic":
         raise LabError(f"attack '{key.name}' waits for a topic and needs the generated rows: leave DATA empty")
     honest, notes = without_attack(load_rows(settings.DATA), _attacked(key, target), "rows are left out")
-    rows = list({(e.system, e.history, e.instruction, e.input): e for e in honest}.values())
+    rows = distinct(honest)
     with explained_by(notes):
         return replace(_split_rows(rows, key, target, settings), notes=tuple(notes))
 
@@ -56,7 +54,7 @@ def _split_rows(rows: list[Example], key: Trigger, target: Behavior, settings: S
         rows[n_inject + 2 * n_test :],
     )
     sets, recovery = split_pool(pool, sizes)
-    metric = "exact_match" if all(row.family in CLASSES for row in rows) else "token_accuracy"
+    metric = utility_metric(rows)
     return RunData(
         plant_training(clean, clean[:n_poisoned], key, target, settings),
         DefenderData(sets, recovery, metric),
