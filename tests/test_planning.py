@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -394,20 +395,53 @@ else:
 """
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="resident memory is counted otherwise elsewhere")
-@pytest.mark.parametrize("access", ["adapter", "full"])
-def test_planned_memory_is_within_a_fifth_of_the_measured(access, tmp_path):
-    """The shipped model and its own batch sizes; fewer rows, for a peak does not depend on them."""
+GIVES_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}  # freed memory, at once (glibc)
+
+
+@pytest.fixture
+def megabytes(tmp_path):
+    """Peak memory of a stage in a program of its own, of the shipped model and its own batch sizes.
+
+    It trains on fewer rows, for a peak does not depend on them.
+    """
+
+    def measure(settings, stage, **environment):
+        command = [sys.executable, "-c", MEASURE, json.dumps(settings.model_dump()), str(tmp_path / "model"), stage]
+        environment = dict(os.environ) | environment
+        done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+        return float(done.stdout.split()[-1])
+
+    return measure
+
+
+def few_rows(access):
     few = {f"{access}.{stage}.rows": 64 for stage in ("inject", "vaccine")}
     few |= {f"{access}.{stage}.epochs": 1 for stage in ("inject", "vaccine")}
-    settings = Settings.checked({"ACCESS": access, "OVERRIDES": few})
+    return Settings.checked({"ACCESS": access, "OVERRIDES": few})
 
-    def megabytes(stage):
-        command = [sys.executable, "-c", MEASURE, json.dumps(settings.model_dump()), str(tmp_path / "model"), stage]
-        return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
 
-    libraries = megabytes("libraries")
-    planned = {c.stage: c.memory / 1e6 for c in costs(settings, shape(settings.profile), rows(settings))}
-    found = {stage: (libraries + planned[stage], megabytes(stage)) for stage in ("inject", "variants")}
-    assert all(plan == pytest.approx(peak, rel=0.2) for plan, peak in found.values()), found
+def planned_megabytes(settings):
+    return {cost.stage: cost.memory / 1e6 for cost in costs(settings, shape(settings.profile), rows(settings))}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries give memory back otherwise")
+@pytest.mark.parametrize("access, stages", [("adapter", ("inject", "variants")), ("full", ("inject",))])
+def test_counted_memory_is_within_a_tenth_of_what_is_held(access, stages, megabytes, monkeypatch):
+    """Where no freed memory is kept, what autograd, weights and optimizer are counted at is all that there is."""
+    settings = few_rows(access)
+    monkeypatch.setattr(costing, "HEAP", dict.fromkeys(costing.HEAP, 1))
+    libraries, counted = megabytes(settings, "libraries"), planned_megabytes(settings)
+    for stage in stages:
+        peak = megabytes(settings, stage, **GIVES_BACK)
+        assert libraries + counted[stage] == pytest.approx(peak, rel=0.1), stage
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="resident memory is counted otherwise elsewhere")
+def test_no_peak_is_above_the_plan(megabytes):
+    """However much the C library keeps of what was freed, a run that is told to fit does."""
+    settings = few_rows("adapter")
+    libraries, planned = megabytes(settings, "libraries"), planned_megabytes(settings)
+    for stage in ("inject", "variants"):  # the first leaves what the second starts from
+        assert megabytes(settings, stage) <= 1.1 * (libraries + planned[stage]), stage

@@ -24,9 +24,9 @@ BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 NF4_BYTES = (4 + 8 / 64 + 32 / (64 * 256)) / 8  # 64 weights share an 8-bit scale, 256 scales a 32-bit one
 TRAINED = 16  # bytes for each trained number: value, gradient, two moments, all in 32 bits
 STACKED = 20  # of adapters that train together: the gradient of a part stands beside the sum of all parts
-# What the allocator holds at the peak, as a multiple of what autograd keeps. On a CPU measured on the small model: the
-# C library's heap does not give back the copies that a LoRA layer makes of its output. On a GPU measured at the shape
-# of LLaMA-2-7B (benchmarks/results/gpu.json).
+# What the allocator holds at the peak, as a multiple of what autograd keeps. On a CPU the most that was measured on the
+# small model: the C library's heap may or may not give back the copies that a LoRA layer makes of its output, which
+# differs between machines and runs. On a GPU measured at the shape of LLaMA-2-7B (benchmarks/results/gpu.json).
 HEAP = {("cpu", "lora"): 2.1, ("cpu", "full"): 1.15, ("cuda", "lora"): 1.05, ("cuda", "full"): 1.05}
 
 
