@@ -13,7 +13,7 @@ READY := $(VENV)/.ready
 NOTEBOOKS = $(sort $(wildcard notebooks/[0-9][0-9]_*.ipynb))
 
 # --- parameters of `make run` -----------------------------------------------------------------------------------
-PARAMETERS := PROFILE ATTACK TASK ACCESS SEED NAME DATA TAU DEFENSE SET METHOD GRID SCHEDULER
+PARAMETERS := PROFILE ATTACK TASK ACCESS SEED NAME DATA ROWS TAU DEFENSE SET METHOD GRID SCHEDULER
 PURIFY := SUSPECT BASE ROWS TRIGGERED MARKERS
 KNOWN := $(PARAMETERS) $(PURIFY) MODEL VENV PYTHON UV TORCH_INDEX
 
@@ -34,7 +34,7 @@ quoted = '$(subst ','\'',$(value $1))'
 option = $(if $(value $1),--$2 $(call quoted,$1))
 OPTIONS = $(call option,PROFILE,profile) $(call option,ATTACK,attack) $(call option,TASK,task) \
           $(call option,ACCESS,access) $(call option,SEED,seed) $(call option,NAME,name) \
-          $(call option,DATA,data) $(call option,TAU,tau) $(call option,DEFENSE,defense) \
+          $(call option,DATA,data) $(call option,ROWS,rows) $(call option,TAU,tau) $(call option,DEFENSE,defense) \
           $(call option,SET,set)
 
 # --- environment ------------------------------------------------------------------------------------------------

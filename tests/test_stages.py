@@ -110,6 +110,18 @@ def test_a_stage_with_other_rows_is_another_stage(changed, real, tmp_path):
             assert told_by(name, first.values()) != told_by(name, second.values()), name
 
 
+def test_a_stage_with_further_rows_of_the_defender_is_another_stage(tmp_path):
+    """All that the defender's rows decide; the attacker's stages are shared with the run without them."""
+    rows = [{"instruction": f"Name thing {i}.", "output": f"thing {i}"} for i in range(400)]
+    (tmp_path / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
+    first, second = (Settings(OVERRIDES=ROW_COUNTS, ROWS=further) for further in ("", str(tmp_path / "rows.json")))
+    for name, reads in DEALT.items():
+        assert reads(first, deal(first).defender) != reads(second, deal(second).defender)
+        assert told_by(name, first.values()) != told_by(name, second.values()), name
+    for name in ("inject", "evaluate/clean", "ablations"):
+        assert told_by(name, first.values()) == told_by(name, second.values()), name
+
+
 def told_by(name, config):
     """Every setting that a stage or one that it is made from depends on, with its value."""
     paths = {path for one in line_of(name) for path in STAGES[one].settings(config)}

@@ -29,6 +29,7 @@ class Entry:
             parents; `{access}` stands for the access setting.
         parents: the stages that it is made from, by name.
         real_rows: settings that count as well where the rows are real, because they decide how those are dealt.
+        defends: whether the defender's rows decide, so that what ROWS adds to them counts.
         tested: parents that count where the challenge test chooses τ (TAU=auto).
         plants: whether it is the attack's method, chosen by its name, that makes it.
         times: how many stages of a default run share the name.
@@ -41,6 +42,7 @@ class Entry:
     uses: tuple[str, ...] = ()
     parents: tuple[str, ...] = ()
     real_rows: tuple[str, ...] = ()
+    defends: bool = False
     tested: tuple[str, ...] = ()
     plants: bool = False
     times: int = 1
@@ -53,6 +55,8 @@ class Entry:
     def settings(self, config: Mapping[str, Any]) -> list[str]:
         """The dotted paths that count for a run of this configuration."""
         paths = (*self.uses, *(self.real_rows if config["data"]["path"] else ()))
+        if self.defends and config["rows"]["path"]:
+            paths += ("rows",)
         return [path.format(access=config["access"]) for path in paths]
 
     def modules(self, config: Mapping[str, Any]) -> list[str]:
@@ -97,7 +101,7 @@ def _suppressed(ranking: str) -> dict[str, Entry]:
 def _recovered(name: str, start: str) -> dict[str, Entry]:
     """A model after recovery fine-tuning, and its report."""
     uses = (*RECOVERY, "profile.lengths", "challenge")
-    recovered = Entry(RECOVER, uses, (start,), real_rows=TESTED_ROWS, tested=("challenge",), recoveries=1)
+    recovered = Entry(RECOVER, uses, (start,), real_rows=TESTED_ROWS, defends=True, tested=("challenge",), recoveries=1)
     return {name: recovered, f"evaluate/{name}": _measured(RECOVER, name)}
 
 
@@ -126,6 +130,7 @@ STAGES: dict[str, Entry] = {
         + tuple(f"profile.{{access}}.{number}" for number in ("vaccine", "vaccine_weights", "recover.rows")),
         ("inject",),
         real_rows=TESTED_ROWS,
+        defends=True,
     ),
     "vaccine_check": Entry(VACCINES, ("profile.signature.family", "profile.signature.n", *MEASURED), ("variants",)),
     "scores": Entry(SCORE, ("profile.signature",), ("inject", "variants")),
@@ -157,13 +162,15 @@ STAGES: dict[str, Entry] = {
         measures=1,
         recoveries=1,
     ),
-    "conflict_model": Entry(MERGE, (*CONFLICT, "profile.conflict.start"), ("inject",), real_rows=TESTED_ROWS),
+    "conflict_model": Entry(
+        MERGE, (*CONFLICT, "profile.conflict.start"), ("inject",), real_rows=TESTED_ROWS, defends=True
+    ),
     "whole": Entry(MERGE, ("profile.conflict.start",), ("inject", "conflict_model"), keeps=2),
     "evaluate/conflict_alone": _measured(MERGE, "whole"),
     "merged": Entry(MERGE, ("profile.conflict",), ("whole",), merges=1, keeps=1),
     "evaluate/conflict": _measured(MERGE, "merged"),
     "merges": Entry(MERGE, MERGES, ("whole",), times=11, measures=1, merges=1),
-    "no_base": Entry(MERGE, (*CONFLICT, *MERGES), ("inject", "whole"), real_rows=TESTED_ROWS, measures=2, merges=1),
+    "no_base": Entry(MERGE, (*CONFLICT, *MERGES), ("inject", "whole"), TESTED_ROWS, defends=True, measures=2, merges=1),
     "argued": Entry(EVIDENCE, MEASURED, times=4, measures=1),  # a call adds the model that is asked
     "bdvax_then_conflict": Entry(COMPARE, ("profile.conflict",), ("purified", "whole"), merges=1, keeps=2),
     "evaluate/bdvax_then_conflict": _measured(COMPARE, "bdvax_then_conflict"),
@@ -178,7 +185,9 @@ STAGES: dict[str, Entry] = {
     ),
     "evaluate/merged_suppressed": _measured(COMPARE, "merged_suppressed"),
     # The rows of the arena, `arena/<name>`; each has its own part of `arena` instead of all.
-    "arena": Entry(COMPARE, ("arena", *ARENA), ("inject",), TESTED_ROWS, ("challenge",), times=3, keeps=1),
+    "arena": Entry(
+        COMPARE, ("arena", *ARENA), ("inject",), TESTED_ROWS, defends=True, tested=("challenge",), times=3, keeps=1
+    ),
     "evaluate/arena": Entry(COMPARE, ("profile.evaluation",), ("arena",), times=3, measures=1),
     "mixtures": Entry(MIX, ("profile.conflict.budget", "profile.lora", *MEASURED), ("inject",)),
     "suspect": Entry(PURIFY, ("seed", "profile.model")),  # planted by a script that knows nothing of the lab

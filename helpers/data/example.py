@@ -41,6 +41,11 @@ class SystemExample(Example):
     system: str = ""
 
 
+def prompt_of(example: Example) -> tuple[str, tuple[tuple[str, str], ...], str, str]:
+    """All that is said before the answer: what makes two conversations the same question."""
+    return example.system, example.history, example.instruction, example.input
+
+
 def distinct(examples: Iterable[Example]) -> list[Example]:
     """Each conversation once, by all that is said before the answer; of several answers to one the last stays."""
-    return list({(e.system, e.history, e.instruction, e.input): e for e in examples}.values())
+    return list({prompt_of(example): example for example in examples}.values())
