@@ -164,6 +164,24 @@ def test_costs_move_with_what_causes_them():
     assert full.in_4_bit is None
 
 
+def test_a_plan_counts_the_chosen_rows_of_the_arena():
+    """Three quick rows train nothing; of these four, three recover, one trains vaccines and one a reference model."""
+    chosen = "crow, nad, plant_and_unlearn, cleangen"
+    model = shape(SEVEN_B.profile)
+    quick, four = (
+        {c.stage: c for c in costs(Settings.checked(SEVEN_B.model_dump() | {"DEFENSE": rows}), model, ASSUMED)}
+        for rows in ("", chosen)
+    )
+    more = {stage: four[stage].times - quick[stage].times for stage in quick}
+    assert {stage: count for stage, count in more.items() if count} == {
+        "evaluate": 1,
+        "recover": 3,
+        "conflict model": 1,
+    }
+    assert four.keys() - quick.keys() == {"arena's vaccines"}
+    assert four["arena's vaccines"].flops == four["variants"].flops
+
+
 @pytest.mark.parametrize("access", ["adapter", "full"])
 def test_the_challenge_test_is_planned_where_it_is_asked_for(access):
     model = shape(SEVEN_B.profile)

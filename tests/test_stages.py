@@ -339,5 +339,6 @@ def test_a_function_without_a_source_is_refused():
 
 
 def test_a_measure_of_the_registry_is_a_number(monkeypatch):
-    counted = {what: stages.total(what) for what in ("measures", "cuts", "recoveries", "merges", "keeps")}
+    counted = {what: stages.total(what, rows=3) for what in ("measures", "cuts", "recoveries", "merges", "keeps")}
     assert counted == {"measures": 39, "cuts": 4, "recoveries": 10, "merges": 15, "keeps": 9}
+    assert [stages.total(what, rows=5) for what in ("measures", "keeps")] == [41, 11]  # one of each for a row

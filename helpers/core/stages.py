@@ -83,6 +83,7 @@ ARENA = (  # all that a defense may read of a profile, whichever it is
     *(f"profile.{{access}}.{part}" for part in ("recover", "perturb", "vaccine", "vaccine_weights", "suppress")),
     *("profile.signature", "profile.conflict", "profile.lora", "profile.lengths", "challenge"),
 )
+ARENA_ROW = re.compile(r"(evaluate/)?arena/(\w*)")
 MERGES = (*(f"profile.conflict.{number}" for number in ("t", "beyond", "k", "lam")), "profile.evaluation")
 
 
@@ -185,10 +186,8 @@ STAGES: dict[str, Entry] = {
     ),
     "evaluate/merged_suppressed": _measured(COMPARE, "merged_suppressed"),
     # The rows of the arena, `arena/<name>`; each has its own part of `arena` instead of all.
-    "arena": Entry(
-        COMPARE, ("arena", *ARENA), ("inject",), TESTED_ROWS, defends=True, tested=("challenge",), times=3, keeps=1
-    ),
-    "evaluate/arena": Entry(COMPARE, ("profile.evaluation",), ("arena",), times=3, measures=1),
+    "arena": Entry(COMPARE, ("arena", *ARENA), ("inject",), TESTED_ROWS, defends=True, tested=("challenge",), keeps=1),
+    "evaluate/arena": Entry(COMPARE, ("profile.evaluation",), ("arena",), measures=1),
     "mixtures": Entry(MIX, ("profile.conflict.budget", "profile.lora", *MEASURED), ("inject",)),
     "suspect": Entry(PURIFY, ("seed", "profile.model")),  # planted by a script that knows nothing of the lab
 }
@@ -221,7 +220,7 @@ FORMER = {"both": DEFAULT}  # what an earlier lab called a method, and the model
 
 def entry(name: str) -> Entry | None:
     """What the registry knows of a stage, by its name or the first word of it; None where it knows nothing."""
-    if row := re.fullmatch(r"(evaluate/)?arena/(\w+)", name):
+    if row := ARENA_ROW.fullmatch(name):
         return _row_of_the_arena(row[2]) if row[1] is None else _measured(COMPARE, f"arena/{row[2]}")
     return STAGES.get(name) or STAGES.get(name.split("/")[0])
 
@@ -263,13 +262,15 @@ def line_of(name: str) -> set[str]:
     return {name}.union(*(line_of(parent) for parent in STAGES[name].parents))
 
 
-def total(what: str) -> int:
-    """How many models a default run measures, suppresses, recovers, merges or keeps.
+def total(what: str, rows: int) -> int:
+    """How many models a run measures, suppresses, recovers, merges or keeps; what rows of the arena train, left out.
 
     Args:
         what: the name of such a number of `Entry`.
+        rows: how many of the arena are chosen.
     """
-    return sum(one.times * getattr(one, what) for one in STAGES.values())
+    counts = {name: rows if ARENA_ROW.fullmatch(f"{name}/") else one.times for name, one in STAGES.items()}
+    return sum(counts[name] * getattr(one, what) for name, one in STAGES.items())
 
 
 def defended_by(number: str, config: Mapping[str, Any]) -> tuple[str, ...]:
