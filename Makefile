@@ -140,6 +140,10 @@ site: $(VENV)/.site  ## the course as a website, in site/_build/html/ (notebooks
 	  site/_build/doctrees . site/_build/html
 	@echo 'open site/_build/html/index.html'
 
+slides: setup  ## slides for three sessions, with the figures stored in the notebooks, in site/_build/slides/
+	@$(BIN)/python -m course.decks
+	@echo 'open one of them: arrow keys turn the pages, n shows the notes'
+
 $(VENV)/.site: site/requirements.txt $(READY)
 	@$(INSTALL) -r site/requirements.txt -c requirements-lock.txt
 	@touch $@
