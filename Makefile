@@ -104,13 +104,14 @@ GRID ?= notebooks/parameters/grids/tau.yaml
 sweep: setup  ## all cells of a grid (GRID=file.yaml), on all cores or on a cluster (SCHEDULER=tcp://…)
 	@$(BIN)/python -m helpers.run.pipeline sweep $(call quoted,GRID) $(call option,NAME,name) $(call option,SCHEDULER,scheduler)
 
+# The notebooks take the longer: one core is theirs, the unit tests have what they leave.
 test: setup  ## lint, unit tests, and every notebook from its first cell to its last, on two cores
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	@echo 'the notebooks run beside the unit tests; what they say comes last'
 	folder=$$(mktemp -d); trap 'kill $${notebooks:-} 2>/dev/null || true; rm -rf "$$folder"' EXIT; \
-	LAB_RUNS="$$folder/runs" $(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=1800 \
+	LAB_RUNS="$$folder/runs" OMP_NUM_THREADS=1 $(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=1800 \
 	$(NOTEBOOKS) > "$$folder/log" 2>&1 & notebooks=$$!; status=0; \
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests || status=$$?; \
+	nice -n 5 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests || status=$$?; \
 	wait $$notebooks || status=$$?; cat "$$folder/log"; exit $$status
 
 test-fast: setup  ## what to run while editing: lint and the unit tests that train nothing, in under three minutes
