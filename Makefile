@@ -3,7 +3,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup run purify plan sweep inspect test test-fast base model execute results docs course site lab lint lock clean
+.PHONY: help setup check-lab run pack unpack purify plan sweep inspect test test-fast base model execute results docs course site slides colab lab lint lock clean
 
 VENV ?= .venv
 PYTHON ?= python3
@@ -15,7 +15,7 @@ NOTEBOOKS = $(sort $(wildcard notebooks/[0-9][0-9]_*.ipynb))
 # --- parameters of `make run` -----------------------------------------------------------------------------------
 PARAMETERS := PROFILE ATTACK TASK ACCESS SEED NAME DATA ROWS TAU DEFENSE SET METHOD GRID SCHEDULER
 PURIFY := SUSPECT BASE ROWS TRIGGERED MARKERS
-KNOWN := $(PARAMETERS) $(PURIFY) MODEL VENV PYTHON UV TORCH_INDEX
+KNOWN := $(PARAMETERS) $(PURIFY) MODEL PACK ADDRESS VENV PYTHON UV TORCH_INDEX
 
 # WSL exports NAME, the name of the computer: only `make run NAME=…` counts
 ifneq ($(origin NAME),command line)
@@ -70,8 +70,21 @@ $(READY): requirements-lock.txt pyproject.toml
 	@$(INSTALL) --no-deps --no-build-isolation --editable .
 	@touch $@
 
+# without `setup`, which it looks for; and in whatever Python there is before that
+check-lab: export HF_HUB_OFFLINE := 1
+check-lab: export TQDM_DISABLE := 1
+check-lab:  ## what this machine lacks for a class: a line for each need, and what helps
+	@python=$(BIN)/python; test -x "$$python" || python='$(PYTHON)'; "$$python" -m helpers.run.check_lab
+
 run: setup  ## all notebooks with one set of parameters, into runs/<name>/ (METHOD=bdvax or conflict: one paper's; all: every defense)
 	@$(BIN)/python -m helpers.run.pipeline run $(OPTIONS) $(call option,METHOD,method)
+
+pack: setup  ## a finished run as one file, runs/<name>.tar.gz, for a class that starts at any notebook
+	@$(BIN)/python -m helpers.run.packing pack $(OPTIONS)
+
+unpack: setup  ## put such a file into runs/ (PACK=file.tar.gz)
+	@test -n $(call quoted,PACK) || { echo 'make unpack needs PACK=file.tar.gz, as `make pack` writes it'; exit 1; }
+	@$(BIN)/python -m helpers.run.packing unpack $(call quoted,PACK)
 
 purify: setup  ## purify a model that you were given (SUSPECT=folder, BASE, ROWS, TRIGGERED, METHOD), into runs/<name>/
 	@test -n $(call quoted,SUSPECT) || { echo 'make purify needs SUSPECT=folder, with a PEFT adapter or a model'; exit 1; }
@@ -127,6 +140,13 @@ site: $(VENV)/.site  ## the course as a website, in site/_build/html/ (notebooks
 	@$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going --jobs auto --conf-dir site --doctree-dir \
 	  site/_build/doctrees . site/_build/html
 	@echo 'open site/_build/html/index.html'
+
+slides: setup  ## slides for three sessions, with the figures stored in the notebooks, in site/_build/slides/
+	@$(BIN)/python -m course.decks
+	@echo 'open one of them: arrow keys turn the pages, n shows the notes'
+
+colab: setup  ## copies of the notebooks that fetch the lab on Google Colab (ADDRESS=https://…), in site/_build/colab/
+	@$(BIN)/python -m course.colab $(call option,ADDRESS,address)
 
 $(VENV)/.site: site/requirements.txt $(READY)
 	@$(INSTALL) -r site/requirements.txt -c requirements-lock.txt
