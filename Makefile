@@ -3,7 +3,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup run purify plan sweep inspect test test-fast base model execute results docs course site lab lint lock clean
+.PHONY: help setup run purify plan sweep inspect test test-fast base model execute results docs course site lab harness lint lock clean
 
 VENV ?= .venv
 PYTHON ?= python3
@@ -129,6 +129,12 @@ site: $(VENV)/.site  ## the course as a website, in site/_build/html/ (notebooks
 
 $(VENV)/.site: site/requirements.txt $(READY)
 	@$(INSTALL) -r site/requirements.txt -c requirements-lock.txt
+	@touch $@
+
+harness: $(VENV)/.harness  ## add lm-evaluation-harness for BD-VAX's ten benchmarks (200 MB; the lab itself needs none of it)
+
+$(VENV)/.harness: requirements-harness.txt $(READY)
+	@$(INSTALL) -r requirements-harness.txt -c requirements-lock.txt
 	@touch $@
 
 lab: setup  ## open the notebooks in JupyterLab
