@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lm_eval.models.huggingface import HFLM
@@ -12,6 +13,9 @@ from transformers import PreTrainedModel
 
 from helpers.data.example import SystemExample
 from helpers.model.prompt import PromptFormat
+
+if TYPE_CHECKING:
+    from lm_eval.api.instance import Instance
 
 Message = dict[str, str]
 
@@ -57,6 +61,27 @@ class LabModel(HFLM):
         begun = "" if add_generation_prompt else messages.pop()["content"]
         return self.prompt_format.prompt_text(_example(messages)) + begun
 
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """As the harness's own, without its progress bar where TQDM_DISABLE is set.
+
+        Args:
+            requests: contexts, and what follows them.
+            disable_tqdm: whether there is no bar in any case.
+
+        Returns:
+            the log-likelihood of each, and whether it is what greedy decoding would write.
+        """
+        return super().loglikelihood(requests, disable_tqdm or _without_bars())
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """As the harness's own, without its progress bar where TQDM_DISABLE is set.
+
+        Args:
+            requests: contexts, and what ends an answer.
+            disable_tqdm: whether there is no bar in any case.
+        """
+        return super().generate_until(requests, disable_tqdm or _without_bars())
+
     def _encode_pair(self, context: str | tuple[int, ...], continuation: Any) -> tuple[list[int], list[int]]:
         """Token ids of a context and of what follows it; ids stay as they are."""
         if isinstance(context, str):
@@ -70,6 +95,11 @@ class LabModel(HFLM):
     def _model_generate(self, context: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
         self.largest_batch = max(self.largest_batch, len(context))
         return super()._model_generate(context, *args, eos_token_id=self.prompt_format.stop_ids, **options)
+
+
+def _without_bars() -> bool:
+    """What tqdm itself goes by; the harness overrules it."""
+    return bool(os.environ.get("TQDM_DISABLE"))
 
 
 def _example(messages: list[Message]) -> SystemExample:

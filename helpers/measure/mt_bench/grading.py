@@ -13,7 +13,7 @@ from helpers.measure.mt_bench.questions import TURNS, Dialogue
 
 
 def grade(dialogues: Sequence[Dialogue], judge: Judge) -> dict[str, Any]:
-    """MT-Bench's score: the mean of all marks, over both turns of all questions (Zheng et al., §2.2, single answers).
+    """MT-Bench's score: the mean of all marks, over both turns of all questions (Zheng et al., §3.1, single answers).
 
     Args:
         dialogues: of one model.

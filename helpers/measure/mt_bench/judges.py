@@ -24,7 +24,7 @@ MEANS: dict[str, Preference] = {"A": "A", "B": "B", "C": "tie"}
 JUDGE_TOKENS = 1024  # reasons and mark, unless EVIDENCE_TOKENS allows more
 ORDINALS = ("first", "second")
 
-# The paper's own prompts (Figures 5 to 10) in other words. What is judged follows the first blank line.
+# The paper's own prompts (Zheng et al., Appendix A) in other words. What is judged follows the first blank line.
 ASK_FOR_A_MARK = (
     "You are given a conversation between a user and an assistant. How well does the assistant's {which} answer serve "
     "the user? Ask yourself whether it is true, whether it does what was asked, and whether anything is missing or in "
