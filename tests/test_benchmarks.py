@@ -4,6 +4,7 @@ import importlib.util
 import json
 from pathlib import Path
 
+import datasets
 import pytest
 import torch
 
@@ -212,6 +213,24 @@ def test_several_sets_at_once_keep_their_shots(profile, chat, copies):
         "GSM8K": (5, 2),
     }
     assert report["averages"] == {"first eight": None, "GSM8K and MMLU": None} and report["limit"] == 2
+
+
+@needs_harness
+def test_a_set_of_many_tasks_is_one(profile, chat, tmp_path, monkeypatch):
+    """MMLU: the same question four times, with each option right once, so that any model has one of four right."""
+    rows = [{"question": "Which?", "choices": ["one", "two", "three", "four"], "answer": i} for i in range(4)]
+    asked = []
+
+    def load(path, name):
+        asked.append((path, name))
+        return dict.fromkeys(("test", "dev"), datasets.Dataset.from_list(rows))
+
+    (tmp_path / "mmlu").mkdir()
+    monkeypatch.setattr("datasets.load_dataset", load)
+    report = run_benchmarks(load_base(profile.model), chat, ["mmlu"], batch_size=64, data=tmp_path)
+    found = report["sets"]["MMLU"]
+    assert (found["score"], found["n"], found["shots"], found["task"]) == (0.25, 57 * 4, 0, "mmlu")
+    assert {path for path, _ in asked} == {str(tmp_path / "mmlu")} and len({name for _, name in asked}) == 57
 
 
 @needs_harness

@@ -27,6 +27,7 @@ from helpers.model.shards import reason
 if TYPE_CHECKING:
     from lm_eval.api.group import Group
     from lm_eval.api.task import Task
+    from lm_eval.tasks import TaskManager
 
 Model = PreTrainedModel | PeftModel
 LONGEST = 256  # tokens that the harness lets a model write where a set, such as GSM8K, does not say how many
@@ -192,24 +193,25 @@ def _load(benchmarks: Mapping[str, Benchmark], data: Path | None) -> list[Task |
     return found
 
 
-def _load_one(manager: Any, benchmark: Benchmark, data: Path | None) -> Task | Group:
-    kind = "group" if benchmark.task in manager.all_groups else "task"
-    asked = {kind: benchmark.task} | ({"dataset_path": str(data / benchmark.copy)} if data else {})
-    # within a group of one, for only there a registered name takes another place for its data
-    loaded = manager.load([{"group": f"only {benchmark.task}", "task": [asked]}])
-    return loaded["groups" if kind == "group" else "tasks"][benchmark.task]
+def _load_one(manager: TaskManager, benchmark: Benchmark, data: Path | None) -> Task | Group:
+    from lm_eval.tasks._factory import TaskFactory  # `TaskManager.load` lets no group take another place for its data
+
+    entry = manager.task_index[benchmark.task]
+    place = {"dataset_path": str(data / benchmark.copy)} if data else None
+    return TaskFactory().build(entry, overrides=place, registry=manager.task_index)
 
 
 def _score(benchmark: Benchmark, found: Mapping[str, Any]) -> dict[str, Any]:
     """What a report keeps of one set."""
     result = found["results"][benchmark.task]
-    metrics = {key: value for key, value in result.items() if "," in key and isinstance(value, float)}
-    counted = found["n-samples"]
+    metrics = {key: float(value) for key, value in result.items() if "," in key and isinstance(value, float)}
+    tasks = list(_leaves(benchmark.task, found))
+    shots = {found["n-shot"][task] for task in tasks}
     return {
         "task": benchmark.task,
         "version": found["versions"].get(benchmark.task),
-        "shots": found["n-shot"].get(benchmark.task),
-        "n": sum(counted[task]["effective"] for task in _leaves(benchmark.task, found)),
+        "shots": shots.pop() if len(shots) == 1 else None,
+        "n": sum(found["n-samples"][task]["effective"] for task in tasks),
         "metric": benchmark.metric,
         "score": metrics[benchmark.metric],
         "stderr": metrics.get(benchmark.metric.replace(",", "_stderr,")),
