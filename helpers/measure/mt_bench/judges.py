@@ -8,6 +8,7 @@ text; they stand apart from its task, and only its last brackets count.
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -22,6 +23,7 @@ MARK = re.compile(r"\[\[\s*(\d+(?:\.\d+)?)\s*\]\]")
 PREFERRED = re.compile(r"\[\[\s*([ABC])\s*\]\]")
 MEANS: dict[str, Preference] = {"A": "A", "B": "B", "C": "tie"}
 JUDGE_TOKENS = 1024  # reasons and mark, unless EVIDENCE_TOKENS allows more
+JUDGE_SECONDS = 300.0  # for one prompt: so many tokens take a server on a CPU minutes
 ORDINALS = ("first", "second")
 
 # The paper's own prompts (Zheng et al., Appendix A) in other words. What is judged follows the first blank line.
@@ -133,7 +135,9 @@ def find_judge(cache: Path) -> Judge:
         LabError: as `endpoint_of_environment`.
     """
     llm = endpoint_of_environment(cache, JUDGE_TOKENS, temperature=0.0)
-    return LanguageModel(llm, f"{llm.model} at {llm.url}") if llm else Rule()
+    if llm is None:
+        return Rule()
+    return LanguageModel(replace(llm, deadline=JUDGE_SECONDS), f"{llm.model} at {llm.url}")
 
 
 def _prompt(task: str, turn: int, **dialogues: Dialogue) -> str:
