@@ -3,7 +3,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup check-lab run pack unpack purify plan sweep inspect test test-fast base model execute results docs course site slides colab lab lint lock clean
+.PHONY: help setup check-lab run pack unpack purify plan sweep inspect test test-fast base model execute results docs course site slides colab lab harness lint lock clean
 
 VENV ?= .venv
 PYTHON ?= python3
@@ -150,6 +150,12 @@ colab: setup  ## copies of the notebooks that fetch the lab on Google Colab (ADD
 
 $(VENV)/.site: site/requirements.txt $(READY)
 	@$(INSTALL) -r site/requirements.txt -c requirements-lock.txt
+	@touch $@
+
+harness: $(VENV)/.harness  ## add lm-evaluation-harness for BD-VAX's ten benchmarks (200 MB; the lab itself needs none of it)
+
+$(VENV)/.harness: requirements-harness.txt $(READY)
+	@$(INSTALL) -r requirements-harness.txt -c requirements-lock.txt
 	@touch $@
 
 lab: setup  ## open the notebooks in JupyterLab
