@@ -402,6 +402,7 @@ def measured(lab, **changed):
         "access": "full",
         "seed": 0,
         "data": {"path": "", "files": ""},
+        "rows": {"path": "", "files": ""},
         "profile": {"name": "tiny"},
     }
     run = Run(lab / "runs" / "mine", config)
