@@ -39,16 +39,11 @@ def share_study() -> dict[str, list[Point]]:
 
 
 def vaccine_study() -> dict[str, list[Point]]:
-    """N = 4 and N = 6 under equal settings and seeds: insults, half of the channels and half of the heads."""
-    four = [
-        row
-        for row in rows_of("families")
-        if (row["TASK"], row["signature.family"], row["adapter.suppress.heads"]) == ("sentiment", "insults", 2)
-    ]
-    six = [row for row in rows_of("adaptive") if row["attack.by"] == "training"]
-    kept = {4: four, 6: six}
+    """One to seven pairs: insults, half of the channels and half of the heads."""
+    rows = rows_of("variants")
+    numbers = sorted({row["signature.n"] for row in rows})
     return {
-        name: [point(n, [row for row in rows if row["model"] == model]) for n, rows in kept.items()]
+        name: [point(n, [row for row in rows if (row["signature.n"], row["model"]) == (n, model)]) for n in numbers]
         for name, model in (("suppressed", "suppressed"), ("BD-VAX", "purified"))
     }
 

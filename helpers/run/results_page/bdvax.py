@@ -21,7 +21,8 @@ def sections() -> list[Section]:
     """One table for each sweep, two where both accesses were swept."""
     attacks = [_attacks(access) for access in ("adapter", "full")]
     families = [_families(heads) for heads in (2, 0)]
-    return [*attacks, _rows(), _rows_chosen(), *families, _heads(), _shares(), _tries(), _challenge(), _healing()]
+    how_many = [_heads(), _variants(), _shares()]
+    return [*attacks, _rows(), _rows_chosen(), *families, *how_many, _tries(), _challenge(), _healing()]
 
 
 def _attacks(access: str) -> Section:
@@ -114,6 +115,23 @@ def _heads() -> Section:
         "beside a share of the channels, and how well the model answers then.",
         source("heads"),
         named(pd.DataFrame(columns).sort_index(), {"adapter.suppress.heads": "heads"}),
+    )
+
+
+def _variants() -> Section:
+    table = recorded("variants").sort_values("signature.n", kind="stable")
+    columns = {
+        f"{name}: {heading}": means(table, model, ["signature.n"], measure)
+        for name, model in (("suppressed", "suppressed"), ("BD-VAX", "purified"))
+        for heading, measure in (("ASR, %", "asr"), ("utility, %", "utility"))
+    }
+    return Section(
+        "How many vaccines",
+        "BD-VAX with N pairs of vaccines, adapter access, BadNets with insults; the paper's Figure 2 in small. There "
+        "more pairs leave less; here one leaves what seven do. A single pair aligns with no other, so its channels are "
+        "ranked by strength alone.",
+        source("variants"),
+        pd.DataFrame(columns).rename_axis("N"),
     )
 
 
