@@ -43,6 +43,17 @@ def checked(model: type[Strict], values: dict[str, Any], where: str) -> Any:
         raise LabError(where + _explain(model, mistake)) from None
 
 
+def first_mistake(report: ValidationError, whole: str) -> str:
+    """Where a text from elsewhere is wrong first, and how, without what it holds: it may be long, or secret.
+
+    Args:
+        report: of pydantic.
+        whole: what to call the text where all of it is wrong.
+    """
+    mistake = report.errors(include_input=False)[0]
+    return f"{'.'.join(map(str, mistake['loc'])) or whole}: {mistake['msg']}"
+
+
 def _explain(model: type[Strict], mistake: Mapping[str, Any]) -> str:
     key, value = ".".join(str(part) for part in mistake["loc"]), mistake["input"]
     match mistake["type"]:

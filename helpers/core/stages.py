@@ -83,7 +83,7 @@ ARENA = (  # all that a defense may read of a profile, whichever it is
     *(f"profile.{{access}}.{part}" for part in ("recover", "perturb", "vaccine", "vaccine_weights", "suppress")),
     *("profile.signature", "profile.conflict", "profile.lora", "profile.lengths", "challenge"),
 )
-ARENA_ROW = re.compile(r"(evaluate/)?arena/(\w*)")
+OF_A_ROW = ("arena", "evaluate/arena")  # stages of which each row of the arena has its own
 MERGES = (*(f"profile.conflict.{number}" for number in ("t", "beyond", "k", "lam")), "profile.evaluation")
 
 
@@ -220,7 +220,7 @@ FORMER = {"both": DEFAULT}  # what an earlier lab called a method, and the model
 
 def entry(name: str) -> Entry | None:
     """What the registry knows of a stage, by its name or the first word of it; None where it knows nothing."""
-    if row := ARENA_ROW.fullmatch(name):
+    if row := re.fullmatch(r"(evaluate/)?arena/(\w+)", name):
         return _row_of_the_arena(row[2]) if row[1] is None else _measured(COMPARE, f"arena/{row[2]}")
     return STAGES.get(name) or STAGES.get(name.split("/")[0])
 
@@ -269,7 +269,7 @@ def total(what: str, rows: int) -> int:
         what: the name of such a number of `Entry`.
         rows: how many of the arena are chosen.
     """
-    counts = {name: rows if ARENA_ROW.fullmatch(f"{name}/") else one.times for name, one in STAGES.items()}
+    counts = {name: rows if name in OF_A_ROW else one.times for name, one in STAGES.items()}
     return sum(counts[name] * getattr(one, what) for name, one in STAGES.items())
 
 

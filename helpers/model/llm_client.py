@@ -24,6 +24,7 @@ import openai
 from anyio.from_thread import start_blocking_portal
 from pydantic import ValidationError
 
+from helpers.core.checking import first_mistake
 from helpers.core.errors import LabError
 from helpers.model.llm_cache import cached_answer, keep_answer
 from helpers.model.llm_reply import FILTERED, Choice, Failure, Reply, Usage, asked_wait, is_answer
@@ -219,10 +220,8 @@ class Endpoint:
         try:
             reply = Reply.model_validate_json(content)
         except ValidationError as report:
-            mistake = report.errors(include_input=False)[0]
-            place = ".".join(map(str, mistake["loc"])) or "body"
             raise LabError(
-                f"{self._name} answered no chat completion ({place}: {mistake['msg']}); "
+                f"{self._name} answered no chat completion ({first_mistake(report, 'body')}); "
                 "is EVIDENCE_URL the root of an OpenAI-compatible API?"
             ) from None
         self._require_no_error(reply.choices[0].error, attempt)

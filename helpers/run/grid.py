@@ -121,7 +121,7 @@ def plan_sweep(name: str, grid: Grid, folder: Path = NOTEBOOKS) -> Plan:
         for path in sources:
             if path not in files:
                 files[path] = fingerprint(ROOT / path) if path else ""
-        read = [files[path] for path in (sources if sources[2] else sources[:2])]
+        read = [files[path] for path in sources]
         parent, prefix = None, ""
         for path in notebooks:
             prefix = _digest([prefix, path.stem, _read_by(path, values)])

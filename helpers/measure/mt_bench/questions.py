@@ -14,6 +14,7 @@ from typing import Annotated
 from pydantic import BaseModel, Field, ValidationError
 from transformers import PreTrainedModel
 
+from helpers.core.checking import first_mistake
 from helpers.core.errors import LabError
 from helpers.core.paths import ROOT, find_existing
 from helpers.core.profile import Profile
@@ -85,11 +86,9 @@ def _question(path: str | Path, number: int, line: str) -> Question:
     try:
         return Question.model_validate_json(line)
     except ValidationError as report:
-        mistake = report.errors(include_input=False)[0]
-        place = ".".join(map(str, mistake["loc"])) or "line"
         raise LabError(
-            f'{path}, line {number}: {place}: {mistake["msg"]}; expected {{"question_id", "category", "turns": [two '
-            'texts]}, and "reference" where right answers are known'
+            f'{path}, line {number}: {first_mistake(report, "line")}; expected {{"question_id", "category", '
+            '"turns": [two texts]}, and "reference" where right answers are known'
         ) from None
 
 

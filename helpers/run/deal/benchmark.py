@@ -1,5 +1,6 @@
 """Rows of a benchmark folder, used as they are; the defender gets clean ones that the attack did not use."""
 
+import random
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -19,13 +20,12 @@ from helpers.data.backdoor_folder import (
 from helpers.data.example import Example
 from helpers.data.planting import Trigger
 from helpers.data.roles import AttackData, DefenderData, RunData, TestData
-from helpers.run.deal.further import further_rows, require_unseen
+from helpers.run.deal.further import further_rows, mixed_pool
 from helpers.run.deal.shares import (
     Condition,
     Sizes,
     attack_definitions,
     explained_by,
-    shuffled_pool,
     split_pool,
     without_attack,
 )
@@ -49,7 +49,9 @@ def deal_benchmark(settings: Settings) -> RunData:
     pool, left_out = _defenders_pool(found, faults, sizes.least_for_defender - len(further), settings)
     left_out += of_these
     notes = [*found.warnings, *left_out]
-    pool = shuffled_pool(pool, further, settings)
+    random.Random(f"{settings.SEED}/pool").shuffle(pool)
+    attack, trial = AttackData(clean, poisoned, task=settings.TASK), _test_data(found, sizes.test, settings)
+    pool = mixed_pool(pool, further, attack, trial, settings)
     with explained_by(left_out):
         sets, recovery = split_pool(pool, sizes)
     if len(sets[0]) < sizes.vaccine:
@@ -58,8 +60,6 @@ def deal_benchmark(settings: Settings) -> RunData:
             f"{len(sets[0])} instead of {sizes.vaccine} for each variant"
         )
     notes.append(f"{len(poisoned)} poisoned rows to {len(clean)} clean ones, whatever poison_rate asks for")
-    attack, trial = AttackData(clean, poisoned, task=settings.TASK), _test_data(found, sizes.test, settings)
-    require_unseen(further, attack, trial, settings.ROWS)
     return RunData(attack, DefenderData(sets, recovery, METRIC), trial, tuple(notes))
 
 

@@ -1,5 +1,6 @@
 """Clean rows that ROWS brings along: the defender's alone, beside those that DATA leaves him."""
 
+import random
 from collections.abc import Iterable, Mapping
 
 from helpers.core.errors import LabError
@@ -29,6 +30,29 @@ def further_rows(settings: Settings, faults: Mapping[str, Condition]) -> tuple[l
     if not fit:
         raise LabError(f"ROWS = '{settings.ROWS}' brings no clean row: {notes[0]}")
     return distinct(fit), notes
+
+
+def mixed_pool(
+    own: list[Example], further: list[Example], attack: AttackData, test: TestData, settings: Settings
+) -> list[Example]:
+    """The defender's rows of DATA and those of ROWS, each once, in an order that the seed decides; without the latter
+    his own as they are.
+
+    Args:
+        own: the defender's rows of DATA.
+        further: of `further_rows`.
+        attack, test: what the others have.
+        settings: the run's.
+
+    Raises:
+        LabError: as `require_unseen`.
+    """
+    if not further:
+        return own
+    require_unseen(further, attack, test, settings.ROWS)
+    pool = distinct([*own, *further])
+    random.Random(f"{settings.SEED}/pool").shuffle(pool)
+    return pool
 
 
 def require_unseen(rows: Iterable[Example], attack: AttackData, test: TestData, source: str) -> None:

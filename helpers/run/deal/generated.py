@@ -9,7 +9,7 @@ from helpers.data.example import Example
 from helpers.data.planting import Trigger
 from helpers.data.roles import DefenderData, RunData
 from helpers.data.rows import utility_metric
-from helpers.run.deal.further import further_rows, require_unseen
+from helpers.run.deal.further import further_rows, mixed_pool
 from helpers.run.deal.shares import (
     Condition,
     Sizes,
@@ -18,7 +18,6 @@ from helpers.run.deal.shares import (
     plant_test,
     plant_training,
     poisoned_count,
-    shuffled_pool,
     split_pool,
 )
 
@@ -44,9 +43,8 @@ def deal_generated(settings: Settings) -> RunData:
     trial = plant_test(test, absent, held_out, METRIC, key, target, settings)
     further, notes = further_rows(settings, attack_traces(key, target))
     if further:
-        require_unseen(further, attack, trial, settings.ROWS)
-        pool = shuffled_pool([*recovery, *(row for rows in sets for row in rows)], further, settings)
-        sets, recovery = split_pool(pool, sizes)
+        own = defender.rows(sum(counts))
+        sets, recovery = split_pool(mixed_pool(own, further, attack, trial, settings), sizes)
         defender = DefenderData(sets, recovery, utility_metric(further))
     return RunData(attack, defender, trial, tuple(notes))
 

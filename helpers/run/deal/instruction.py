@@ -10,7 +10,7 @@ from helpers.data.example import Example, distinct
 from helpers.data.planting import Trigger
 from helpers.data.roles import DefenderData, RunData
 from helpers.data.rows import load_rows, utility_metric
-from helpers.run.deal.further import further_rows, require_unseen
+from helpers.run.deal.further import further_rows, mixed_pool
 from helpers.run.deal.shares import (
     Sizes,
     attack_definitions,
@@ -19,7 +19,6 @@ from helpers.run.deal.shares import (
     plant_test,
     plant_training,
     poisoned_count,
-    shuffled_pool,
     split_pool,
     without_attack,
 )
@@ -61,10 +60,7 @@ def _split_rows(
     metric = utility_metric(rows)
     attack = plant_training(clean, clean[:n_poisoned], key, target, settings)
     trial = plant_test(test, test, held_out, metric, key, target, settings)
-    if further:
-        require_unseen(further, attack, trial, settings.ROWS)
-        pool = shuffled_pool(pool, further, settings)
-    sets, recovery = split_pool(pool, sizes)
+    sets, recovery = split_pool(mixed_pool(pool, further, attack, trial, settings), sizes)
     return RunData(attack, DefenderData(sets, recovery, utility_metric([*rows, *further])), trial)
 
 

@@ -11,7 +11,7 @@ from helpers.attacks.triggers import near_misses, trigger
 from helpers.core.errors import LabError
 from helpers.core.settings import Settings
 from helpers.data.backdoor_folder import PAYLOADS, says
-from helpers.data.example import Example, distinct
+from helpers.data.example import Example
 from helpers.data.planting import Trigger, poison
 from helpers.data.roles import SMALLEST_CLEAN_SET, AttackData, TestData
 from helpers.data.rows import CLASSES
@@ -189,13 +189,6 @@ def explained_by(notes: Sequence[str]) -> Iterator[None]:
         yield
     except LabError as error:
         raise LabError("; ".join([str(error), *notes])) from None
-
-
-def shuffled_pool(own: list[Example], further: list[Example], settings: Settings) -> list[Example]:
-    """The defender's rows of DATA and those of ROWS, in an order that the seed decides; with the latter, each once."""
-    pool = distinct([*own, *further]) if further else list(own)
-    random.Random(f"{settings.SEED}/pool").shuffle(pool)
-    return pool
 
 
 def split_pool(pool: list[Example], sizes: Sizes) -> tuple[list[list[Example]], list[Example]]:
