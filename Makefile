@@ -145,7 +145,7 @@ slides: setup  ## slides for three sessions, with the figures stored in the note
 	@$(BIN)/python -m course.decks
 	@echo 'open one of them: arrow keys turn the pages, n shows the notes'
 
-colab: setup  ## copies of the notebooks that fetch the lab on Google Colab (ADDRESS=https://…), in site/_build/colab/
+colab: setup  ## enter the address from which notebooks fetch the lab on Google Colab (ADDRESS=https://…)
 	@$(BIN)/python -m course.colab $(call option,ADDRESS,address)
 
 $(VENV)/.site: site/requirements.txt $(READY)

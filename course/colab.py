@@ -1,8 +1,8 @@
-"""`make colab`: copies of the notebooks for Google Colab, each with one folded cell that fetches the lab.
+"""`make colab`: the folded cell behind the title of every lesson and sheet that fetches the lab on Google Colab.
 
-Colab gives every notebook an empty machine. The copies therefore begin with a cell that clones the repository, installs
-the locked packages, unpacks a finished run that was uploaded, and changes into the clone. The notebooks of the
-repository stay without it: their cells are numbered and executed in order, and elsewhere it would only be in the way.
+Colab gives every notebook an empty machine, so the cell clones the repository and runs `on_colab.py` from the clone.
+Anywhere else it does nothing. The repository's address stands in CITATION.cff; where none is entered there, the cell
+has a field for it.
 """
 
 import argparse
@@ -19,86 +19,113 @@ from helpers.core.errors import LabError, exit_status
 from helpers.core.paths import ROOT
 from helpers.run.execution import numbered
 
-COPIES = ROOT / "site" / "_build" / "colab"
 CITATION, KEY = ROOT / "CITATION.cff", "repository-code"  # the one place for the repository's address
+SHEETS = ROOT / "course" / "sheets"
 KNOWN = re.compile(r"(https|file)://[\w.~/:+-]+")
+ID = "colab"
 FOLDED = {"cellView": "form", "jupyter": {"source_hidden": True}}  # as Colab and JupyterLab fold the code of a cell
 CELL = """# @title Google Colab: fetch the lab (anywhere else this does nothing)
-def fetch_lab(address):
-    import os
+def fetch_lab(repository):
+    import runpy
     import subprocess
     import sys
     from pathlib import Path
 
-    home, lab = Path.cwd(), Path.cwd() / "lab"
-    if "google.colab" not in sys.modules or home.name == "notebooks":
+    if "google.colab" not in sys.modules or Path.cwd().name == "notebooks":
         return
-
-    def run(*words):
-        subprocess.run(words, check=True)
-
-    if not lab.exists():
-        run("git", "clone", "--depth", "1", address, str(lab))
-    install = (sys.executable, "-m", "pip", "install", "--quiet")
-    run(*install, "-r", str(lab / "requirements-lock.txt"))
-    run(*install, "--no-deps", "--no-build-isolation", "--editable", str(lab))
-    os.chdir(lab / "notebooks")
-    sys.path.insert(0, str(lab))  # this kernel is older than the installation
-    os.environ["PYTHONPATH"] = str(lab)
-    for pack in home.glob("*.tar.gz"):
-        run(sys.executable, "-m", "helpers.run.packing", "unpack", str(pack))
+    if not repository:
+        raise ValueError("type the address of the lab's repository into the field above, then run this cell again")
+    if not Path("lab").exists():
+        subprocess.run(["git", "clone", "--depth", "1", repository, "lab"], check=True)
+    runpy.run_path("lab/course/on_colab.py", run_name="__main__")
 
 
-fetch_lab({address!r})"""
+repository = {address}  # @param {{type: "string"}}
+fetch_lab(repository)"""
 
 
 def known_address() -> str:
-    """The repository's address in CITATION.cff; "" where it is not entered."""
-    return yaml.safe_load(CITATION.read_text(encoding="utf-8")).get(KEY, "")
+    """The repository's address in CITATION.cff; "" where it is not entered.
+
+    Raises:
+        LabError: it is no address.
+    """
+    return require_address(yaml.safe_load(CITATION.read_text(encoding="utf-8")).get(KEY, ""))
+
+
+def require_address(address: str) -> str:
+    """An address as it is, where `git clone` takes it and a notebook can hold it; "" for none.
+
+    Raises:
+        LabError: it is neither.
+    """
+    if address and not KNOWN.fullmatch(address):
+        raise LabError(f"ADDRESS = '{address}' should be an address that git clones, such as https://host/owner/name")
+    return address
 
 
 def colab_cell(address: str) -> nbformat.NotebookNode:
-    """The cell that fetches the lab on Colab, the same for every notebook.
+    """The cell that fetches the lab on Colab, the same in every notebook.
 
     Args:
-        address: of the repository, as `git clone` takes it.
+        address: of the repository; "" for a field to type it into.
+    """
+    return new_code_cell(CELL.format(address=f'"{address}"'), id=ID, metadata=FOLDED)
+
+
+def put_cell(notebook: nbformat.NotebookNode, address: str) -> None:
+    """Put the cell behind the title, in place of the one that is there.
+
+    An executed notebook stays one from a single run: a new cell takes the first number, for it does nothing here.
+    """
+    cell = colab_cell(address)
+    others = [other for other in notebook.cells if other.id != ID]
+    executed = [other for other in others if other.get("execution_count")]
+    if executed:
+        cell.execution_count = 1
+        for number, other in enumerate(executed, 2):
+            other.execution_count = number
+    notebook.cells = [others[0], cell, *others[1:]]
+
+
+def enter_address(address: str) -> None:
+    """Enter the repository's address into CITATION.cff, in place of the one that is there.
 
     Raises:
-        LabError: it is empty or no address.
+        LabError: it is no address; nothing is changed then.
     """
-    if not address:
-        raise LabError(f"the repository's address is not known: say ADDRESS=https://…, or enter {KEY} in CITATION.cff")
-    if not KNOWN.fullmatch(address):
-        raise LabError(f"ADDRESS = '{address}' should be an address that git clones, such as https://host/owner/name")
-    return new_code_cell(CELL.replace("{address!r}", repr(address)), id="colab", metadata=FOLDED)
+    line = f"{KEY}: {require_address(address)}"
+    lines = CITATION.read_text(encoding="utf-8").splitlines()
+    at = next((i for i, text in enumerate(lines) if text.startswith(f"{KEY}:")), None)
+    if at is None:
+        lines.insert(1, line)
+    else:
+        lines[at] = line
+    CITATION.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def write_copies(address: str, folder: Path = COPIES) -> list[Path]:
-    """Write a copy of each notebook with the cell behind its title.
-
-    Args:
-        address: as in `colab_cell`.
-        folder: made on demand.
-
-    Returns:
-        the copies.
-    """
-    cell, copies = colab_cell(address), []
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in numbered():
-        notebook = nbformat.read(path, as_version=4)
-        notebook.cells.insert(1, cell)
-        nbformat.write(notebook, folder / path.name)
-        copies.append(folder / path.name)
-    return copies
+def notebooks() -> list[Path]:
+    """What a student opens: the lessons and the sheets of exercises."""
+    return numbered() + sorted(SHEETS.glob("[0-9][0-9].ipynb"))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status: 0 done, 2 refused."""
-    parser = argparse.ArgumentParser(prog="python -m course.colab", description="Copies of the notebooks for Colab.")
-    parser.add_argument("--address", default="", help=f"of the repository; {KEY} of CITATION.cff when empty")
+    parser = argparse.ArgumentParser(prog="python -m course.colab", description="The notebooks' cell for Google Colab.")
+    parser.add_argument("--address", default="", help=f"of the repository, entered into {CITATION.name}")
     options = parser.parse_args(arguments)
-    return exit_status(lambda: print(*write_copies(options.address or known_address()), sep="\n"))
+
+    def write() -> None:
+        if options.address:
+            enter_address(options.address)
+        address = known_address()
+        for path in notebooks():
+            notebook = nbformat.read(path, as_version=4)
+            put_cell(notebook, address)
+            nbformat.write(notebook, path)
+        print(f"{len(notebooks())} notebooks fetch the lab from {address or 'an address to be typed in'}")
+
+    return exit_status(write)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ import nbformat
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
+from course.colab import known_address, put_cell
 from helpers.core.paths import ROOT
 
 MARK = re.compile(r"^# %%(?P<text> \[markdown\])?(?: tags=\[(?P<tags>.*)\])?$")
@@ -112,7 +113,9 @@ def make_sheet(lesson: str, text: str) -> NotebookNode:
         lesson: its number, such as "04".
         text: the source.
     """
-    return _notebook(lesson, text, HOW, stubbed, {"": _as_it_is, "hint": _folded})
+    sheet = _notebook(lesson, text, HOW, stubbed, {"": _as_it_is, "hint": _folded})
+    put_cell(sheet, known_address())
+    return sheet
 
 
 def make_solutions(lesson: str, text: str) -> NotebookNode:

@@ -8,7 +8,10 @@ import re
 import nbformat
 from sphinx.application import Sphinx
 
+from course.colab import ID as COLAB
+
 FOLD = "hide-input"  # MyST-NB puts the code of such a cell behind a click
+REMOVE = "remove-cell"  # MyST-NB leaves such a cell out
 MERMAID = re.compile(r"^```mermaid\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 DIAGRAM = r"<details><summary>The diagram as text; GitHub draws it</summary>\n\n```text\n\1```\n\n</details>"
 DISCUSSION = "**Discussion.**"
@@ -25,11 +28,21 @@ def fold(cell: nbformat.NotebookNode, prompt: str) -> None:
     cell.metadata["mystnb"] = {"code_prompt_show": prompt}
 
 
+def remove_colab(notebook: nbformat.NotebookNode) -> None:
+    """Leave out the cell that fetches the lab on Google Colab: a page runs nothing."""
+    for cell in notebook.cells:
+        if cell.id == COLAB:
+            cell.metadata["tags"] = [REMOVE]
+
+
 def fold_lesson(notebook: nbformat.NotebookNode) -> None:
     """Fold the set-up and the optional cells of a lesson."""
+    remove_colab(notebook)
     tags = [cell.metadata.get("tags", []) for cell in notebook.cells]
     parameters = next(number for number, named in enumerate(tags) if "parameters" in named)
     for number, cell in enumerate(notebook.cells):
+        if REMOVE in cell.metadata.get("tags", []):
+            continue
         if is_set_up(number, cell, parameters):
             fold(cell, "Show the set-up")
         elif "optional" in tags[number] and cell.cell_type == "code":
@@ -54,7 +67,7 @@ def name_diagrams(text: str) -> str:
 def change_page(app: Sphinx, name: str, source: list[str]) -> None:
     """Change the text of one page before it is parsed."""
     folder = name.rpartition("/")[0]
-    change = {"notebooks": fold_lesson, "course/solutions": fold_solutions}.get(folder)
+    change = {"notebooks": fold_lesson, "course/sheets": remove_colab, "course/solutions": fold_solutions}.get(folder)
     if change:
         notebook = nbformat.reads(source[0], as_version=4)
         change(notebook)

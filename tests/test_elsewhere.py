@@ -9,9 +9,9 @@ import sys
 
 import nbformat
 import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from course import colab
-from helpers.core.errors import LabError
 from helpers.core.paths import ROOT
 from helpers.run.execution import numbered
 
@@ -49,50 +49,70 @@ def test_the_container_has_a_python_that_the_lab_takes_and_the_port_of_jupyterla
 # --- Colab ----------------------------------------------------------------------------------------------------------
 
 
-def test_all_copies_begin_with_the_same_folded_cell_and_change_nothing_else(tmp_path):
-    copies = colab.write_copies(ADDRESS, tmp_path / "copies")
-    assert [path.name for path in copies] == [path.name for path in numbered()]
-    found = []
-    for copy, original in zip(copies, numbered(), strict=True):
-        notebook, before = (nbformat.read(path, as_version=4) for path in (copy, original))
-        found.append(notebook.cells.pop(1))
-        assert notebook == before and "google.colab" not in nbformat.writes(before)
-        nbformat.validate(nbformat.read(copy, as_version=4))
-    assert all(cell == found[0] for cell in found)
-    assert found[0].metadata == {"cellView": "form", "jupyter": {"source_hidden": True}}
-    assert found[0].source.count(ADDRESS) == 1 and "\n\nfetch_lab('https://" in found[0].source
+@pytest.mark.parametrize("path", colab.notebooks(), ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_every_lesson_and_sheet_has_the_folded_cell_behind_its_title(path):
+    found = nbformat.read(path, as_version=4).cells[1]
+    cell = colab.colab_cell(colab.known_address())
+    assert (found.source, found.metadata) == (cell.source, cell.metadata), "write it anew: `make colab`"
+    assert found.metadata == {"cellView": "form", "jupyter": {"source_hidden": True}} and not found.outputs
+
+
+def test_lessons_and_sheets_are_all_there():
+    names = [path.name for path in colab.notebooks()]
+    assert {path.name for path in numbered()} | {"00.ipynb", "09.ipynb"} <= set(names)
 
 
 def test_the_cell_binds_no_name_that_a_notebook_uses():
     """A stage is known by the statements that made the names it reads; and no constant is taken for a parameter."""
     names = {}
     exec(compile(colab.colab_cell(ADDRESS).source, "colab", "exec"), names)
-    assert set(names) - {"__builtins__"} == {"fetch_lab"}
-    assert not any("fetch_lab" in path.read_text(encoding="utf-8") for path in numbered())
+    assert set(names) - {"__builtins__"} == {"fetch_lab", "repository"} and names["repository"] == ADDRESS
+    for path in colab.notebooks():
+        cells = [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+        assert not re.search(r"\b(fetch_lab|repository)\b", "\n".join(cells[1:])), path
 
 
-@pytest.mark.parametrize(
-    ("address", "told"),
-    [
-        ("", "the repository's address is not known: say ADDRESS=https://"),
-        ("--upload-pack=touch", "should be an address that git clones"),
-        ("http://example.org/a", "should be an address that git clones"),
-        ("https://example.org/a; rm", "should be an address that git clones"),
-    ],
-)
-def test_an_address_that_is_missing_or_none_is_refused(address, told, tmp_path):
-    with pytest.raises(LabError, match=re.escape(told)):
-        colab.write_copies(address, tmp_path / "copies")
-    assert not list(tmp_path.iterdir())
+def test_a_new_cell_takes_the_first_number_of_an_executed_notebook_and_replaces_an_older_one():
+    executed = [new_code_cell(str(i), execution_count=i) for i in (1, 2)]
+    notebook = new_notebook(cells=[new_markdown_cell("# Title"), executed[0], new_markdown_cell("x"), executed[1]])
+    for address in ("", ADDRESS, ADDRESS):
+        colab.put_cell(notebook, address)
+        kinds = [(cell.cell_type, cell.get("execution_count")) for cell in notebook.cells]
+        assert kinds == [("markdown", None), ("code", 1), ("code", 2), ("markdown", None), ("code", 3)]
+    assert [cell.source.count(ADDRESS) for cell in notebook.cells] == [0, 1, 0, 0, 0]
+    sheet = new_notebook(cells=[new_markdown_cell("# Title"), new_code_cell("1")])
+    colab.put_cell(sheet, ADDRESS)
+    assert [cell.get("execution_count") for cell in sheet.cells] == [None] * 3
+    nbformat.validate(notebook)
 
 
-def test_the_address_comes_from_the_citation_file_alone(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(colab, "CITATION", tmp_path / "CITATION.cff")
-    (tmp_path / "CITATION.cff").write_text(f"repository-code: {ADDRESS}\n")
-    monkeypatch.setattr(colab, "write_copies", lambda address: [address])
-    assert colab.main([]) == 0 and capsys.readouterr().out == f"{ADDRESS}\n"
-    assert colab.main(["--address", "https://example.org/other"]) == 0
-    assert capsys.readouterr().out == "https://example.org/other\n"
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    """A citation file without an address, and one notebook."""
+    citation, path = tmp_path / "CITATION.cff", tmp_path / "00_any.ipynb"
+    citation.write_text("cff-version: 1.2.0\ntitle: x\n")
+    nbformat.write(new_notebook(cells=[new_markdown_cell("# Title"), new_code_cell("1")]), path)
+    monkeypatch.setattr(colab, "CITATION", citation)
+    monkeypatch.setattr(colab, "notebooks", lambda: [path])
+    return citation, path
+
+
+def test_an_address_is_entered_once_and_goes_into_every_notebook(files, capsys):
+    citation, path = files
+    assert colab.main([]) == 0 and "an address to be typed in" in capsys.readouterr().out
+    assert 'repository = ""  # @param {type: "string"}' in path.read_text().replace("\\", "")
+    for address in (ADDRESS, "https://example.org/other"):
+        assert colab.main(["--address", address]) == 0
+        assert citation.read_text() == f"cff-version: 1.2.0\nrepository-code: {address}\ntitle: x\n"
+        assert path.read_text().count(address) == 1 and address in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("address", ["--upload-pack=touch", "http://example.org/a", "https://example.org/a; rm"])
+def test_what_is_no_address_is_refused_and_nothing_changes(address, files, capsys):
+    before = [path.read_bytes() for path in files]
+    assert colab.main([f"--address={address}"]) == 2
+    assert "should be an address that git clones" in capsys.readouterr().err
+    assert [path.read_bytes() for path in files] == before
 
 
 PIP = "import json, sys\nprint(json.dumps(sys.argv[1:]), file=open(sys.argv[0] + '.log', 'a'))\n"
@@ -114,6 +134,7 @@ def machine(tmp_path):
     for name, text in {
         "requirements-lock.txt": "",
         "notebooks/00_any.ipynb": "{}",
+        "course/on_colab.py": (ROOT / "course" / "on_colab.py").read_text(encoding="utf-8"),
         "helpers/__init__.py": "",
         "helpers/run/__init__.py": "",
         "helpers/run/packing.py": "import sys; print(*sys.argv[1:])",
@@ -131,16 +152,17 @@ def machine(tmp_path):
     return tmp_path
 
 
-def start(machine, on_colab, **env):
+def start(machine, on_colab, address=None, **env):
     """What the cell leaves when it runs twice on such a machine: the lines printed, the last one as JSON."""
     cell = machine / "cell.py"
-    cell.write_text(colab.colab_cell(f"file://{machine}/origin").source)
+    cell.write_text(colab.colab_cell(f"file://{machine}/origin" if address is None else address).source)
     script = STARTS.format(on_colab=on_colab, cell=str(cell))
     command = [sys.executable, "-c", script]
     nowhere = {"PIP_TARGET": str(machine / "target"), "PIP_NO_INDEX": "1"}  # were it the real one
     env = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(machine), **nowhere, **env}
     done = subprocess.run(command, cwd=machine / "home", capture_output=True, text=True, env=env)
-    assert done.returncode == 0, done.stderr
+    if done.returncode:
+        raise ChildProcessError(done.stderr)
     *lines, last = done.stdout.splitlines()
     return lines, *json.loads(last)
 
@@ -156,6 +178,12 @@ def test_on_colab_the_cell_clones_installs_unpacks_and_changes_into_the_clone(ma
         ["install", "--quiet", "--no-deps", "--no-build-isolation", "--editable", str(clone)],
     ]
     assert lines == [f"unpack {machine / 'home' / 'class.tar.gz'}"]
+
+
+@pytest.mark.skipif(not shutil.which("git"), reason="needs git")
+def test_on_colab_a_missing_address_is_asked_for(machine):
+    with pytest.raises(ChildProcessError, match="type the address of the lab's repository into the field above"):
+        start(machine, True, address="")
 
 
 @pytest.mark.skipif(not shutil.which("git"), reason="needs git")
