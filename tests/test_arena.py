@@ -96,6 +96,7 @@ def test_names_all_quick_and_files_choose_rows(shrug, tmp_path):
     [
         ("lout", "unknown DEFENSE = 'lout'; did you mean 'loud'?"),
         ("no/such.py", "DEFENSE = 'no/such.py' does not exist (a Python file with one function marked by @defense)"),
+        ("no.yaml", "DEFENSE = 'no.yaml' does not exist (a YAML file with `rows:` like those of arena.yaml)"),
     ],
 )
 def test_an_unknown_row_is_refused(shrug, wanted, message):
@@ -110,10 +111,39 @@ def test_a_file_with_the_name_of_a_row_is_refused(shrug, tmp_path):
         chosen_rows(str(tmp_path / "calm.py"))
 
 
+def test_rows_of_ones_own_come_behind_those_of_the_lab(shrug, tmp_path):
+    own = tmp_path / "tries.yaml"
+    own.write_text("rows: {twice_more: {by: shrug, times: 2}, plain_one: {by: shrug}}")
+    rows = chosen_rows(f"{own},loud")
+    assert [(row.name, row.title, row.definition["numbers"]) for row in rows] == [
+        ("loud", "a loud shrug", {"times": 3}),
+        ("twice_more", "twice more", {"times": 2}),
+        ("plain_one", "plain one", {}),
+    ]
+    assert Settings.checked({"DEFENSE": str(own)}).values()["arena"].keys() == {"twice_more", "plain_one"}
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("rows: {}", "expected `rows:` with an entry for each name, and `quick:` with a list of names"),
+        ("rows: {calm: {by: shrug}}", "'calm' is the name of a row of arena.yaml: rename it"),
+        ("rows: {mine: {by: shrig}}", "tries.yaml: 'mine': by = 'shrig' is unknown; did you mean 'shrug'?"),
+        ("rows: {mine: {times: 2}}", "tries.yaml: 'mine' should hold `by: a defense`, and perhaps numbers"),
+        ("mine: {by: shrug}", "tries.yaml: expected `rows:` with an entry for each name"),
+    ],
+)
+def test_wrong_rows_of_ones_own_are_told_in_one_line(shrug, tmp_path, text, message):
+    (tmp_path / "tries.yaml").write_text(text)
+    with pytest.raises(LabError) as refused:
+        Settings.checked({"DEFENSE": str(tmp_path / "tries.yaml")})
+    assert message in str(refused.value) and "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("quick: []", "expected `rows:` with an entry for each name"),
+        ("rows: {}", "expected `quick:` with a list of names"),
         (ROWS.replace("[calm]", "[clam]"), "quick names 'clam', which is no row; did you mean 'calm'?"),
         (ROWS.replace("by: shrug", "by: shrig"), "'calm': by = 'shrig' is unknown; did you mean 'shrug'?"),
         (ROWS.replace(", title: a calm shrug", ""), "'calm' should hold `by: a defense`, `title: a text` and numbers"),
@@ -130,8 +160,8 @@ def test_a_wrong_definition_is_told_in_one_line(shrug, rows_file, text, message)
 @pytest.mark.parametrize(
     ("number", "message"),
     [
-        ("tines: 3", "arena.yaml: 'loud' sets tines, which shrug does not take; did you mean 'times'?"),
-        ("seed: 3", "arena.yaml: 'loud' sets seed, which shrug does not take; valid: times, unwanted"),
+        ("tines: 3", "the row 'loud' sets tines, which shrug does not take; did you mean 'times'?"),
+        ("seed: 3", "the row 'loud' sets seed, which shrug does not take; valid: times, unwanted"),
     ],
 )
 def test_a_number_that_no_defense_takes_is_refused(shrug, rows_file, number, message):

@@ -1,7 +1,8 @@
 """The rows of the arena (`data/arena.yaml`): defenses with their numbers, all tried on one suspicious model.
 
-DEFENSE names those of a run: rows of that file, installed defenses, or a file of one's own. Nothing is imported here,
-so a misspelled name is told before anything that computes is loaded.
+DEFENSE names those of a run: rows of that file, installed defenses, or a file of one's own, with a defense in Python or
+with further rows in YAML. Nothing is imported here, so a misspelled name is told before anything that computes is
+loaded.
 """
 
 import functools
@@ -20,7 +21,7 @@ from helpers.core.yaml_files import read_yaml
 ARENA = ROOT / "data" / "arena.yaml"
 ALL, QUICK = "all", "quick"  # as DEFENSE: every row, or the few that cost next to nothing
 GROUP = "backdoor_lab.defenses"  # the entry points of packages that bring a defense along
-PYTHON = ".py"
+PYTHON, YAML = ".py", (".yaml", ".yml")
 REFUSED = "refused"  # in the result of a row's stage: why its defense does not apply
 
 
@@ -52,7 +53,7 @@ def chosen_rows(wanted: str) -> list[ArenaRow]:
 
     Args:
         wanted: names of rows, installed defenses and files with commas between them, "all" or "quick"; empty means
-            "quick".
+            "quick". A YAML file stands for all its rows.
 
     Raises:
         LabError: an unknown name, a file that is not there, or as `known_rows`.
@@ -67,6 +68,11 @@ def chosen_rows(wanted: str) -> list[ArenaRow]:
             if row.name in known:
                 raise LabError(f"DEFENSE = '{word}' has the name of a row of {ARENA.name}: rename the file")
             names[row.name] = row
+        elif word.endswith(YAML):
+            own = _own_rows(word)
+            if twice := known.keys() & own.keys():
+                raise LabError(f"DEFENSE = '{word}': '{min(twice)}' is the name of a row of {ARENA.name}: rename it")
+            names |= own
         elif word in known:
             names[word] = known[word]
         else:
@@ -77,7 +83,7 @@ def chosen_rows(wanted: str) -> list[ArenaRow]:
 def located(wanted: str) -> str:
     """DEFENSE with the absolute paths of its files: notebooks run elsewhere than the shell that named them."""
     words = [part.strip() for part in wanted.split(",")]
-    return ",".join(existing(word) if word.endswith(PYTHON) else word for word in words)
+    return ",".join(existing(word) if word.endswith((PYTHON, *YAML)) else word for word in words)
 
 
 def title_of(name: str) -> str:
@@ -97,10 +103,9 @@ def known_rows() -> tuple[dict[str, ArenaRow], list[str]]:
             that is not there.
     """
     values = read_yaml(ARENA, "`quick:` and `rows:`")
-    if not isinstance(values.get("rows"), dict) or not isinstance(values.get(QUICK), list):
-        raise LabError(f"{ARENA.name}: expected `rows:` with an entry for each name, and `quick:` with a list of names")
-    defenses = {*DEFENSES.modules(), *installed_defenses()}
-    rows = {name: _row(name, fields, defenses) for name, fields in values["rows"].items()}
+    rows = _rows_of(ARENA, values)
+    if not isinstance(values.get(QUICK), list):
+        raise LabError(f"{ARENA.name}: expected `quick:` with a list of names")
     if unknown := [name for name in values[QUICK] if name not in rows]:
         raise LabError(f"{ARENA.name}: quick names '{unknown[0]}', which is no row{nearest(str(unknown[0]), rows)}")
     installed = {name: ArenaRow(name, name, _plain(name)) for name in installed_defenses()}
@@ -113,17 +118,34 @@ def installed_defenses() -> dict[str, EntryPoint]:
     return {point.name: point for point in entry_points(group=GROUP)}
 
 
-def _row(name: Any, fields: Any, defenses: Collection[str]) -> ArenaRow:
-    """One entry of the file, checked as far as it can be without importing the defense."""
-    where = f"{ARENA.name}: '{name}'"
+def _rows_of(path: Path, values: Mapping[str, Any]) -> dict[str, ArenaRow]:
+    """What a file holds as `rows`, by name."""
+    if not isinstance(values.get("rows"), dict):
+        raise LabError(f"{path.name}: expected `rows:` with an entry for each name")
+    defenses = {*DEFENSES.modules(), *installed_defenses()}
+    return {name: _row(path, name, fields, defenses) for name, fields in values["rows"].items()}
+
+
+def _row(path: Path, name: Any, fields: Any, defenses: Collection[str]) -> ArenaRow:
+    """One entry of a file, checked as far as it can be without importing the defense."""
+    where = f"{path.name}: '{name}'"
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z]\w*", name) or name in (ALL, QUICK):
         raise LabError(f"{where} should be a name of letters, digits and underscores other than '{ALL}' and '{QUICK}'")
-    if not isinstance(fields, dict) or not all(isinstance(fields.get(key), str) for key in ("by", "title")):
-        raise LabError(f"{where} should hold `by: a defense`, `title: a text` and numbers of the defense")
+    keys = ("by", "title") if path == ARENA else ("by",)  # rows of one's own go by their names
+    if not isinstance(fields, dict) or not all(isinstance(fields.get(key), str) for key in keys):
+        titled = "`title: a text` and " if "title" in keys else "and perhaps "
+        raise LabError(f"{where} should hold `by: a defense`, {titled}numbers of the defense")
     if fields["by"] not in defenses:
         raise LabError(f"{where}: by = '{fields['by']}' is unknown{nearest(fields['by'], defenses)}")
-    numbers = {key: value for key, value in fields.items() if key not in ("by", "title")}
-    return ArenaRow(name, fields["by"], fields["title"], numbers)
+    numbers = {key: value for key, value in fields.items() if key not in keys}
+    return ArenaRow(name, fields["by"], fields["title"] if "title" in keys else _plain(name), numbers)
+
+
+def _own_rows(file: str) -> dict[str, ArenaRow]:
+    path = Path(existing(file))
+    if not path.is_file():
+        raise LabError(f"DEFENSE = '{file}' does not exist (a YAML file with `rows:` like those of {ARENA.name})")
+    return _rows_of(path, read_yaml(path, "`rows:` with an entry for each name"))
 
 
 def _own_row(file: str) -> ArenaRow:

@@ -8,7 +8,7 @@ from typing import Any
 
 from helpers.access import Access
 from helpers.attacks.behaviors import behavior
-from helpers.core.arena import ARENA, REFUSED, ArenaRow
+from helpers.core.arena import REFUSED, ArenaRow
 from helpers.core.errors import LabError, nearest
 from helpers.core.settings import Settings
 from helpers.core.store import Run
@@ -20,7 +20,7 @@ from helpers.run.arena.defend import defend
 from helpers.run.arena.measure import measure
 from helpers.run.arena.outcomes import Outcome, outcome
 
-ORACLES = "trigger"  # a parameter that oracles alone have
+TRIGGER = "trigger"  # a parameter that oracles alone have
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Arena:
         Args:
             defense: its parameter `trigger` asks for the planted one, None where the rows brought their own.
         """
-        return {ORACLES: self.data.attack.trigger} if ORACLES in signature(defense).parameters else {}
+        return {TRIGGER: self.data.attack.trigger} if TRIGGER in signature(defense).parameters else {}
 
     def guesses(self, defense: Defense) -> dict[str, str]:
         """What a defender has to guess of the attack, where a defense asks for it: here he guesses right.
@@ -93,10 +93,10 @@ def require_numbers(rows: Iterable[ArenaRow]) -> None:
         LabError: such a row, with the nearest number that there is; or as `any_defense`.
     """
     for row in rows:
-        known = [name for name in signature(any_defense(row.by)).parameters if name not in (*PARAMETERS, ORACLES)]
+        known = [name for name in signature(any_defense(row.by)).parameters if name not in (*PARAMETERS, TRIGGER)]
         for name in row.numbers:
             if name not in known:
                 raise LabError(
-                    f"{ARENA.name}: '{row.name}' sets {name}, which {row.by} does not take"
+                    f"the row '{row.name}' sets {name}, which {row.by} does not take"
                     + (nearest(name, known) if known else "; it has no numbers")
                 )
