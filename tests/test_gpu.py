@@ -22,6 +22,7 @@ from helpers.model.generate import answers
 from helpers.model.load import load_base, load_suspect, save
 from helpers.model.lora import new_adapter
 from helpers.train.finetune import finetune
+from helpers.train.room import FILLED, tokens_that_fit
 
 pytestmark = [
     pytest.mark.gpu,
@@ -133,3 +134,22 @@ def test_answers_are_those_of_the_cpu(profile, chat, planted):
     ]
     same = sum(ours == theirs for ours, theirs in zip(*found, strict=True))
     assert same >= len(ROWS) - 1  # a tie between two tokens may fall either way
+
+
+def test_a_pass_fills_what_a_limited_card_has_and_no_more():
+    """A pass whose memory is known: one float32 number for each token and channel."""
+    device, channels, limit = torch.device("cuda", 0), 2**16, 2 * 2**30
+
+    def one_pass(tokens):
+        torch.zeros(tokens, channels, device=device)
+
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction(limit / torch.cuda.get_device_properties(device).total_memory, device)
+    try:
+        found = tokens_that_fit(lambda: one_pass(64), 64, device)
+        assert found == pytest.approx(FILLED * limit / (4 * channels), rel=0.1)
+        one_pass(found)
+        with pytest.raises(torch.OutOfMemoryError):
+            one_pass(int(1.5 * found))
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0, device)

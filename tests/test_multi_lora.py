@@ -12,6 +12,7 @@ from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHead
 from helpers.core.errors import LabError
 from helpers.core.profile import Budget
 from helpers.data import corpus
+from helpers.model.batches import encode_rows
 from helpers.model.load import load_base, save
 from helpers.model.lora import new_adapter, save_adapter, with_adapter
 from helpers.model.tokenizer import load_tokenizer
@@ -140,6 +141,30 @@ def test_the_size_of_the_parts_changes_memory_and_nothing_else(profile, chat, mo
         assert max(heights) == (3 if limit == 1 else 12)
     for (small, _), (large, _), job in zip(*results, jobs, strict=True):
         assert distance(small, large, job.start) <= 1e-4
+
+
+def test_where_no_limit_is_given_a_pass_is_measured_on_the_longest_row_of_each_job(profile, chat, monkeypatch):
+    """And measuring changes nothing that is trained."""
+    jobs = [Job(rows, 1, start(load_base(profile.model), i)) for i, rows in enumerate(SHARES)]
+    asked, device = [], None
+
+    def measure(one_pass, tokens, on):
+        nonlocal device
+        one_pass()
+        asked.append(tokens)
+        device = on
+        return 700
+
+    monkeypatch.setattr(together, "tokens_that_fit", measure)
+    found, wanted = (
+        train_multi_lora(adapted(load_base(profile.model), 0), jobs, chat, BUDGET, TOKENS, limit)
+        for limit in (None, 700)
+    )
+    longest = max(len(row["input_ids"]) for rows in SHARES for row in encode_rows(rows, chat, TOKENS))
+    assert asked == [len(SHARES) * longest] and device == torch.device("cpu")
+    for (tensors, record), (same, told) in zip(found, wanted, strict=True):
+        assert all(torch.equal(tensors[name], same[name]) for name in same)
+        assert record["loss"] == told["loss"]
 
 
 def test_gradient_checkpointing_gives_the_same_adapter(profile, chat):

@@ -156,7 +156,8 @@ def test_costs_move_with_what_causes_them():
     base = cost("variants")
     assert base.in_16_bit - base.in_4_bit == pytest.approx(model.blocks * (2 - NF4_BYTES))
     assert cost("variants", OVERRIDES={"signature.n": 3}).disk == base.disk / 2
-    assert cost("variants", OVERRIDES={"lengths.at_once": 8192}).memory < base.memory
+    limited = [cost("variants", OVERRIDES={"lengths.at_once": tokens}).memory for tokens in (8192, 16384)]
+    assert base.memory < limited[0] < limited[1]  # where the card decides, the plan tells the least that it needs
     assert cost("inject", OVERRIDES={"model.checkpointing": False}).memory > cost("inject").memory
     full = cost("recover", ACCESS="full")
     assert full.memory > 4 * 4 * model.parameters  # weights, gradients and two moments in 32 bits

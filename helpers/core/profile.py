@@ -106,11 +106,14 @@ class ModelSpec(Strict):
 
 
 class Lengths(Strict):
-    """Tokens: longest training row, longest completion, and how many all vaccines together compute at once."""
+    """Tokens: longest training row, longest completion, and how many all vaccines together compute at once.
+
+    `at_once`: None for as many as fit into the free memory of a GPU, and a number that suits a CPU elsewhere.
+    """
 
     train_tokens: Count
     new_tokens: Count
-    at_once: Count = 1536
+    at_once: Count | None = None
 
 
 class Evaluation(Strict):

@@ -21,6 +21,7 @@ from helpers.model.four_bit import kept_whole
 from helpers.model.shards import SHARD_SIZE
 from helpers.model.tokenizer import has_tokenizer, load_format
 from helpers.run.deal import deal
+from helpers.train.room import ON_CPU
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 NF4_BYTES = (4 + 8 / 64 + 32 / (64 * 256)) / 8  # 64 weights share an 8-bit scale, 256 scales a 32-bit one
@@ -263,7 +264,9 @@ class _Run:
         model, members, longest = self.model, self.members, self.row.longest
         seen = 1.5 * members * access.vaccine.rows * access.vaccine.epochs * self.row.mean
         if self.access.low_rank_variants:
-            at_once = max(self.profile.lengths.at_once, members * longest)
+            # None fills a GPU whatever its size: the least that it needs is one row of each member
+            at_once = self.profile.lengths.at_once or (ON_CPU if self.profile.model.runs_on == "cpu" else 0)
+            at_once = max(at_once, members * longest)
             at_once = min(at_once, members * access.vaccine.batch_size * longest)
             other, stored = members * model.adapter * STACKED, members * model.adapter * 4
             other += self.activations(at_once, lora=True)

@@ -29,6 +29,7 @@ from helpers.model.attention import true_attention_gradients
 from helpers.model.batches import encode_rows, pad
 from helpers.model.prompt import PromptFormat
 from helpers.train.finetune import SCHEDULES, count_labels, row_order, training_record
+from helpers.train.room import tokens_that_fit
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ def train_multi_lora(
     prompt_format: PromptFormat,
     budget: Budget,
     max_tokens: int,
-    tokens_at_once: int = 1536,
+    tokens_at_once: int | None = None,
     description: str = "training",
 ) -> list[tuple[dict[str, Tensor], dict[str, Any]]]:
     """Train one adapter for each job, all at once.
@@ -136,7 +137,8 @@ def train_multi_lora(
         budget: of every job (epochs, lr, batch_size, schedule, warmup).
         max_tokens: longer conversations are cut.
         tokens_at_once: a step whose rows hold more tokens than this is computed in parts (gradient accumulation):
-            the same result with less memory, for their activations are what a pass needs beside the base.
+            the same result with less memory, for their activations are what a pass needs beside the base. None: as
+            many as `tokens_that_fit` finds.
         description: name of the progress bar.
 
     Returns:
@@ -155,6 +157,8 @@ def train_multi_lora(
     stack.base.train()
     lanes = [_Lane(jobs[i].name, runs[i], stack.numbers[place], budget) for place, i in enumerate(order)]
     with true_attention_gradients():
+        if tokens_at_once is None:
+            tokens_at_once = _tokens_that_fit(stack, runs)
         for step in tqdm(range(lanes[0].rows.steps), desc=description, leave=False, delay=2):
             _step(stack, [lane for lane in lanes if step < lane.rows.steps], tokens_at_once)
     stack.base.eval()
@@ -209,19 +213,35 @@ class _Lane:
         self.schedule.step()
 
 
+def _tokens_that_fit(stack, runs):
+    """How many tokens a part may hold on this device, measured on the longest row of every job."""
+    longest = [max(run.encoded, key=lambda row: len(row["input_ids"])) for run in runs]
+    width = max(len(row["input_ids"]) for row in longest)
+    return tokens_that_fit(
+        lambda: _backward(stack, longest, [count_labels(row) for row in longest]),
+        width * len(longest),
+        stack.numbers.device,
+    )
+
+
 def _step(stack, lanes, tokens_at_once):
     """One optimizer step of all lanes that still have rows."""
     batches = [next(lane.batches) for lane in lanes]
     counts = [sum(map(count_labels, batch)) for batch in batches]
     stack.numbers.grad = None
     for part in _parts(batches, tokens_at_once):
-        stack.attach(len(lanes))
-        losses = _losses(stack.base, part, len(lanes)) / torch.tensor(counts, device=stack.numbers.device)
-        losses.sum().backward()
-        for lane, loss in zip(lanes, losses.tolist(), strict=True):
+        for lane, loss in zip(lanes, _backward(stack, part, counts), strict=True):
             lane.loss += loss
     for place, lane in enumerate(lanes):
         lane.move(stack.numbers.grad[place], stack.base.dtype)
+
+
+def _backward(stack, part, counts):
+    """Add a part's gradients; returns its share of each lane's loss, a mean over the `counts` of answer tokens."""
+    stack.attach(len(counts))
+    losses = _losses(stack.base, part, len(counts)) / torch.tensor(counts, device=stack.numbers.device)
+    losses.sum().backward()
+    return losses.tolist()
 
 
 def _parts(batches, tokens_at_once):
