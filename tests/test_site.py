@@ -162,6 +162,7 @@ def test_set_up_hints_and_solutions_are_folded(built):
     lesson = (built / "notebooks/04_score_signature.html").read_text(encoding="utf-8")
     assert lesson.count("Show the set-up") >= 3
     sheet = (built / "course/sheets/04.html").read_text(encoding="utf-8")
+    assert "fetch_lab" not in lesson + sheet  # a page runs nothing, so it has no use for Colab's cell
     assert sheet.count("<summary>A hint</summary>") == 6
     solutions = (built / "course/solutions/04.html").read_text(encoding="utf-8")
     assert solutions.count("Show the solution") == 3 and solutions.count("Show the discussion") == 3
