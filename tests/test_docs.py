@@ -374,6 +374,7 @@ def test_grids_and_records_of_the_papers_are_there_and_none_is_left_out():
         "attacks_3000",
         "full_tries",
         "perturbed",
+        "perturbed_attacks",
         "perturbed_dev",
         "arena_tries",
     }

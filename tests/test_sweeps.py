@@ -232,9 +232,12 @@ def test_optional_cells_are_left_out_where_the_grid_says_so(swept, scheduler):
     path = lab / "notebooks" / "06_recover.ipynb"
     notebook = nbformat.read(path, as_version=4)
     notebook.cells.append(new_code_cell('log("a study")', metadata={"tags": ["optional"]}))
+    notebook.cells.append(new_code_cell('log("a control")', metadata={"tags": ["optional", "control"]}))
     nbformat.write(notebook, path)
     short = sweep("both", GRID.model_copy(update={"optional": False}), scheduler(), folder=lab / "notebooks")
-    assert len(short) == 4 and "a study" not in log(lab)
+    assert len(short) == 4 and "a study" not in log(lab) and "a control" not in log(lab)
+    sweep("both", GRID.model_copy(update={"optional": "controls"}), scheduler(), folder=lab / "notebooks")
+    assert log(lab).count("a control") == 4 and "a study" not in log(lab)
     whole = sweep("both", GRID, scheduler(), folder=lab / "notebooks")
     assert log(lab).count("a study") == 4 and log(lab).count("inject 1") == 1  # only what differs ran again
     pd.testing.assert_frame_equal(short.drop(columns="seconds"), whole.drop(columns="seconds"))
@@ -543,7 +546,7 @@ def test_notebooks_run_in_their_own_order_whatever_the_grids(lab, order):
         (["01", "07", "12", "15"], "15_real_model", "ablations/kinds", "02_sanity_checks"),
     ],
 )
-@pytest.mark.parametrize("optional", [True, False])
+@pytest.mark.parametrize("optional", [True, "controls", False])
 def test_a_notebook_that_starts_from_what_none_before_it_makes_is_refused(notebooks, reader, stage, maker, optional):
     with pytest.raises(LabError) as error:
         plan_sweep("x", Grid(notebooks=notebooks, optional=optional, grid={"SEED": [1]}))
@@ -554,7 +557,7 @@ def test_a_notebook_that_starts_from_what_none_before_it_makes_is_refused(notebo
 
 
 @pytest.mark.parametrize("notebooks", [*map(notebooks_of, METHODS.values()), ["01"], ["01", "02", "07", "08"]])
-@pytest.mark.parametrize("optional", [True, False])
+@pytest.mark.parametrize("optional", [True, "controls", False])
 def test_the_notebooks_of_every_method_make_what_they_start_from(notebooks, optional):
     assert plan_sweep("x", Grid(notebooks=notebooks, optional=optional, grid={"SEED": [1]})).cells
 

@@ -1,10 +1,10 @@
 """One notebook, run by papermill from its first cell to its last; a failure becomes one line with place and cause."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import nbformat
 import papermill
@@ -17,6 +17,9 @@ from helpers.core.paths import ROOT
 NOTEBOOKS = ROOT / "notebooks"
 CELL_SECONDS = 3600
 OPTIONAL = "optional"  # tag of cells that no later notebook needs: controls, studies, checks by hand
+CONTROL = "control"  # a second tag of those among them that the controls need
+CONTROLS = "controls"
+Optional = bool | Literal["controls"]  # which optional cells run: all of them, those of the controls, or none
 QUIET = ["--log-level=50"]  # the kernel's own chatter; what a notebook prints goes to its cells
 
 
@@ -53,20 +56,28 @@ def numbered(folder: Path = NOTEBOOKS) -> list[Path]:
     return notebooks
 
 
-def read_notebook(path: Path, optional: bool = True) -> nbformat.NotebookNode:
-    """A notebook as it is to be run, with or without the cells tagged `optional`."""
+def read_notebook(path: Path, optional: Optional = True) -> nbformat.NotebookNode:
+    """A notebook as it is to be run.
+
+    Args:
+        optional: which of the cells tagged `optional` it keeps.
+    """
     notebook = nbformat.read(path, as_version=4)
-    if not optional:
-        notebook.cells = [cell for cell in notebook.cells if OPTIONAL not in cell.metadata.get("tags", [])]
+    notebook.cells = [cell for cell in notebook.cells if _runs(cell.metadata.get("tags", []), optional)]
     return notebook
 
 
-def execute(notebook: Path, output: Path, parameters: Mapping[str, Any], optional: bool = True) -> None:
+def _runs(tags: Sequence[str], optional: Optional) -> bool:
+    """Whether a cell with these tags runs."""
+    return OPTIONAL not in tags or optional is True or (optional == CONTROLS and CONTROL in tags)
+
+
+def execute(notebook: Path, output: Path, parameters: Mapping[str, Any], optional: Optional = True) -> None:
     """Run a notebook in its own folder and write the executed copy to `output`.
 
     Args:
         parameters: values that papermill puts into the notebook's parameters.
-        optional: whether the cells tagged `optional` run as well.
+        optional: which of the cells tagged `optional` run as well.
 
     Raises:
         LabError: a cell that fails or takes too long, or a kernel that dies; it names the notebook, the cell and the
