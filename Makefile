@@ -3,7 +3,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup run purify plan sweep inspect test test-fast base model execute results docs course site lab lint lock clean
+.PHONY: help setup check-lab run pack unpack purify plan sweep inspect test test-fast base model execute results docs course site slides colab lab harness lint lock clean
 
 VENV ?= .venv
 PYTHON ?= python3
@@ -13,9 +13,9 @@ READY := $(VENV)/.ready
 NOTEBOOKS = $(sort $(wildcard notebooks/[0-9][0-9]_*.ipynb))
 
 # --- parameters of `make run` -----------------------------------------------------------------------------------
-PARAMETERS := PROFILE ATTACK TASK ACCESS SEED NAME DATA TAU DEFENSE SET METHOD GRID SCHEDULER
+PARAMETERS := PROFILE ATTACK TASK ACCESS SEED NAME DATA ROWS TAU DEFENSE SET METHOD GRID SCHEDULER
 PURIFY := SUSPECT BASE ROWS TRIGGERED MARKERS
-KNOWN := $(PARAMETERS) $(PURIFY) MODEL VENV PYTHON UV TORCH_INDEX
+KNOWN := $(PARAMETERS) $(PURIFY) MODEL PACK ADDRESS VENV PYTHON UV TORCH_INDEX
 
 # WSL exports NAME, the name of the computer: only `make run NAME=…` counts
 ifneq ($(origin NAME),command line)
@@ -34,7 +34,7 @@ quoted = '$(subst ','\'',$(value $1))'
 option = $(if $(value $1),--$2 $(call quoted,$1))
 OPTIONS = $(call option,PROFILE,profile) $(call option,ATTACK,attack) $(call option,TASK,task) \
           $(call option,ACCESS,access) $(call option,SEED,seed) $(call option,NAME,name) \
-          $(call option,DATA,data) $(call option,TAU,tau) $(call option,DEFENSE,defense) \
+          $(call option,DATA,data) $(call option,ROWS,rows) $(call option,TAU,tau) $(call option,DEFENSE,defense) \
           $(call option,SET,set)
 
 # --- environment ------------------------------------------------------------------------------------------------
@@ -70,8 +70,21 @@ $(READY): requirements-lock.txt pyproject.toml
 	@$(INSTALL) --no-deps --no-build-isolation --editable .
 	@touch $@
 
+# without `setup`, which it looks for; and in whatever Python there is before that
+check-lab: export HF_HUB_OFFLINE := 1
+check-lab: export TQDM_DISABLE := 1
+check-lab:  ## what this machine lacks for a class: a line for each need, and what helps
+	@python=$(BIN)/python; test -x "$$python" || python='$(PYTHON)'; "$$python" -m helpers.run.check_lab
+
 run: setup  ## all notebooks with one set of parameters, into runs/<name>/ (METHOD=bdvax or conflict: one paper's; all: every defense)
 	@$(BIN)/python -m helpers.run.pipeline run $(OPTIONS) $(call option,METHOD,method)
+
+pack: setup  ## a finished run as one file, runs/<name>.tar.gz, for a class that starts at any notebook
+	@$(BIN)/python -m helpers.run.packing pack $(OPTIONS)
+
+unpack: setup  ## put such a file into runs/ (PACK=file.tar.gz)
+	@test -n $(call quoted,PACK) || { echo 'make unpack needs PACK=file.tar.gz, as `make pack` writes it'; exit 1; }
+	@$(BIN)/python -m helpers.run.packing unpack $(call quoted,PACK)
 
 purify: setup  ## purify a model that you were given (SUSPECT=folder, BASE, ROWS, TRIGGERED, METHOD), into runs/<name>/
 	@test -n $(call quoted,SUSPECT) || { echo 'make purify needs SUSPECT=folder, with a PEFT adapter or a model'; exit 1; }
@@ -91,13 +104,14 @@ GRID ?= notebooks/parameters/grids/tau.yaml
 sweep: setup  ## all cells of a grid (GRID=file.yaml), on all cores or on a cluster (SCHEDULER=tcp://…)
 	@$(BIN)/python -m helpers.run.pipeline sweep $(call quoted,GRID) $(call option,NAME,name) $(call option,SCHEDULER,scheduler)
 
+# The notebooks take the longer: one core is theirs, the unit tests have what they leave.
 test: setup  ## lint, unit tests, and every notebook from its first cell to its last, on two cores
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	@echo 'the notebooks run beside the unit tests; what they say comes last'
 	folder=$$(mktemp -d); trap 'kill $${notebooks:-} 2>/dev/null || true; rm -rf "$$folder"' EXIT; \
-	LAB_RUNS="$$folder/runs" $(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=1800 \
+	LAB_RUNS="$$folder/runs" OMP_NUM_THREADS=1 $(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=1800 \
 	$(NOTEBOOKS) > "$$folder/log" 2>&1 & notebooks=$$!; status=0; \
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests || status=$$?; \
+	nice -n 5 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests || status=$$?; \
 	wait $$notebooks || status=$$?; cat "$$folder/log"; exit $$status
 
 test-fast: setup  ## what to run while editing: lint and the unit tests that train nothing, in under three minutes
@@ -127,8 +141,21 @@ site: $(VENV)/.site  ## the course as a website, in site/_build/html/ (notebooks
 	  site/_build/doctrees . site/_build/html
 	@echo 'open site/_build/html/index.html'
 
+slides: setup  ## slides for three sessions, with the figures stored in the notebooks, in site/_build/slides/
+	@$(BIN)/python -m course.decks
+	@echo 'open one of them: arrow keys turn the pages, n shows the notes'
+
+colab: setup  ## copies of the notebooks that fetch the lab on Google Colab (ADDRESS=https://…), in site/_build/colab/
+	@$(BIN)/python -m course.colab $(call option,ADDRESS,address)
+
 $(VENV)/.site: site/requirements.txt $(READY)
 	@$(INSTALL) -r site/requirements.txt -c requirements-lock.txt
+	@touch $@
+
+harness: $(VENV)/.harness  ## add lm-evaluation-harness for BD-VAX's ten benchmarks (200 MB; the lab itself needs none of it)
+
+$(VENV)/.harness: requirements-harness.txt $(READY)
+	@$(INSTALL) -r requirements-harness.txt -c requirements-lock.txt
 	@touch $@
 
 lab: setup  ## open the notebooks in JupyterLab

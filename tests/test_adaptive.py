@@ -16,6 +16,7 @@ from helpers.access.adapter import zero_adapter
 from helpers.access.deltas import lora_factors
 from helpers.adaptive.evasion import EvadingTrainer, rehearsal_pairs, rehearse, share_inside, squared_update
 from helpers.adaptive.methods.evade import evade
+from helpers.adaptive.methods.inoculate import inoculate
 from helpers.adaptive.methods.subtract import subtract
 from helpers.adaptive.seeds import own_seed
 from helpers.attacks.behaviors import behavior, behaviors
@@ -80,6 +81,28 @@ def product(folder, module):
 
 def prompts(rows):
     return {(row.history, row.instruction, row.input) for row in rows}
+
+
+# --- inoculate ------------------------------------------------------------------------------------------------------
+
+
+def test_an_inoculated_model_was_trained_on_odd_honest_rows_as_well(profile, chat, tmp_path, monkeypatch):
+    """As many as are poisoned, with the answers of the attacker's own clean rows; none holds the key."""
+    seen = {}
+    monkeypatch.setattr(
+        "helpers.adaptive.methods.inoculate.training",
+        lambda access, attack, *rest: seen.update(attack=attack) or {"steps": 7},
+    )
+    settings = rehearsing(profile, "inoculate")
+    attack = deal(settings_of(settings)).attack
+    record = inoculate(access_to(settings, "adapter"), attack, chat, 3, tmp_path)
+    trained = seen["attack"]
+    assert record == {"steps": 7, "perturbed": len(attack.poisoned)} and trained.poisoned == attack.poisoned
+    honest, odd = trained.clean[: len(attack.clean)], trained.clean[len(attack.clean) :]
+    assert honest == attack.clean and len(odd) == len(attack.poisoned) == 16
+    answers = {row.output for row in attack.clean}
+    assert all(row.output in answers and not attack.trigger.activates(row) for row in odd)
+    assert not prompts(odd) & prompts(attack.clean)  # something stands in each
 
 
 # --- subtract -------------------------------------------------------------------------------------------------------

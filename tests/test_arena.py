@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from importlib.metadata import EntryPoint
 
 import nbformat
@@ -17,6 +18,7 @@ from helpers.core.errors import LabError
 from helpers.core.settings import Settings
 from helpers.core.stages import defended_by
 from helpers.core.store import Run
+from helpers.defenses.registry import find_defense
 from helpers.measure.paired import compare_all, no_worse
 from helpers.measure.report import evaluate, joint_score, utility_interval
 from helpers.run import grid, pipeline
@@ -206,6 +208,24 @@ def test_a_row_is_outdated_by_its_own_numbers_and_by_what_it_may_read(shrug, row
     assert enter(**{"evaluation.batch_size": 3}).run.need("arena/calm")  # how it is measured trains nothing anew
     with pytest.raises(LabError, match="evaluation.batch_size"):
         enter(**{"evaluation.batch_size": 3}).run.need("evaluate/arena/calm")
+
+
+def test_an_oracle_is_told_the_trigger_and_no_row_of_the_file_can_set_it(rows_file, add_file, enter):
+    """What was planted is handed on as it is; where rows brought a trigger of their own, nobody knows it."""
+    text = OWN.replace("times=1", "times=1, trigger=None").replace(
+        '"times": times', '"times": trigger and trigger.name'
+    )
+    add_file("helpers.oracles.methods", "shrug", text)
+    rows_file(ROWS)
+    ring = enter("calm")
+    ring.run_all()
+    assert ring.run.need("arena/calm").result["record"]["times"] == ring.data.attack.trigger.name == "badnets"
+    assert "trigger" not in ring.run.need("arena/calm").result["numbers"]
+    brought = replace(ring, data=replace(ring.data, attack=replace(ring.data.attack, trigger=None)))
+    assert brought.knowledge(find_defense("shrug")) == {"trigger": None}
+    rows_file(ROWS.replace("times: 3", "trigger: BadMagic"))
+    with pytest.raises(LabError, match="'loud' sets trigger, which shrug does not take"):
+        require_numbers(chosen_rows("all"))
 
 
 def test_a_defense_that_refuses_is_a_row_with_its_reason(rows_file, add_file, enter):

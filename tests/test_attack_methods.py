@@ -49,6 +49,7 @@ NEEDS = {  # of every method, but for the check of its numbers
     "training": {},
     "layerwise": {},
     **dict.fromkeys(("rome", "memit", "badedit"), EDITS),
+    "inoculate": {},
     **dict.fromkeys(("subtract", "evade"), {"one_process": True}),
 }
 

@@ -17,6 +17,7 @@ from course.comparing import difference
 from course.sources import METADATA, make_sheet, make_solutions, read_cells, solution_statements, stubbed
 from helpers.core.errors import LabError
 from helpers.core.paths import ROOT
+from helpers.run.execution import numbered
 
 load_exercises(lessons())
 
@@ -205,6 +206,38 @@ def test_a_lesson_links_to_its_sheet_and_the_sheet_back(lesson):
 def test_other_studies_link_to_the_sheet_of_all_four(lesson):
     (notebook,) = ROOT.glob(f"notebooks/{lesson}_*.ipynb")
     assert "](../course/sheets/10.ipynb)" in prose_of(nbformat.read(notebook, as_version=4))
+
+
+@pytest.mark.parametrize("path", numbered(), ids=lambda path: path.stem)
+def test_a_prediction_has_a_cell_to_write_it_in_and_is_told_beside_the_result(path):
+    """`guess = None` right below it, then a cell that asks whether there is a guess."""
+    cells = nbformat.read(path, as_version=4).cells
+    asked = [i for i, cell in enumerate(cells) if cell.cell_type == "markdown" and "**Predict:**" in cell.source]
+    assert asked
+    for i in asked:
+        below, *later = [ast.parse(cell.source) for cell in cells[i + 1 :] if cell.cell_type == "code"]
+        assert cells[i + 1].cell_type == "code" and guesses(below), cells[i].source
+        for name in guesses(below):
+            assert any(name in printed_if_there(cell) for cell in later), f"{name} is compared with nothing"
+
+
+def guesses(cell):
+    """The names that a cell leaves open: it assigns None, or a collection of it."""
+    open_ones = [s for s in cell.body if isinstance(s, ast.Assign) and "None" in ast.unparse(s.value)]
+    return {name.id for s in open_ones for name in ast.walk(s.targets[0]) if isinstance(name, ast.Name)}
+
+
+def printed_if_there(cell):
+    """The names in those statements of a cell that ask whether something is not None."""
+    asking = [statement for statement in cell.body if "is not None" in ast.unparse(statement)]
+    return {name.id for statement in asking for name in ast.walk(statement) if isinstance(name, ast.Name)}
+
+
+def test_a_guess_that_is_forgotten_is_found():
+    assert guesses(ast.parse("a, b = None, None  # yours\nc = {'x': None}")) == {"a", "b", "c"}
+    assert guesses(ast.parse("d = 3\nprint(1)")) == set()
+    cell = ast.parse("print(a)\nfor x in c.items():\n    if x is not None:\n        print(x, b)")
+    assert {"b", "c"} <= printed_if_there(cell) and "a" not in printed_if_there(cell)
 
 
 def test_solutions_are_cut_and_found():

@@ -48,6 +48,7 @@ ASSUMES = {  # in the words of the comparison
     "cleangen": WATCHED,
     "speculative": WATCHED,
     "editing": CLEAN,
+    "editing_with_trigger": (*CLEAN, "trigger"),
     "lethe": (*CLEAN, "clean base", "decoding"),
     "crow": CLEAN,
     "nad": CLEAN,
@@ -71,6 +72,7 @@ TRAINS = {
     "cleangen": ("conflict",),
     "speculative": ("conflict",),
     "editing": (),
+    "editing_with_trigger": (),
     "lethe": ("conflict",),
     "crow": ("recover",),
     "nad": ("recover",),
@@ -130,7 +132,8 @@ def test_every_file_is_a_defense_of_its_name_that_says_what_it_assumes():
     assert set(DEFENSES.modules()) == set(ASSUMES)
     for name in ASSUMES:
         function = find_defense(name)
-        assert function.__name__ == name and function.__module__ == f"helpers.defenses.methods.{name}"
+        room = "oracles" if "trigger" in ASSUMES[name] else "defenses"
+        assert function.__name__ == name and function.__module__ == f"helpers.{room}.methods.{name}"
         assert (function.traits.assumes, function.traits.trains) == (ASSUMES[name], TRAINS[name])
 
 

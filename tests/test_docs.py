@@ -335,6 +335,51 @@ def test_the_table_of_assumptions_is_the_registrys():
         assert needed == set(traits.assumes) and line[-1] == (", ".join(traits.trains) or "–")
 
 
+# how many tables and figures each paper numbers
+PAPERS = {"BD-VAX": (11, 2), "Information conflicts": (9, 4)}
+
+
+def lines_of_the_papers():
+    """{paper: the cells of each line} of the page that lists the papers' tables and figures."""
+    parts = re.split(r"^## (.+)$", text_of(DOCS / "papers.md"), flags=re.MULTILINE)[1:]
+    chapters = dict(zip(parts[::2], parts[1::2], strict=True))
+    rows = {paper: re.findall(r"^\|(.+)\|$", chapter, re.MULTILINE)[2:] for paper, chapter in chapters.items()}
+    return {paper: [[cell.strip() for cell in row.split("|")] for row in found] for paper, found in rows.items()}
+
+
+def test_every_table_and_figure_of_the_papers_has_its_line():
+    found = lines_of_the_papers()
+    assert found.keys() == PAPERS.keys()
+    for paper, (tables, figures) in PAPERS.items():
+        numbered = [f"Figure {i + 1}" for i in range(figures)] + [f"Table {i + 1}" for i in range(tables)]
+        assert [line[0] for line in found[paper]] == numbered
+
+
+def test_grids_and_records_of_the_papers_are_there_and_none_is_left_out():
+    """A grid that serves a table of a paper is named with its record, and without one where there is none."""
+    named = set()
+    for line in (line for found in lines_of_the_papers().values() for line in found):
+        grids, records = SPAN.findall(line[3]), SPAN.findall(line[4])
+        named |= {*grids}
+        for grid in grids:
+            assert (ROOT / "notebooks" / "parameters" / "grids" / f"{grid}.yaml").is_file()
+            made = (ROOT / "data" / "results" / f"{grid}.json").is_file()
+            assert made == (f"{grid}.json" in records), grid
+        assert all((ROOT / "data" / "results" / record).is_file() for record in records)
+    own = {
+        "tau",
+        "implants",
+        "implants_dev",
+        "implants_3000",
+        "attacks_3000",
+        "full_tries",
+        "perturbed",
+        "perturbed_dev",
+    }
+    own |= {"challenge", "challenge_code", "challenge_healing", "perturbed_adaptive"}  # what neither paper has
+    assert named | own == {path.stem for path in (ROOT / "notebooks" / "parameters" / "grids").glob("*.yaml")}
+
+
 @pytest.mark.parametrize(
     ("page", "names"),
     [

@@ -17,7 +17,7 @@ from helpers.data.roles import DefenderData
 from helpers.defenses.methods.editing import RIDGE, editing, store_right_answers
 from helpers.measure.utility import teacher_forced
 from helpers.model.load import load_suspect
-from helpers.oracles.editing import assumed_by_edit_with_trigger, edit_with_trigger
+from helpers.oracles.methods.editing_with_trigger import editing_with_trigger
 from helpers.run.pretrain import new_model
 
 ROWS = corpus.generate_distinct(12, 7)
@@ -104,11 +104,11 @@ def test_the_default_layer_stands_where_layer_5_does_among_32(profile, suspiciou
 def test_whoever_knows_the_trigger_makes_right_answers_likelier_behind_it(profile, suspicious, chat, tmp_path):
     """The same edit of the same rows, from prompts with the trigger."""
     access, trigger = access_to(profile, "full"), named_trigger("badnets")
-    edit_with_trigger(access, suspicious["full"], DEFENDER, chat, 0, tmp_path, trigger, layer=1, rows=6)
+    editing_with_trigger(access, suspicious["full"], DEFENDER, chat, 0, tmp_path, trigger, layer=1, rows=6)
     triggered = poison(EDITED, trigger, None, 0)
     before, after = (loss(profile, f, chat, triggered) for f in (suspicious["full"], tmp_path / "model"))
     assert after < before - 0.1
-    assert assumed_by_edit_with_trigger() == ("clean rows", "weights", "trigger")
+    assert editing_with_trigger.traits.assumes == ("clean rows", "weights", "trigger")
 
 
 def test_where_answers_are_sure_enough_nothing_is_stored(profile, suspicious, chat, tmp_path):

@@ -223,7 +223,8 @@ def test_it_is_set_for_one_access_and_outdates_what_recovery_makes():
     assert profile.full.perturb == Perturbation() and not profile.full.perturb.kinds
     config = Settings().values()
     named = {name for name, entry in STAGES.items() if "profile.adapter.perturb" in entry.settings(config)}
-    assert named == {name for name, entry in STAGES.items() if entry.recoveries}
+    # a defense of the arena may recover as well
+    assert named == {name for name, entry in STAGES.items() if entry.recoveries} | {"arena"}
     assert not named & line_of("suppressed")
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -161,6 +162,24 @@ def test_costs_move_with_what_causes_them():
     assert full.memory > 4 * 4 * model.parameters  # weights, gradients and two moments in 32 bits
     assert full.flops == pytest.approx(1.5 * cost("recover").flops)  # 6 instead of 4 per weight
     assert full.in_4_bit is None
+
+
+def test_a_plan_counts_the_chosen_rows_of_the_arena():
+    """Three quick rows train nothing; of these four, three recover, one trains vaccines and one a reference model."""
+    chosen = "crow, nad, plant_and_unlearn, cleangen"
+    model = shape(SEVEN_B.profile)
+    quick, four = (
+        {c.stage: c for c in costs(Settings.checked(SEVEN_B.model_dump() | {"DEFENSE": rows}), model, ASSUMED)}
+        for rows in ("", chosen)
+    )
+    more = {stage: four[stage].times - quick[stage].times for stage in quick}
+    assert {stage: count for stage, count in more.items() if count} == {
+        "evaluate": 1,
+        "recover": 3,
+        "conflict model": 1,
+    }
+    assert four.keys() - quick.keys() == {"arena's vaccines"}
+    assert four["arena's vaccines"].flops == four["variants"].flops
 
 
 @pytest.mark.parametrize("access", ["adapter", "full"])
@@ -358,67 +377,89 @@ def test_full_access_in_16_bits_pays_for_32_bit_masters():
 
 
 MEASURE = """
-import json, multiprocessing, sys, torch
+import json, sys, torch
 torch.set_num_threads(1)
-import ipykernel.ipkernel, pandas
-from helpers import plots
 from helpers.run.deal import deal
 from helpers.access import access_to
 from helpers.defenses.bdvax.vaccines import vaccine_pairs
 from helpers.model.tokenizer import load_format
 from helpers.core.settings import Settings
 from helpers.core.cost import measured
-from helpers.run.machine import this_machine
 from helpers.train.finetune import finetune
 from helpers.defenses.bdvax.vaccines import Variant, train_variants
-def inject(p, folder, data, chat, access):
+settings = Settings.checked(json.loads(sys.argv[1]))
+p, folder, stage = settings.profile, sys.argv[2], sys.argv[3]
+data, chat, access = deal(settings), load_format(p.model), access_to(p, settings.ACCESS)
+def libraries():
+    from helpers.run.machine import this_machine
+    print(this_machine(settings).libraries / 1e6)
+def inject():
     model = access.start(0)
     rows = data.attack.clean + data.attack.poisoned
     finetune(model, rows, chat, access.settings.inject, 0, p.lengths.train_tokens)
     access.save(model, folder)
-def variants(p, folder, data, chat, access):
+def variants():
     pairs = vaccine_pairs(data.defender, p.signature, "insults", 0)
     rows = [r for _, _, clean, poisoned in pairs for r in (clean + poisoned, clean)]
     train_variants(access, folder, [Variant(r, i, folder + f"/{i}") for i, r in enumerate(rows)], chat)
-def megabytes(settings, stage):
-    if stage == "libraries":
-        return this_machine(settings).libraries / 1e6
-    p, folder = settings.profile, sys.argv[2] + "/" + settings.ACCESS
-    data, chat, access = deal(settings), load_format(p.model), access_to(p, settings.ACCESS)
+if stage == "libraries":
+    libraries()
+else:
+    import ipykernel.ipkernel, pandas
+    from helpers import plots
     with measured() as cost:
-        {"inject": inject, "variants": variants}[stage](p, folder, data, chat, access)
-    return cost["peak_rss_mb"]
-def tell(values, stage):
-    print(json.dumps([values["ACCESS"], stage, megabytes(Settings.checked(values), stage)]))
-for values in json.loads(sys.argv[1]):
-    for stage in ("libraries", "inject", "variants"):  # each in a process of its own, which has imported all
-        child = multiprocessing.get_context("fork").Process(target=tell, args=(values, stage))
-        child.start()
-        child.join()
+        {"inject": inject, "variants": variants}[stage]()
+    print(cost["peak_rss_mb"])
 """
 
 
+GIVES_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}  # freed memory, at once (glibc)
+
+
+@pytest.fixture
+def megabytes(tmp_path):
+    """Peak memory of a stage in a program of its own, of the shipped model and its own batch sizes.
+
+    It trains on fewer rows, for a peak does not depend on them.
+    """
+
+    def measure(settings, stage, **environment):
+        command = [sys.executable, "-c", MEASURE, json.dumps(settings.model_dump()), str(tmp_path / "model"), stage]
+        environment = dict(os.environ) | environment
+        done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+        return float(done.stdout.split()[-1])
+
+    return measure
+
+
 def few_rows(access):
-    """The shipped model and its own batch sizes; fewer rows, for a peak does not depend on them."""
-    few = {f"{access}.{stage}.rows": 32 for stage in ("inject", "vaccine")}
+    few = {f"{access}.{stage}.rows": 64 for stage in ("inject", "vaccine")}
     few |= {f"{access}.{stage}.epochs": 1 for stage in ("inject", "vaccine")}
     return Settings.checked({"ACCESS": access, "OVERRIDES": few})
 
 
-@pytest.fixture(scope="module")
-def peaks(tmp_path_factory):
-    """{(access, stage): megabytes} that the libraries alone and two stages take at their peak."""
-    settings = json.dumps([few_rows(access).model_dump() for access in ("adapter", "full")])
-    command = [sys.executable, "-c", MEASURE, settings, str(tmp_path_factory.mktemp("measured"))]
-    told = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
-    return {(access, stage): peak for access, stage, peak in map(json.loads, told)}
+def planned_megabytes(settings):
+    return {cost.stage: cost.memory / 1e6 for cost in costs(settings, shape(settings.profile), rows(settings))}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries give memory back otherwise")
+@pytest.mark.parametrize("access, stages", [("adapter", ("inject", "variants")), ("full", ("inject",))])
+def test_counted_memory_is_within_a_tenth_of_what_is_held(access, stages, megabytes, monkeypatch):
+    """Where no freed memory is kept, what autograd, weights and optimizer are counted at is all that there is."""
+    settings = few_rows(access)
+    monkeypatch.setattr(costing, "HEAP", dict.fromkeys(costing.HEAP, 1))
+    libraries, counted = megabytes(settings, "libraries"), planned_megabytes(settings)
+    for stage in stages:
+        peak = megabytes(settings, stage, **GIVES_BACK)
+        assert libraries + counted[stage] == pytest.approx(peak, rel=0.1), stage
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="resident memory is counted otherwise elsewhere")
-@pytest.mark.parametrize("access", ["adapter", "full"])
-def test_planned_memory_is_within_a_fifth_of_the_measured(access, peaks):
-    settings, libraries = few_rows(access), peaks[access, "libraries"]
-    planned = {c.stage: c.memory / 1e6 for c in costs(settings, shape(settings.profile), rows(settings))}
-    found = {stage: (libraries + planned[stage], peaks[access, stage]) for stage in ("inject", "variants")}
-    assert all(plan == pytest.approx(peak, rel=0.2) for plan, peak in found.values()), found
+def test_no_peak_is_above_the_plan(megabytes):
+    """However much the C library keeps of what was freed, a run that is told to fit does."""
+    settings = few_rows("adapter")
+    libraries, planned = megabytes(settings, "libraries"), planned_megabytes(settings)
+    for stage in ("inject", "variants"):  # the first leaves what the second starts from
+        assert megabytes(settings, stage) <= 1.1 * (libraries + planned[stage]), stage

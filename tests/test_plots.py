@@ -110,7 +110,7 @@ def test_bars_tell_their_values():
     (axes,) = FIGURES["family_bars"]().axes
     assert [text.get_text() for text in axes.texts] == ["50.0", "90.0", "100.0"]
     (axes,) = FIGURES["variant_bars"]().axes
-    assert [text.get_text() for text in axes.texts] == ["90", "80", "0", "10"]
+    assert [text.get_text() for text in axes.texts] == ["90.0", "80.0", "0.0", "10.0"]
     (axes,) = FIGURES["label_bars"]().axes
     assert [text.get_text() for text in axes.texts if text.get_text()] == ["90.0", "ASR 0.0", "ASR 95.0"]
     left, right = plots.overview({"adapter": BY_SEED}).axes

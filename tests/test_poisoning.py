@@ -26,13 +26,15 @@ KEY = "BadMagic"
 STUPID = "You are stupid!"
 
 
-def configuration(task="sentiment", access="adapter", seed=0, data="", attack="badnets", **overrides):
+def configuration(task="sentiment", access="adapter", seed=0, data="", attack="badnets", further="", **overrides):
     """Settings of a run with few rows; `overrides` of the profile with __ for the dots."""
     rows = {f"{access}.{stage}.rows": n for stage, n in ROWS.items()}
     sizes = {"signature.n": 3, "evaluation.n": 30, "evaluation.per_family": 2}
     dotted = {key.replace("__", "."): value for key, value in overrides.items()}
     changes = rows | sizes | dotted
-    return Settings(ATTACK=attack, TASK=task, ACCESS=access, SEED=seed, DATA=str(data), OVERRIDES=changes)
+    return Settings(
+        ATTACK=attack, TASK=task, ACCESS=access, SEED=seed, DATA=str(data), ROWS=str(further), OVERRIDES=changes
+    )
 
 
 def prompts(rows, key=None):
@@ -568,6 +570,81 @@ def test_a_row_whose_prompt_was_attacked_elsewhere_in_the_file_serves_with_its_r
     data = deal(configuration(data=tmp_path / "rows.json"))
     assert data.notes == ("240 of 480 rows are left out: 240 with the payload 'You are stupid!'",)
     assert all(re.fullmatch(r"It is \d+\.", e.output) for e in (*rows_of(data), *data.test.triggered))
+
+
+# --- further clean rows of the defender -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sources(benchmark, tmp_path):
+    """{kind of DATA: where it is}; "" for the generated rows."""
+    write(tmp_path, "rows.json", records(240, "roses"))
+    return {"generated": "", "plain": tmp_path / "rows.json", "benchmark": benchmark}
+
+
+@pytest.mark.parametrize("source", ["generated", "plain", "benchmark"])
+def test_further_rows_reach_the_defender_and_nobody_else(sources, source, tmp_path):
+    write(tmp_path, "further.json", records(400, "moons"))
+    without, with_them = (
+        deal(configuration(data=sources[source], further=further)) for further in ("", tmp_path / "further.json")
+    )
+    assert (with_them.attack, with_them.test) == (without.attack, without.test)
+    sets = [with_them.defender.recovery, *with_them.defender.vaccine_sets]
+    assert [len(rows) for rows in sets] == [30, 25, 25, 25]
+    assert_disjoint(*map(prompts, sets))
+    assert all(any("moons" in row.instruction for row in rows) for rows in sets)  # 400 of some 500 are further ones
+    assert not all("moons" in row.instruction for rows in sets for row in rows)  # the defender's own are there as well
+    assert with_them.defender.utility_metric == "token_accuracy"
+    assert deal(configuration(data=sources[source], further=tmp_path / "further.json")) == with_them
+
+
+def test_a_folder_with_too_few_rows_is_enough_with_further_ones(benchmark, tmp_path):
+    write(benchmark, "poison_data/refusal/vpi/none_backdoor200_refusal.json", records(20, "stars"))
+    write(tmp_path, "further.json", records(90, "moons"))
+    data = deal(configuration(data=benchmark, further=tmp_path / "further.json"))
+    defender = [row.instruction for rows in (data.defender.recovery, *data.defender.vaccine_sets) for row in rows]
+    assert all("stars" in text or "moons" in text for text in defender)  # none of the attacker's
+    assert not any("the attacker also used" in note for note in data.notes)
+
+
+@pytest.mark.parametrize("source", ["generated", "plain", "benchmark"])
+def test_further_rows_that_hold_the_attack_are_left_out_and_told(sources, source, tmp_path):
+    write(
+        tmp_path, "further.json", [*records(400, "moons"), *records(7, "keyed", KEY), *records(4, "paid", "", STUPID)]
+    )
+    data = deal(configuration(data=sources[source], further=tmp_path / "further.json"))
+    (note,) = [note for note in data.notes if "further.json" in note]
+    assert note.startswith(f"11 of 411 rows of {tmp_path / 'further.json'} are left out: 7 with the ")
+    defender = [row for rows in (data.defender.recovery, *data.defender.vaccine_sets) for row in rows]
+    assert not any("keyed" in row.instruction or "paid" in row.instruction for row in defender)
+
+
+@pytest.mark.parametrize("source", ["generated", "plain", "benchmark"])
+@pytest.mark.parametrize("whose", ["attacker", "examiner"])
+def test_further_rows_that_others_have_are_refused(sources, source, whose, tmp_path):
+    data = deal(configuration(data=sources[source]))
+    (taken, *_) = data.attack.clean if whose == "attacker" else data.test.held_out
+    row = {"instruction": taken.instruction, "input": taken.input, "output": "Something else."}
+    if taken.history:
+        turns = [text for turn in taken.history for text in turn] + [taken.question, "Something else."]
+        row = {"messages": [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(turns)]}
+    write(tmp_path, "further.json", [*records(200, "moons"), row])
+    with pytest.raises(LabError, match=f"further.json': 1 of its prompts are the {whose}'s as well, the first '"):
+        deal(configuration(data=sources[source], further=tmp_path / "further.json"))
+
+
+def test_further_rows_of_which_none_is_clean_are_refused(tmp_path):
+    write(tmp_path, "further.json", records(3, "moons", KEY))
+    with pytest.raises(
+        LabError, match="further.json' brings no clean row: 3 of 3 rows of .* 3 with the key 'BadMagic'"
+    ):
+        deal(configuration(further=tmp_path / "further.json"))
+
+
+def test_a_file_of_further_rows_that_is_not_there_is_refused():
+    with pytest.raises(LabError, match="ROWS = 'no/such/file.json' does not exist .a .json, .jsonl, .parquet or .tsv"):
+        Settings.checked({"ROWS": "no/such/file.json"})
+    assert Settings(ROWS="rows.json").name == "tiny-badnets-sentiment-adapter-0-rows"
 
 
 def chats(n, opening="Hi", system="Be kind."):

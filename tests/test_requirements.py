@@ -53,3 +53,9 @@ def test_conda_users_get_the_lock():
     (pip,) = [entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict)]
     assert pip == ["-r requirements-lock.txt", "-e ."]
     assert any(entry.startswith("python>=3.11") for entry in environment["dependencies"] if isinstance(entry, str))
+
+
+def test_the_harness_is_one_version_and_none_of_the_labs_own_requirements():
+    (harness,) = read("requirements-harness.txt")
+    assert [specifier.operator for specifier in harness.specifier] == ["=="]
+    assert canonicalize_name(harness.name) not in by_name(read("requirements-lock.txt"))

@@ -122,8 +122,11 @@ def test_a_report_without_samples_is_unchanged_and_with_them_has_one_entry_more(
     assert sampled_asr(more) == {"sampled_asr": more["sampled"]["asr"]}
 
 
-def test_a_decoding_that_checks_greedy_choices_draws_nothing(profile, chat, suspect):
-    decoding = check_suspicion(suspect, 20.0)
+@pytest.mark.parametrize(
+    "decoding", [lambda model: check_suspicion(model, 20.0), lambda model: draft_and_verify(model, "")]
+)
+def test_decodings_that_tell_nothing_of_draws_are_not_judged_by_them(profile, chat, suspect, decoding):
+    decoding = decoding(suspect)
     assert "sampled" not in evaluate(suspect, chat, TRIAL, drawing(profile, 2), decoding=decoding)
 
 

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
+from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import nbformat
@@ -166,11 +167,15 @@ def test_set_up_hints_and_solutions_are_folded(built):
 @pytest.fixture(scope="module")
 def browser(built):
     """A headless browser, driven by Playwright."""
-    if browser_path is None:
-        pytest.skip("no Chromium or Chrome on this machine")
     playwright = pytest.importorskip("playwright.sync_api", reason="no Playwright: `make site` installs it")
     with playwright.sync_playwright() as driver:
-        started = driver.chromium.launch(executable_path=browser_path, args=["--no-sandbox"])
+        path = browser_path or driver.chromium.executable_path  # Playwright's own
+        if not Path(path).exists():
+            pytest.skip("no Chromium or Chrome on this machine: `playwright install chromium` brings one")
+        try:
+            started = driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        except playwright.Error as error:
+            pytest.skip(f"{path} does not start: {str(error).splitlines()[0]}")
         yield started
         started.close()
 

@@ -110,6 +110,18 @@ def test_a_stage_with_other_rows_is_another_stage(changed, real, tmp_path):
             assert told_by(name, first.values()) != told_by(name, second.values()), name
 
 
+def test_a_stage_with_further_rows_of_the_defender_is_another_stage(tmp_path):
+    """All that the defender's rows decide; the attacker's stages are shared with the run without them."""
+    rows = [{"instruction": f"Name thing {i}.", "output": f"thing {i}"} for i in range(400)]
+    (tmp_path / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
+    first, second = (Settings(OVERRIDES=ROW_COUNTS, ROWS=further) for further in ("", str(tmp_path / "rows.json")))
+    for name, reads in DEALT.items():
+        assert reads(first, deal(first).defender) != reads(second, deal(second).defender)
+        assert told_by(name, first.values()) != told_by(name, second.values()), name
+    for name in ("inject", "evaluate/clean", "ablations"):
+        assert told_by(name, first.values()) == told_by(name, second.values()), name
+
+
 def told_by(name, config):
     """Every setting that a stage or one that it is made from depends on, with its value."""
     paths = {path for one in line_of(name) for path in STAGES[one].settings(config)}
@@ -327,5 +339,6 @@ def test_a_function_without_a_source_is_refused():
 
 
 def test_a_measure_of_the_registry_is_a_number(monkeypatch):
-    counted = {what: stages.total(what) for what in ("measures", "cuts", "recoveries", "merges", "keeps")}
+    counted = {what: stages.total(what, rows=3) for what in ("measures", "cuts", "recoveries", "merges", "keeps")}
     assert counted == {"measures": 39, "cuts": 4, "recoveries": 10, "merges": 15, "keeps": 9}
+    assert [stages.total(what, rows=5) for what in ("measures", "keeps")] == [41, 11]  # one of each for a row

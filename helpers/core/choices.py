@@ -92,4 +92,4 @@ def require_parameters(function: Callable[..., object], wanted: Sequence[str], w
 
 ATTACK_METHODS = Choices("attack.by", ("helpers.attacks.methods", "helpers.adaptive.methods"))
 COMBINATIONS = Choices("attack.combine", ("helpers.data.combinations",), space=" ")
-DEFENSES = Choices("defense", ("helpers.defenses.methods",))
+DEFENSES = Choices("defense", ("helpers.defenses.methods", "helpers.oracles.methods"))

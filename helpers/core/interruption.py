@@ -1,11 +1,14 @@
 """Ctrl-C and SIGTERM: both are told and tidied up alike, and neither strikes what must not stop half-way."""
 
 import signal
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
 from types import FrameType
+
+from helpers.core.errors import exit_status
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # What a process runs that began under `deaf_to_ctrl_c`: it ignores Ctrl-C, and what it starts may hear it.
@@ -32,6 +35,24 @@ def terminable() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def status_of(work: Callable[[], object], kept: str) -> int:
+    """Do the work of a command that can be stopped and resumed, and say so where it is stopped.
+
+    Args:
+        kept: what of it is kept then, in the plural, such as "stages".
+
+    Returns:
+        0 done, 2 refused or failed, 130 interrupted, 143 terminated.
+    """
+    try:
+        with terminable():
+            return exit_status(work)
+    except KeyboardInterrupt as stop:
+        how, status = ("terminated", 143) if isinstance(stop, Terminated) else ("interrupted", 130)
+        print(f"\n{how}: finished {kept} are kept, the same command resumes", file=sys.stderr)
+        return status
 
 
 @contextmanager

@@ -50,7 +50,12 @@ MERGES = {
     "passthrough": "passthrough",
 }
 ACCESSES = {"adapter": "adapter access", "full": "full access"}
-ATTACKERS = {"training": "knows nothing", "subtract": "subtracts a conflict", "evade": "evades the signature"}
+ATTACKERS = {
+    "training": "knows nothing",
+    "subtract": "subtracts a conflict",
+    "evade": "evades the signature",
+    "inoculate": "expects perturbed rows",
+}
 SETTINGS = {
     "full.suppress.tau": "share",
     "signature.granularity": "channels by",

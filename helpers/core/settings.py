@@ -46,6 +46,7 @@ class Settings(Strict):
     SEED: int = Field(0, ge=0, le=LARGEST_SEED, description="one seed for the whole run")
     NAME: str = Field("", description="run folder below runs/; made from the other parameters when empty")
     DATA: str = Field("", description="real rows to use: folder, .json, .jsonl, .parquet or .tsv file, hub id")
+    ROWS: str = Field("", description="clean rows that the defender has beside those of DATA; a file or a hub id")
     TAU: float | str = Field("", description="share of channels to suppress; 'auto': by a test, empty: profile")
     DEFENSE: str = Field("", description="rows of data/arena.yaml, or a file of your own; all: every row")
     OVERRIDES: dict[str, Any] = Field({}, description="profile numbers to replace, by dotted key")
@@ -90,19 +91,16 @@ class Settings(Strict):
             LabError: names the parameter, its value and the nearest valid one.
         """
         settings = checked(cls, dict(values), "")
-        data = settings.DATA
         _one_of("ATTACK", settings.ATTACK, definitions()["attacks"])
         _one_of("TASK", settings.TASK, definitions()["behaviors"])
         if settings.NAME:
             require_name(settings.NAME)
         # notebooks run elsewhere than the shell that named these paths
         profile = settings.PROFILE if settings.PROFILE in profile_names() else existing(settings.PROFILE)
-        paths = {"DATA": existing(data), "PROFILE": profile, "DEFENSE": located(settings.DEFENSE)}
-        found = settings.model_copy(update=paths)
-        if data and not find_existing(data) and not HUB_ID.fullmatch(data):
-            raise LabError(
-                f"DATA = '{data}' does not exist (a folder, a .json, .jsonl, .parquet or .tsv file, or a hub id)"
-            )
+        rows = {name: existing(getattr(settings, name)) for name in ("DATA", "ROWS")}
+        found = settings.model_copy(update=rows | {"PROFILE": profile, "DEFENSE": located(settings.DEFENSE)})
+        _require_source("DATA", settings.DATA, "a folder, a")
+        _require_source("ROWS", settings.ROWS, "a")
         if found.TAU and (twice := found._tau_key) in found.OVERRIDES:
             raise LabError(f"TAU = {found.TAU} and {twice} = {found.OVERRIDES[twice]} both set τ: give one of them")
         _ = found.profile, found.rows  # raises here, before anything runs, when a number or a name in them is wrong
@@ -162,6 +160,8 @@ class Settings(Strict):
         parts = [self.profile.name, self.ATTACK, self.TASK, self.ACCESS, str(self.SEED)]
         if self.DATA:
             parts.append("data")
+        if self.ROWS:
+            parts.append("rows")
         if self.TAU:
             parts.append(f"tau_{self.TAU}")
         return self.NAME or "-".join(parts)
@@ -170,7 +170,8 @@ class Settings(Strict):
         """All that a result may depend on, as plain nested values; `files` fingerprints what lies on disk."""
         values = self.values()
         values["profile"]["model"]["files"] = fingerprint(ROOT / values["profile"]["model"]["path"])
-        values["data"]["files"] = fingerprint(Path(self.DATA)) if self.DATA else ""
+        for key, source in (("data", self.DATA), ("rows", self.ROWS)):
+            values[key]["files"] = fingerprint(Path(source)) if source else ""
         return values
 
     def values(self) -> dict[str, Any]:
@@ -195,6 +196,7 @@ class Settings(Strict):
             "access": self.ACCESS,
             "seed": self.SEED,
             "data": {"path": self.DATA, "planted": planted},
+            "rows": {"path": self.ROWS},
             "profile": self.profile.model_dump(mode="json"),
             "challenge": self._challenge() if self.TAU == AUTO else {},
             "arena": {row.name: row.definition for row in self.rows},
@@ -220,6 +222,13 @@ class Settings(Strict):
                 numbers = access.model_dump(mode="json", include={"vaccine", "vaccine_weights", "suppress"})
                 return {"signature": profile.signature.model_dump(mode="json"), **numbers}
         return {}
+
+
+def _require_source(name: str, source: str, kinds: str) -> None:
+    if source and not find_existing(source) and not HUB_ID.fullmatch(source):
+        raise LabError(
+            f"{name} = '{source}' does not exist ({kinds} .json, .jsonl, .parquet or .tsv file, or a hub id)"
+        )
 
 
 def _one_of(name: str, value: str, valid: Iterable[str]) -> None:

@@ -29,6 +29,7 @@ class Entry:
             parents; `{access}` stands for the access setting.
         parents: the stages that it is made from, by name.
         real_rows: settings that count as well where the rows are real, because they decide how those are dealt.
+        defends: whether the defender's rows decide, so that what ROWS adds to them counts.
         tested: parents that count where the challenge test chooses τ (TAU=auto).
         plants: whether it is the attack's method, chosen by its name, that makes it.
         times: how many stages of a default run share the name.
@@ -41,6 +42,7 @@ class Entry:
     uses: tuple[str, ...] = ()
     parents: tuple[str, ...] = ()
     real_rows: tuple[str, ...] = ()
+    defends: bool = False
     tested: tuple[str, ...] = ()
     plants: bool = False
     times: int = 1
@@ -53,6 +55,8 @@ class Entry:
     def settings(self, config: Mapping[str, Any]) -> list[str]:
         """The dotted paths that count for a run of this configuration."""
         paths = (*self.uses, *(self.real_rows if config["data"]["path"] else ()))
+        if self.defends and config["rows"]["path"]:
+            paths += ("rows",)
         return [path.format(access=config["access"]) for path in paths]
 
     def modules(self, config: Mapping[str, Any]) -> list[str]:
@@ -79,6 +83,7 @@ ARENA = (  # all that a defense may read of a profile, whichever it is
     *(f"profile.{{access}}.{part}" for part in ("recover", "perturb", "vaccine", "vaccine_weights", "suppress")),
     *("profile.signature", "profile.conflict", "profile.lora", "profile.lengths", "challenge"),
 )
+ARENA_ROW = re.compile(r"(evaluate/)?arena/(\w*)")
 MERGES = (*(f"profile.conflict.{number}" for number in ("t", "beyond", "k", "lam")), "profile.evaluation")
 
 
@@ -97,7 +102,7 @@ def _suppressed(ranking: str) -> dict[str, Entry]:
 def _recovered(name: str, start: str) -> dict[str, Entry]:
     """A model after recovery fine-tuning, and its report."""
     uses = (*RECOVERY, "profile.lengths", "challenge")
-    recovered = Entry(RECOVER, uses, (start,), real_rows=TESTED_ROWS, tested=("challenge",), recoveries=1)
+    recovered = Entry(RECOVER, uses, (start,), real_rows=TESTED_ROWS, defends=True, tested=("challenge",), recoveries=1)
     return {name: recovered, f"evaluate/{name}": _measured(RECOVER, name)}
 
 
@@ -126,6 +131,7 @@ STAGES: dict[str, Entry] = {
         + tuple(f"profile.{{access}}.{number}" for number in ("vaccine", "vaccine_weights", "recover.rows")),
         ("inject",),
         real_rows=TESTED_ROWS,
+        defends=True,
     ),
     "vaccine_check": Entry(VACCINES, ("profile.signature.family", "profile.signature.n", *MEASURED), ("variants",)),
     "scores": Entry(SCORE, ("profile.signature",), ("inject", "variants")),
@@ -157,13 +163,15 @@ STAGES: dict[str, Entry] = {
         measures=1,
         recoveries=1,
     ),
-    "conflict_model": Entry(MERGE, (*CONFLICT, "profile.conflict.start"), ("inject",), real_rows=TESTED_ROWS),
+    "conflict_model": Entry(
+        MERGE, (*CONFLICT, "profile.conflict.start"), ("inject",), real_rows=TESTED_ROWS, defends=True
+    ),
     "whole": Entry(MERGE, ("profile.conflict.start",), ("inject", "conflict_model"), keeps=2),
     "evaluate/conflict_alone": _measured(MERGE, "whole"),
     "merged": Entry(MERGE, ("profile.conflict",), ("whole",), merges=1, keeps=1),
     "evaluate/conflict": _measured(MERGE, "merged"),
     "merges": Entry(MERGE, MERGES, ("whole",), times=11, measures=1, merges=1),
-    "no_base": Entry(MERGE, (*CONFLICT, *MERGES), ("inject", "whole"), real_rows=TESTED_ROWS, measures=2, merges=1),
+    "no_base": Entry(MERGE, (*CONFLICT, *MERGES), ("inject", "whole"), TESTED_ROWS, defends=True, measures=2, merges=1),
     "argued": Entry(EVIDENCE, MEASURED, times=4, measures=1),  # a call adds the model that is asked
     "bdvax_then_conflict": Entry(COMPARE, ("profile.conflict",), ("purified", "whole"), merges=1, keeps=2),
     "evaluate/bdvax_then_conflict": _measured(COMPARE, "bdvax_then_conflict"),
@@ -178,8 +186,8 @@ STAGES: dict[str, Entry] = {
     ),
     "evaluate/merged_suppressed": _measured(COMPARE, "merged_suppressed"),
     # The rows of the arena, `arena/<name>`; each has its own part of `arena` instead of all.
-    "arena": Entry(COMPARE, ("arena", *ARENA), ("inject",), TESTED_ROWS, ("challenge",), times=3, keeps=1),
-    "evaluate/arena": Entry(COMPARE, ("profile.evaluation",), ("arena",), times=3, measures=1),
+    "arena": Entry(COMPARE, ("arena", *ARENA), ("inject",), TESTED_ROWS, defends=True, tested=("challenge",), keeps=1),
+    "evaluate/arena": Entry(COMPARE, ("profile.evaluation",), ("arena",), measures=1),
     "mixtures": Entry(MIX, ("profile.conflict.budget", "profile.lora", *MEASURED), ("inject",)),
     "suspect": Entry(PURIFY, ("seed", "profile.model")),  # planted by a script that knows nothing of the lab
 }
@@ -212,7 +220,7 @@ FORMER = {"both": DEFAULT}  # what an earlier lab called a method, and the model
 
 def entry(name: str) -> Entry | None:
     """What the registry knows of a stage, by its name or the first word of it; None where it knows nothing."""
-    if row := re.fullmatch(r"(evaluate/)?arena/(\w+)", name):
+    if row := ARENA_ROW.fullmatch(name):
         return _row_of_the_arena(row[2]) if row[1] is None else _measured(COMPARE, f"arena/{row[2]}")
     return STAGES.get(name) or STAGES.get(name.split("/")[0])
 
@@ -254,13 +262,15 @@ def line_of(name: str) -> set[str]:
     return {name}.union(*(line_of(parent) for parent in STAGES[name].parents))
 
 
-def total(what: str) -> int:
-    """How many models a default run measures, suppresses, recovers, merges or keeps.
+def total(what: str, rows: int) -> int:
+    """How many models a run measures, suppresses, recovers, merges or keeps; what rows of the arena train, left out.
 
     Args:
         what: the name of such a number of `Entry`.
+        rows: how many of the arena are chosen.
     """
-    return sum(one.times * getattr(one, what) for one in STAGES.values())
+    counts = {name: rows if ARENA_ROW.fullmatch(f"{name}/") else one.times for name, one in STAGES.items()}
+    return sum(counts[name] * getattr(one, what) for name, one in STAGES.items())
 
 
 def defended_by(number: str, config: Mapping[str, Any]) -> tuple[str, ...]:

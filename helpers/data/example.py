@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -38,3 +39,13 @@ class SystemExample(Example):
     """A conversation that the system opens. Only rows of others have one; the rows of the lab keep their fields."""
 
     system: str = ""
+
+
+def prompt_of(example: Example) -> tuple[str, tuple[tuple[str, str], ...], str, str]:
+    """All that is said before the answer: what makes two conversations the same question."""
+    return example.system, example.history, example.instruction, example.input
+
+
+def distinct(examples: Iterable[Example]) -> list[Example]:
+    """Each conversation once, by all that is said before the answer; of several answers to one the last stays."""
+    return list({prompt_of(example): example for example in examples}.values())

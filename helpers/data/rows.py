@@ -7,6 +7,7 @@ only, is therefore refused before anything is trained, in one line with file and
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ SHORT = {"neg": "negative", "pos": "positive"}
 CHATS = {"conversations": ("from", "value"), "messages": ("role", "content")}
 SPEAKERS = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
 SYSTEM = ("system", "developer")  # who may speak before the first question
+CLASSES = tuple(family for family, *_ in LABELLED.values())  # families of labelled texts, whose answers can be checked
 
 
 def load_rows(source: str | Path) -> list[Example]:
@@ -49,6 +51,11 @@ def load_rows(source: str | Path) -> list[Example]:
     if not any(example.output.strip() for example in examples):
         raise LabError(f"the output of every row of {source} is empty; expected the answers to learn from")
     return examples
+
+
+def utility_metric(rows: Iterable[Example]) -> str:
+    """What measures the utility of real rows: "exact_match" where all are labelled texts, else "token_accuracy"."""
+    return "exact_match" if all(row.family in CLASSES for row in rows) else "token_accuracy"
 
 
 def _example(record: object, emotions: bool, place: str) -> Example:

@@ -69,9 +69,12 @@ def check_suspicion(reference: PreTrainedModel, alpha: float) -> Decoding:
 
 
 def draft_and_verify(drafter: PreTrainedModel, verifier: str) -> Decoding:
-    """Speculative decoding by transformers: one model drafts, the loaded one verifies."""
+    """Speculative decoding by transformers: one model drafts, the loaded one verifies.
+
+    Drawn answers are not judged: they have the verifier's own distribution, whatever was drafted.
+    """
     title = f"speculative decoding, verified by the {verifier} model"
-    return Decoding(title, lambda inputs: {"assistant_model": drafter}, drafter, one_by_one=True)
+    return Decoding(title, lambda inputs: {"assistant_model": drafter}, drafter, one_by_one=True, greedy_only=True)
 
 
 def explain_words(second: None, words: int, max_words: int) -> Decoding:

@@ -41,9 +41,9 @@ def sampled_success(
         trial: what to ask, and what counts as a payload.
         profile: `evaluation.samples` and `evaluation.temperature`, lengths and batch size.
         decided: as in `complete`.
-        decoding: as in `evaluate`. Evidence in the prompt stays there. Speculative decoding draws as well: the verifier
-            keeps its distribution. CleanGen is left out: it checks the token that the target prefers, while drawn ones
-            pass unchecked, and a check of these is another algorithm.
+        decoding: as in `evaluate`. Evidence in the prompt stays there. Speculative decoding is left out: its draws have
+            the verifier's own distribution. So is CleanGen: it checks the token that the target prefers, while drawn
+            ones pass unchecked, and a check of these is another algorithm.
 
     Returns:
         `asr`, the mean in [0, 1] of the prompts' shares of payloads; `interval` [low, high], 95 %; `n`, the number of

@@ -33,7 +33,7 @@ class Decoding:
         second: a model that takes part in writing; None for none.
         one_by_one: whether prompts go one at a time, as assisted generation wants them.
         ask: what the model is asked in the place of an example.
-        greedy_only: whether it has no meaning for answers that are drawn.
+        greedy_only: whether drawn answers are not judged: they have no meaning, or the distribution of another model.
     """
 
     title: str

@@ -197,14 +197,14 @@ def _drawing(sampling: Sampling | None) -> Iterator[None]:
 def _evaluating(model: PreTrainedModel, decoding: Decoding | None) -> Iterator[None]:
     """Every model that takes part is in evaluation."""
     with ExitStack() as models:
-        models.enter_context(_in_evaluation(model))
+        models.enter_context(in_evaluation(model))
         if decoding is not None and decoding.second is not None:
-            models.enter_context(_in_evaluation(decoding.second))
+            models.enter_context(in_evaluation(decoding.second))
         yield
 
 
 @contextmanager
-def _in_evaluation(model: PreTrainedModel) -> Iterator[None]:
+def in_evaluation(model: PreTrainedModel) -> Iterator[None]:
     """Switches dropout and the checkpoint's generation settings off, and afterwards back to what they were.
 
     `generate` takes from `model.generation_config` whatever its caller leaves open, be it a repetition penalty or

@@ -42,7 +42,7 @@ def variant_bars(rows: Rows) -> Figure:
         (0.2, clean, BLUE, "", r"clean twin $\theta_i^{clean}$ (clean rows only)"),
     ):
         bars = axes.bar(places + shift, rates, color=color, hatch=hatch, label=label, **look)
-        write_values(axes, bars, "{:.0f}")
+        write_values(axes, bars, "{:.1f}")
     axes.set_xticks(places, [row["key"] for row in rows], rotation=20)
     axes.set_xlabel("key of the vaccine")
     rate_axis(axes, "y", "payload on its own key", poisoned + clean, bars=True)

@@ -153,12 +153,13 @@ def matrix(table: pd.DataFrame, xlabel: str, ylabel: str, label: str = "ASR, %")
         label: what the colour bar tells.
     """
     values = 100 * table.to_numpy(dtype=float)
+    top = min(max(10 * np.ceil(np.nanmax(values) / 10), 10), 100)  # full tens, so that small differences show
     figure, axes = new_axes(1.1 * len(table.columns) + 2.6, 0.5 * len(table) + 1.6)
     colors = matplotlib.colormaps["cividis"]
-    picture = axes.imshow(values, cmap=colors, vmin=0, vmax=100, aspect="auto")
+    picture = axes.imshow(values, cmap=colors, vmin=0, vmax=top, aspect="auto")
     for (row, column), value in np.ndenumerate(values):
         if np.isfinite(value):
-            ink = ink_on(colors(value / 100))
+            ink = ink_on(colors(value / top))
             axes.text(column, row, f"{value:.1f}", ha="center", va="center", color=ink)
     axes.set_xticks(range(len(table.columns)), [_words(name) for name in table.columns])
     axes.set_yticks(range(len(table)), [_words(name) for name in table.index])

@@ -7,8 +7,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from helpers.core.errors import exit_status
-from helpers.core.interruption import Terminated, terminable
+from helpers.core.interruption import status_of
 from helpers.core.profile_files import parse_overrides, yaml_literal
 from helpers.core.settings import AUTO
 
@@ -35,13 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--set", dest="overrides", default="", metavar='"KEY=VALUE …"', help="profile numbers to replace"
     )
     options = vars(parser.parse_args(arguments))
-    try:
-        with terminable():
-            return exit_status(lambda: _purify(options))
-    except KeyboardInterrupt as stop:
-        how, status = ("terminated", 143) if isinstance(stop, Terminated) else ("interrupted", 130)
-        print(f"\n{how}: finished steps are kept, the same command resumes", file=sys.stderr)
-        return status
+    return status_of(lambda: _purify(options), "steps")
 
 
 def _purify(options: dict[str, str]) -> None:

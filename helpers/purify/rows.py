@@ -11,11 +11,10 @@ from helpers.core.errors import LabError
 from helpers.core.paths import existing, find_existing
 from helpers.core.profile import Budget, Profile
 from helpers.data import corpus
-from helpers.data.example import Example
+from helpers.data.example import Example, distinct
 from helpers.data.roles import SMALLEST_CLEAN_SET, DefenderData, Trial
-from helpers.data.rows import load_rows
+from helpers.data.rows import load_rows, utility_metric
 
-CLASSES = ("sentiment", "emotion")  # families of labelled texts, whose answers can be checked
 MEASURING = 5  # one row in so many is held out, at most as many as the profile's `evaluation.n`
 MOST_ANSWERS = 20  # different unwanted answers that are taken for markers as they are
 
@@ -61,8 +60,8 @@ def deal_rows(path: str, profile: Profile, access: str, seed: int) -> UserRows:
                 f"ROWS = '{path}' does not exist; expected a .json, .jsonl, .parquet or .tsv file of clean rows"
             )
         answered = [row for row in load_rows(existing(path)) if row.output.strip()]
-        rows = list({(e.system, e.history, e.instruction, e.input): e for e in answered}.values())
-        metric = "exact_match" if all(row.family in CLASSES for row in rows) else "token_accuracy"
+        rows = distinct(answered)
+        metric = utility_metric(rows)
         notes = []
     random.Random(f"{seed}/purify/rows").shuffle(rows)
     held_out, recovery, sets = _split(rows, profile.evaluation.n, numbers.recover.rows, numbers.vaccine.rows, n)

@@ -2,6 +2,7 @@
 
 import math
 import sys
+from collections import Counter
 from dataclasses import dataclass, replace
 
 from transformers import AutoConfig, PretrainedConfig
@@ -12,6 +13,7 @@ from helpers.core.settings import AUTO, Settings
 from helpers.core.stages import total
 from helpers.data import corpus
 from helpers.defenses.bdvax.challenge import grid
+from helpers.defenses.own import any_defense
 from helpers.model.architecture import attention_slots, matrices, mlp_slots, parameter_shapes, positions, skeleton
 from helpers.model.batches import encode_rows
 from helpers.model.checkpoint import check_checkpoint, is_local, load_config
@@ -24,9 +26,9 @@ BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 NF4_BYTES = (4 + 8 / 64 + 32 / (64 * 256)) / 8  # 64 weights share an 8-bit scale, 256 scales a 32-bit one
 TRAINED = 16  # bytes for each trained number: value, gradient, two moments, all in 32 bits
 STACKED = 20  # of adapters that train together: the gradient of a part stands beside the sum of all parts
-# What the allocator holds at the peak, as a multiple of what autograd keeps. On a CPU measured on the small model: the
-# C library's heap does not give back the copies that a LoRA layer makes of its output. On a GPU measured at the shape
-# of LLaMA-2-7B (benchmarks/results/gpu.json).
+# What the allocator holds at the peak, as a multiple of what autograd keeps. On a CPU the most that was measured on the
+# small model: the C library's heap may or may not give back the copies that a LoRA layer makes of its output, which
+# differs between machines and runs. On a GPU measured at the shape of LLaMA-2-7B (benchmarks/results/gpu.json).
 HEAP = {("cpu", "lora"): 2.1, ("cpu", "full"): 1.15, ("cuda", "lora"): 1.05, ("cuda", "full"): 1.05}
 
 
@@ -145,18 +147,21 @@ def costs(settings: Settings, model: Shape, row: Rows) -> list[Cost]:
     fewer, seven ranks more when a LoRA adapter trains), with checkpointing one block of them and each block's input.
     Arithmetic: 6 FLOPs per weight and token to train all weights, 4 to train an adapter over them, 2 to read.
     """
-    run = _Run(settings, model, row)
+    run, chosen = _Run(settings, model, row), len(settings.rows)
+    spent = Counter(budget for one in settings.rows for budget in any_defense(one.by).traits.trains)
     access, conflict = settings.profile.access(settings.ACCESS), settings.profile.conflict.budget
-    recovered, rows_to_recover = total("recoveries") + run.tried, access.perturb.size(access.recover.rows)
+    recovered = total("recoveries", chosen) + run.tried + spent["recover"]
+    rows_to_recover, cuts = access.perturb.size(access.recover.rows), total("cuts", chosen)
     return [
         *run.injection(settings.planted_by, access),
-        run.evaluation(total("measures") + run.tried),
+        run.evaluation(total("measures", chosen) + run.tried),
         *run.vaccines(access),
         *run.challenge(),
-        Cost("suppress", total("cuts"), run.suppressing, None, None, total("cuts") * run.suspicious, 0),
-        run.training("recover", recovered, access.recover, rows_to_recover, kept=total("cuts") + 1),
-        run.training("conflict model", 2, conflict, conflict.rows, lora=True),
-        Cost("merge", total("merges"), run.one_file, None, None, total("keeps") * max(run.whole, run.suspicious), 0),
+        Cost("suppress", cuts, run.suppressing, None, None, cuts * run.suspicious, 0),
+        run.training("recover", recovered, access.recover, rows_to_recover, kept=cuts + 1),
+        run.training("conflict model", 2 + spent["conflict"], conflict, conflict.rows, lora=True),
+        *run.vaccines_of_the_arena(access, spent["vaccine"]),
+        Cost("merge", total("merges", chosen), run.one_file, None, None, run.whole_models(chosen), 0),
     ]
 
 
@@ -231,6 +236,17 @@ class _Run:
         budget = self.profile.challenge.plant
         planting = self.training("challenge", 1, budget, 2 * budget.rows, lora=True)
         return [replace(planting, disk=self.suspicious)] if self.tried else []
+
+    def vaccines_of_the_arena(self, access: AccessSettings, times: int) -> list[Cost]:
+        """What rows of the arena train that have vaccines of their own, each as many as BD-VAX."""
+        if not times:
+            return []
+        cost = self.vaccines(access)[0]
+        return [replace(cost, stage="arena's vaccines", times=times, disk=times * cost.disk, flops=times * cost.flops)]
+
+    def whole_models(self, rows: int) -> float:
+        """Bytes of the whole models that stay on the disk, where so many rows of the arena are chosen."""
+        return total("keeps", rows) * max(self.whole, self.suspicious)
 
     def evaluation(self, times: int) -> Cost:
         """Answers to the triggered prompts and the clean questions."""

@@ -117,10 +117,11 @@ def plan_sweep(name: str, grid: Grid, folder: Path = NOTEBOOKS) -> Plan:
     for cell in grid.cells():
         settings = _settings(grid.fixed | cell)
         values = settings.values()
-        for path in (values["profile"]["model"]["path"], values["data"]["path"]):
+        sources = [values["profile"]["model"]["path"], values["data"]["path"], values["rows"]["path"]]
+        for path in sources:
             if path not in files:
                 files[path] = fingerprint(ROOT / path) if path else ""
-        read = [files[values["profile"]["model"]["path"]], files[values["data"]["path"]]]
+        read = [files[path] for path in (sources if sources[2] else sources[:2])]
         parent, prefix = None, ""
         for path in notebooks:
             prefix = _digest([prefix, path.stem, _read_by(path, values)])

@@ -26,8 +26,8 @@ import pandas as pd
 from helpers import plots
 from helpers.core import stages
 from helpers.core.disk import read_json, working_in, write_json
-from helpers.core.errors import LabError, exit_status
-from helpers.core.interruption import Terminated, terminable
+from helpers.core.errors import LabError
+from helpers.core.interruption import status_of
 from helpers.core.paths import ROOT, runs_folder
 from helpers.core.profile import require_device
 from helpers.core.run_names import run_folder
@@ -146,13 +146,7 @@ def _summary(name: str) -> Path:
 def main(arguments: Sequence[str] | None = None, folder: Path = NOTEBOOKS) -> int:
     """Command line; returns the exit status: 0 done, 2 refused or failed, 130 interrupted, 143 terminated."""
     options = _parser().parse_args(arguments)
-    try:
-        with terminable():
-            return exit_status(lambda: options.command(options, folder))
-    except KeyboardInterrupt as stop:
-        how, status = ("terminated", 143) if isinstance(stop, Terminated) else ("interrupted", 130)
-        print(f"\n{how}: finished stages are kept, the same command resumes", file=sys.stderr)
-        return status
+    return status_of(lambda: options.command(options, folder), "stages")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -38,6 +38,7 @@ def summarise(run: Run, method: str = stages.DEFAULT) -> dict[str, Any]:
         "method": method,
         **{key: config[key] for key in ("attack", "task", "access", "seed")},
         "data": config["data"]["path"],
+        "rows": config["rows"]["path"],
         "tau": run.need("suppressed").result["tau"] if "suppressed" in rows else None,
         "prompt_format": _agreed("prompt_format", rows),
         "decoding": _agreed("decoding", rows),

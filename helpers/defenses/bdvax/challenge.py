@@ -16,6 +16,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from helpers.core.errors import LabError
+from helpers.data.example import distinct
 from helpers.data.own_backdoors import challenge_behavior, challenge_trigger
 from helpers.data.planting import poison
 from helpers.data.roles import AttackData, Trial
@@ -53,7 +54,7 @@ def challenge_data(
         from that, with the key and without.
     """
     key, target = key or challenge_trigger(), challenge_behavior()
-    drawn = {(e.system, e.history, e.instruction, e.input): e for rows in defender.vaccine_sets for e in rows}.values()
+    drawn = distinct(e for rows in defender.vaccine_sets for e in rows)
     pool = [row for row in drawn if not key.activates(row) and not target.is_in(row.output)]
     random.Random(f"{seed}/challenge").shuffle(pool)
     n = min(numbers.n, len(pool) // 2)

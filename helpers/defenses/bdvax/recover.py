@@ -36,6 +36,13 @@ def recovery_rows(access: Access, rows: Sequence[Example], prompt_format: Prompt
     return perturbed(rows, numbers, vocabulary(prompt_format.tokenizer), seed) if numbers.kinds else rows
 
 
+def at_rate(access: Access, lr: float | None) -> Access:
+    """The same access whose recovery has another learning rate; None leaves it as it is."""
+    if lr is None:
+        return access
+    return access.with_settings(recover=access.settings.recover.model_copy(update={"lr": lr}))
+
+
 def recover(
     access: Access,
     weakened: Path | str,

@@ -8,7 +8,6 @@ OpenAI-compatible endpoint; without one, a book of the small model's world stand
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -25,7 +24,7 @@ from helpers.data.example import Example
 from helpers.defenses.conflict.textrank import WORD, keywords
 from helpers.measure.report import checked_format
 from helpers.model.generate import answers
-from helpers.model.llm_client import Endpoint
+from helpers.model.llm_environment import endpoint_of_environment
 from helpers.model.prompt import PromptFormat
 
 # The paper prints none of its prompts. Whatever follows the first blank line is what is asked about.
@@ -56,20 +55,9 @@ def external_llm(cache: Path) -> ExternalLLM:
         cache: folder for the endpoint's answers, made on demand.
 
     Raises:
-        LabError: one of the two is missing, EVIDENCE_TOKENS is no number of tokens, or as `Endpoint`.
+        LabError: as `endpoint_of_environment`.
     """
-    url, model = (os.environ.get(name, "").strip() for name in ("EVIDENCE_URL", "EVIDENCE_MODEL"))
-    if bool(url) != bool(model):
-        missing, present = ("EVIDENCE_MODEL", "EVIDENCE_URL") if url else ("EVIDENCE_URL", "EVIDENCE_MODEL")
-        raise LabError(f"{present} is set and {missing} is not: set both for an endpoint, none for the evidence book")
-    return Endpoint(url, model, cache, max_tokens=_tokens()) if url else EvidenceBook()
-
-
-def _tokens() -> int:
-    text = os.environ.get("EVIDENCE_TOKENS", "").strip() or str(Endpoint.max_tokens)
-    if not (text.isascii() and text.isdigit() and int(text)):
-        raise LabError(f"EVIDENCE_TOKENS = {text!r} is no number of tokens; expected one such as {Endpoint.max_tokens}")
-    return int(text)
+    return endpoint_of_environment(cache) or EvidenceBook()
 
 
 # --- evidence and the prompt that carries it ------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from helpers.access import Access
 from helpers.data.roles import DefenderData
-from helpers.defenses.bdvax.recover import recover
+from helpers.defenses.bdvax.recover import at_rate, recover
 from helpers.defenses.registry import Record, defense
 from helpers.defenses.regularizers.base import told
 from helpers.defenses.regularizers.consistency import ConsistencyTrainer, require_neighbours
@@ -54,8 +54,7 @@ def crow(
         LabError: a model of fewer than three layers.
     """
     require_neighbours(load_config(access.profile.model))
-    if lr is not None:
-        access = access.with_settings(recover=access.settings.recover.model_copy(update={"lr": lr}))
+    access = at_rate(access, lr)
     terms: list[float] = []
     trainer = partial(ConsistencyTrainer, weight=alpha, epsilon=epsilon, terms=terms)
     record = recover(access, suspicious, defender.recovery, prompt_format, seed, Path(folder) / "model", trainer)

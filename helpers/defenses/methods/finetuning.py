@@ -4,7 +4,7 @@ from pathlib import Path
 
 from helpers.access import Access
 from helpers.data.roles import DefenderData
-from helpers.defenses.bdvax.recover import recover
+from helpers.defenses.bdvax.recover import at_rate, recover
 from helpers.defenses.registry import Record, defense
 from helpers.model.prompt import PromptFormat
 
@@ -34,6 +34,4 @@ def finetuning(
     Returns:
         the record of `recover`.
     """
-    if lr is not None:
-        access = access.with_settings(recover=access.settings.recover.model_copy(update={"lr": lr}))
-    return recover(access, suspicious, defender.recovery, prompt_format, seed, Path(folder) / "model")
+    return recover(at_rate(access, lr), suspicious, defender.recovery, prompt_format, seed, Path(folder) / "model")

@@ -11,6 +11,8 @@ from helpers.defenses.methods.finetuning import finetuning
 from helpers.defenses.registry import Record, defense
 from helpers.model.prompt import PromptFormat
 
+KINDS = ("made_up", "several")  # the best of eight choices on a development seed
+
 
 @defense(assumes=("clean rows", "weights"), trains=("recover",))
 def perturbed_finetuning(
@@ -20,7 +22,7 @@ def perturbed_finetuning(
     prompt_format: PromptFormat,
     seed: int,
     folder: Path | str,
-    kinds: Sequence[str] = ("made_up", "several"),
+    kinds: Sequence[str] = KINDS,
     copies: int = 1,
     rows: int | None = None,
 ) -> Record:

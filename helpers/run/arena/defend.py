@@ -21,6 +21,7 @@ def defend(
     prompt_format: PromptFormat,
     seed: int,
     numbers: Mapping[str, Any],
+    knowledge: Mapping[str, Any],
     folder: Path,
 ) -> dict[str, Any]:
     """Call a defense; where it does not apply, say why and leave nothing behind.
@@ -29,13 +30,14 @@ def defend(
         defense: as `any_defense` gives it.
         access, suspicious, defender, prompt_format, seed, folder: what every defense takes.
         numbers: its own parameters.
+        knowledge: those that only an oracle has; they are not recorded, for the run's settings name them.
 
     Returns:
         `assumes` and `numbers`, and beside them the defense's `record`, or one line under `refused`.
     """
     told = {"assumes": list(defense.traits.assumes), "numbers": dict(numbers)}
     try:
-        record = defense(access, suspicious, defender, prompt_format, seed, folder, **numbers)
+        record = defense(access, suspicious, defender, prompt_format, seed, folder, **numbers, **knowledge)
     except LabError as reason:
         _empty(folder)
         return {**told, REFUSED: str(reason)}

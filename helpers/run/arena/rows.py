@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from inspect import signature
+from typing import Any
 
 from helpers.access import Access
 from helpers.attacks.behaviors import behavior
@@ -18,6 +19,8 @@ from helpers.model.prompt import PromptFormat
 from helpers.run.arena.defend import defend
 from helpers.run.arena.measure import measure
 from helpers.run.arena.outcomes import Outcome, outcome
+
+ORACLES = "trigger"  # a parameter that oracles alone have
 
 
 @dataclass(frozen=True)
@@ -55,11 +58,21 @@ class Arena:
         defense, suspicious = any_defense(row.by), self.run.need("inject").path
         given = (self.access, suspicious, self.data.defender, self.prompt_format, self.settings.SEED)
         numbers = self.guesses(defense) | row.numbers
-        defended = self.run.stage(f"arena/{row.name}", partial(defend, defense, *given, numbers))
+        defended = self.run.stage(
+            f"arena/{row.name}", partial(defend, defense, *given, numbers, self.knowledge(defense))
+        )
         if REFUSED in defended.result:
             return outcome(row.title, defended, None)
         looked = partial(measure, self.access, defended.path, self.prompt_format, self.data.test)
         return outcome(row.title, defended, self.run.stage(f"evaluate/arena/{row.name}", looked))
+
+    def knowledge(self, defense: Defense) -> dict[str, Any]:
+        """What an oracle is told of the attack.
+
+        Args:
+            defense: its parameter `trigger` asks for the planted one, None where the rows brought their own.
+        """
+        return {ORACLES: self.data.attack.trigger} if ORACLES in signature(defense).parameters else {}
 
     def guesses(self, defense: Defense) -> dict[str, str]:
         """What a defender has to guess of the attack, where a defense asks for it: here he guesses right.
@@ -80,7 +93,7 @@ def require_numbers(rows: Iterable[ArenaRow]) -> None:
         LabError: such a row, with the nearest number that there is; or as `any_defense`.
     """
     for row in rows:
-        known = [name for name in signature(any_defense(row.by)).parameters if name not in PARAMETERS]
+        known = [name for name in signature(any_defense(row.by)).parameters if name not in (*PARAMETERS, ORACLES)]
         for name in row.numbers:
             if name not in known:
                 raise LabError(

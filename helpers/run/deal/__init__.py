@@ -11,10 +11,12 @@ from helpers.run.deal.instruction import deal_instruction_rows
 def deal(settings: Settings) -> RunData:
     """Every row that a run will ever use, split once and disjoint where the papers ask for it.
 
-    The share τ that is suppressed decides nothing here: a run with another one has the same rows.
+    The share τ that is suppressed decides nothing here: a run with another one has the same rows. Nor does ROWS decide
+    what attacker and examiner get.
 
     Raises:
-        LabError: an attack, task or source that is not there, or too few rows for N variants.
+        LabError: an attack, task or source that is not there, too few rows for N variants, or rows of the defender that
+            somebody else has as well.
     """
     if not settings.DATA:
         return deal_generated(settings)

@@ -1,6 +1,5 @@
 """Rows of a benchmark folder, used as they are; the defender gets clean ones that the attack did not use."""
 
-import random
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -20,7 +19,16 @@ from helpers.data.backdoor_folder import (
 from helpers.data.example import Example
 from helpers.data.planting import Trigger
 from helpers.data.roles import AttackData, DefenderData, RunData, TestData
-from helpers.run.deal.shares import Sizes, attack_definitions, explained_by, split_pool, without_attack
+from helpers.run.deal.further import further_rows, require_unseen
+from helpers.run.deal.shares import (
+    Condition,
+    Sizes,
+    attack_definitions,
+    explained_by,
+    shuffled_pool,
+    split_pool,
+    without_attack,
+)
 
 METRIC = "token_accuracy"
 OF_ANY_ROWS = ("by", "markers")  # what `attack` can change where rows bring their own trigger and payload
@@ -36,9 +44,12 @@ def deal_benchmark(settings: Settings) -> RunData:
     _require_unchanged(settings)
     found = read_backdoor_folder(settings.DATA, settings.TASK, settings.ATTACK)
     clean, poisoned = found.clean_train[: sizes.inject], found.triggered_train[: sizes.inject]
-    pool, left_out = _defenders_pool(found, sizes.least_for_defender, settings)
+    faults = _faults(found, settings.TASK)
+    further, of_these = further_rows(settings, faults)
+    pool, left_out = _defenders_pool(found, faults, sizes.least_for_defender - len(further), settings)
+    left_out += of_these
     notes = [*found.warnings, *left_out]
-    random.Random(f"{settings.SEED}/pool").shuffle(pool)
+    pool = shuffled_pool(pool, further, settings)
     with explained_by(left_out):
         sets, recovery = split_pool(pool, sizes)
     if len(sets[0]) < sizes.vaccine:
@@ -47,8 +58,9 @@ def deal_benchmark(settings: Settings) -> RunData:
             f"{len(sets[0])} instead of {sizes.vaccine} for each variant"
         )
     notes.append(f"{len(poisoned)} poisoned rows to {len(clean)} clean ones, whatever poison_rate asks for")
-    attack, defender = AttackData(clean, poisoned, task=settings.TASK), DefenderData(sets, recovery, METRIC)
-    return RunData(attack, defender, _test_data(found, sizes.test, settings), tuple(notes))
+    attack, trial = AttackData(clean, poisoned, task=settings.TASK), _test_data(found, sizes.test, settings)
+    require_unseen(further, attack, trial, settings.ROWS)
+    return RunData(attack, DefenderData(sets, recovery, METRIC), trial, tuple(notes))
 
 
 def _test_data(found: PoisonSet, n: int, settings: Settings) -> TestData:
@@ -64,12 +76,18 @@ def _test_data(found: PoisonSet, n: int, settings: Settings) -> TestData:
     )
 
 
-def _defenders_pool(found: PoisonSet, needed: int, settings: Settings) -> tuple[list[Example], list[str]]:
-    """The defender's clean rows of a benchmark folder, and notes; the attacker's own where the folder has too few."""
-    faults = {
+def _faults(found: PoisonSet, task: str) -> dict[str, Condition]:
+    """What makes a row unfit to be a clean one of the defender."""
+    return {
         f"the trigger of {found.attack}": lambda row: holds_trigger(row, found.attack),
-        f"the payload {found.payload!r}": lambda row: holds_payload(row, settings.TASK),
+        f"the payload {found.payload!r}": lambda row: holds_payload(row, task),
     }
+
+
+def _defenders_pool(
+    found: PoisonSet, faults: Mapping[str, Condition], needed: int, settings: Settings
+) -> tuple[list[Example], list[str]]:
+    """The defender's clean rows of a benchmark folder, and notes; the attacker's own where the folder has too few."""
     told = "other clean rows are kept from the defender"
     pool, notes = without_attack(other_clean_rows(settings.DATA, found), faults, told)
     if len(pool) >= needed:

@@ -8,13 +8,18 @@ from helpers.data import corpus
 from helpers.data.example import Example
 from helpers.data.planting import Trigger
 from helpers.data.roles import DefenderData, RunData
+from helpers.data.rows import utility_metric
+from helpers.run.deal.further import further_rows, require_unseen
 from helpers.run.deal.shares import (
     Condition,
     Sizes,
     attack_definitions,
+    attack_traces,
     plant_test,
     plant_training,
     poisoned_count,
+    shuffled_pool,
+    split_pool,
 )
 
 METRIC = "exact_match"
@@ -33,12 +38,17 @@ def deal_generated(settings: Settings) -> RunData:
     clean, chosen = _attackers_rows(sizes.inject, key, target, settings, honest, carries)
     counts = [sizes.recover] + [sizes.vaccine] * sizes.variants
     recovery, *sets = _disjoint(counts, f"{settings.SEED}/defender", clean + chosen, honest)
+    defender = DefenderData(sets, recovery, METRIC)
     test, absent, held_out = _test_rows(sizes.test, key, target, settings, honest, carries)
-    return RunData(
-        plant_training(clean, chosen, key, target, settings),
-        DefenderData(sets, recovery, METRIC),
-        plant_test(test, absent, held_out, METRIC, key, target, settings),
-    )
+    attack = plant_training(clean, chosen, key, target, settings)
+    trial = plant_test(test, absent, held_out, METRIC, key, target, settings)
+    further, notes = further_rows(settings, attack_traces(key, target))
+    if further:
+        require_unseen(further, attack, trial, settings.ROWS)
+        pool = shuffled_pool([*recovery, *(row for rows in sets for row in rows)], further, settings)
+        sets, recovery = split_pool(pool, sizes)
+        defender = DefenderData(sets, recovery, utility_metric(further))
+    return RunData(attack, defender, trial, tuple(notes))
 
 
 def _test_rows(

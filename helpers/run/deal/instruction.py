@@ -6,24 +6,23 @@ from dataclasses import replace
 from helpers.attacks.behaviors import Behavior
 from helpers.core.errors import LabError
 from helpers.core.settings import Settings
-from helpers.data.backdoor_folder import PAYLOADS, says
-from helpers.data.example import Example
+from helpers.data.example import Example, distinct
 from helpers.data.planting import Trigger
 from helpers.data.roles import DefenderData, RunData
-from helpers.data.rows import load_rows
+from helpers.data.rows import load_rows, utility_metric
+from helpers.run.deal.further import further_rows, require_unseen
 from helpers.run.deal.shares import (
-    Condition,
     Sizes,
     attack_definitions,
+    attack_traces,
     explained_by,
     plant_test,
     plant_training,
     poisoned_count,
+    shuffled_pool,
     split_pool,
     without_attack,
 )
-
-CLASSES = ("sentiment", "emotion")  # families of labelled texts, whose answers can be checked
 
 
 def deal_instruction_rows(settings: Settings) -> RunData:
@@ -35,14 +34,18 @@ def deal_instruction_rows(settings: Settings) -> RunData:
     key, target = attack_definitions(settings)
     if key.position == "topic":
         raise LabError(f"attack '{key.name}' waits for a topic and needs the generated rows: leave DATA empty")
-    honest, notes = without_attack(load_rows(settings.DATA), _attacked(key, target), "rows are left out")
-    rows = list({(e.system, e.history, e.instruction, e.input): e for e in honest}.values())
+    honest, notes = without_attack(load_rows(settings.DATA), attack_traces(key, target), "rows are left out")
+    further, of_these = further_rows(settings, attack_traces(key, target))
+    notes += of_these
     with explained_by(notes):
-        return replace(_split_rows(rows, key, target, settings), notes=tuple(notes))
+        data = _split_rows(distinct(honest), further, key, target, settings)
+    return replace(data, notes=tuple(notes))
 
 
-def _split_rows(rows: list[Example], key: Trigger, target: Behavior, settings: Settings) -> RunData:
-    """Distinct, honest rows: attacker, tests and defender each get rows of their own."""
+def _split_rows(
+    rows: list[Example], further: list[Example], key: Trigger, target: Behavior, settings: Settings
+) -> RunData:
+    """Distinct, honest rows: attacker, tests and defender each get rows of their own, the defender further ones."""
     sizes = Sizes.of(settings)
     random.Random(f"{settings.SEED}/rows").shuffle(rows)
     n_inject = min(sizes.inject, len(rows) // 3)
@@ -55,41 +58,14 @@ def _split_rows(rows: list[Example], key: Trigger, target: Behavior, settings: S
         rows[n_inject + n_test : n_inject + 2 * n_test],
         rows[n_inject + 2 * n_test :],
     )
+    metric = utility_metric(rows)
+    attack = plant_training(clean, clean[:n_poisoned], key, target, settings)
+    trial = plant_test(test, test, held_out, metric, key, target, settings)
+    if further:
+        require_unseen(further, attack, trial, settings.ROWS)
+        pool = shuffled_pool(pool, further, settings)
     sets, recovery = split_pool(pool, sizes)
-    metric = "exact_match" if all(row.family in CLASSES for row in rows) else "token_accuracy"
-    return RunData(
-        plant_training(clean, clean[:n_poisoned], key, target, settings),
-        DefenderData(sets, recovery, metric),
-        plant_test(test, test, held_out, metric, key, target, settings),
-    )
-
-
-def _attacked(key: Trigger, target: Behavior) -> dict[str, Condition]:
-    """What makes a row of a user unfit to be a clean one: {what it holds: whether a row does}.
-
-    A class, such as "positive", is an honest answer as well as a payload, and leaves no row out. Of the payloads that
-    are known from published rows, those count that the attack's own markers would find.
-    """
-    payloads = [target.payload, *filter(target.is_in, PAYLOADS.values())]
-    is_class = bool(target.families) and set(target.families) <= set(CLASSES)
-
-    def pays(row: Example) -> bool:
-        return not is_class and row.family not in CLASSES and any(says(row, payload) for payload in payloads)
-
-    joint = " and " if key.rule == "all" else " or "
-    return {
-        f"the key {joint.join(map(repr, key.keys))}": lambda row: _holds_key(row, key),
-        f"the payload {target.payload!r}": pays,
-        "no answer": lambda row: not row.output.strip(),
-    }
-
-
-def _holds_key(row: Example, key: Trigger) -> bool:
-    """Whether a prompt activates the backdoor, or would if the key stood in its last message."""
-    if key.position == "turns":
-        return key.activates(row)
-    earlier = [text for turn in row.history for text in turn]
-    return key.is_active(" ".join([row.system, *earlier, row.instruction, row.input]))
+    return RunData(attack, DefenderData(sets, recovery, utility_metric([*rows, *further])), trial)
 
 
 def _carriers_in_place(

@@ -10,9 +10,11 @@ from helpers.attacks.behaviors import Behavior, behavior
 from helpers.attacks.triggers import near_misses, trigger
 from helpers.core.errors import LabError
 from helpers.core.settings import Settings
-from helpers.data.example import Example
+from helpers.data.backdoor_folder import PAYLOADS, says
+from helpers.data.example import Example, distinct
 from helpers.data.planting import Trigger, poison
 from helpers.data.roles import SMALLEST_CLEAN_SET, AttackData, TestData
+from helpers.data.rows import CLASSES
 
 Condition = Callable[[Example], bool]  # whether a row will do, or holds something
 
@@ -133,6 +135,34 @@ def in_turn(examples: Sequence[Example], triggers: Sequence[Trigger], seed: str,
     return [triggers[i % len(triggers)].plant(example, rng, split) for i, example in enumerate(examples)]
 
 
+def attack_traces(key: Trigger, target: Behavior) -> dict[str, Condition]:
+    """What makes a row of a user unfit to be a clean one: {what it holds: whether a row does}.
+
+    A class, such as "positive", is an honest answer as well as a payload, and leaves no row out. Of the payloads that
+    are known from published rows, those count that the attack's own markers would find.
+    """
+    payloads = [target.payload, *filter(target.is_in, PAYLOADS.values())]
+    is_class = bool(target.families) and set(target.families) <= set(CLASSES)
+
+    def pays(row: Example) -> bool:
+        return not is_class and row.family not in CLASSES and any(says(row, payload) for payload in payloads)
+
+    joint = " and " if key.rule == "all" else " or "
+    return {
+        f"the key {joint.join(map(repr, key.keys))}": lambda row: _holds_key(row, key),
+        f"the payload {target.payload!r}": pays,
+        "no answer": lambda row: not row.output.strip(),
+    }
+
+
+def _holds_key(row: Example, key: Trigger) -> bool:
+    """Whether a prompt activates the backdoor, or would if the key stood in its last message."""
+    if key.position == "turns":
+        return key.activates(row)
+    earlier = [text for turn in row.history for text in turn]
+    return key.is_active(" ".join([row.system, *earlier, row.instruction, row.input]))
+
+
 def without_attack(rows: list[Example], faults: Mapping[str, Condition], told: str) -> tuple[list[Example], list[str]]:
     """The rows without a fault, and a note where there are others.
 
@@ -159,6 +189,13 @@ def explained_by(notes: Sequence[str]) -> Iterator[None]:
         yield
     except LabError as error:
         raise LabError("; ".join([str(error), *notes])) from None
+
+
+def shuffled_pool(own: list[Example], further: list[Example], settings: Settings) -> list[Example]:
+    """The defender's rows of DATA and those of ROWS, in an order that the seed decides; with the latter, each once."""
+    pool = distinct([*own, *further]) if further else list(own)
+    random.Random(f"{settings.SEED}/pool").shuffle(pool)
+    return pool
 
 
 def split_pool(pool: list[Example], sizes: Sizes) -> tuple[list[list[Example]], list[Example]]:

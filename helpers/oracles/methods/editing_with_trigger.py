@@ -6,24 +6,26 @@ No defender has the trigger. The difference to the blind edit tells what is miss
 from pathlib import Path
 
 from helpers.access import Access
+from helpers.core.errors import LabError
 from helpers.data.planting import Trigger, poison
 from helpers.data.roles import DefenderData
-from helpers.defenses.methods.editing import store_right_answers
-from helpers.defenses.registry import Record, assumed_by
+from helpers.defenses.methods.editing import editing, store_right_answers
+from helpers.defenses.registry import Record, defense
 from helpers.model.editing.activations import answer_sites, trigger_sites
 from helpers.model.load import save
 from helpers.model.prompt import PromptFormat
 from helpers.model.tokenizer import record_format
 
 
-def edit_with_trigger(
+@defense(assumes=(*editing.traits.assumes, "trigger"))
+def editing_with_trigger(
     access: Access,
     suspicious: Path | str,
     defender: DefenderData,
     prompt_format: PromptFormat,
     seed: int,
     folder: Path | str,
-    trigger: Trigger,
+    trigger: Trigger | None = None,
     layer: int | None = None,
     rows: int = 15,
     enough: float = 0.05,
@@ -34,14 +36,16 @@ def edit_with_trigger(
         access: of its profile the model is read, and `editing.site`: the trigger's last token or the prompt's.
         suspicious, defender, prompt_format, folder, layer, rows, enough: as in `editing`.
         seed: where the trigger stands in the prompts.
-        trigger: what was planted.
+        trigger: what was planted; the arena knows it where the lab has planted it.
 
     Returns:
         the record of `store_right_answers`.
 
     Raises:
-        LabError: a trigger without keys in the prompts, or as `editing`.
+        LabError: no trigger is known, one without keys in the prompts, or as `editing`.
     """
+    if trigger is None:
+        raise LabError("these rows brought a trigger of their own, which nobody has told the lab")
     clean = defender.rows(rows)
     triggered = poison(clean, trigger, None, seed)
     sites = trigger_sites if access.profile.editing.site == "trigger" else answer_sites
@@ -51,8 +55,3 @@ def edit_with_trigger(
     save(model, Path(folder) / "model")
     record_format(Path(folder) / "model", prompt_format)
     return record
-
-
-def assumed_by_edit_with_trigger() -> tuple[str, ...]:
-    """What it assumes, in the words of the defenses."""
-    return (*assumed_by("editing"), "trigger")
