@@ -10,8 +10,8 @@ from helpers.run.results_page.sweeps import recorded, source
 
 DRAWN_COLUMN = "ASR at t = 1, %"
 DRAWN = (
-    " At temperature t = 1 five answers are drawn to each prompt; CleanGen, which checks the likeliest token alone, "
-    "has no such number."
+    " At temperature t = 1 five answers are drawn to each prompt. Two have no such number: CleanGen checks the "
+    "likeliest token alone, and what speculative decoding draws has the verifier's own distribution."
 )
 COLUMNS = {
     "ASR, %": "asr",
@@ -20,7 +20,8 @@ COLUMNS = {
     "FTR, %": "false_trigger",
     "utility, %": "utility",
 }
-CURES = {"suppressed": MODELS["suppressed"], "purified": MODELS["purified"], "conflict": MODELS["conflict"]} | {
+OF_THE_CHAIN = ("finetuned", "random", "own_update", "suppressed", "purified", "conflict")
+CURES = {model: MODELS[model] for model in OF_THE_CHAIN} | {
     "bdvax_then_conflict": MODELS["bdvax_then_conflict"],
     "merged_suppressed": "conflict merge, then suppressed",
 }
