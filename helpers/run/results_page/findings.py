@@ -7,10 +7,11 @@ from statistics import mean
 import pandas as pd
 
 from helpers.core.disk import read_json
-from helpers.core.names import ATTACKS, MODELS, TASKS
+from helpers.core.names import ACCESSES, ATTACKS, MODELS, TASKS
 from helpers.run.pipeline import RESULTS, by_setting
 from helpers.run.rates import ends, percent
 from helpers.run.real_chains import chains
+from helpers.run.results_page.arena import ROW, title
 from helpers.run.results_page.bdvax import RANKINGS, challenged, tries
 from helpers.run.results_page.sweeps import recorded
 from helpers.run.sweep_tables import of_model
@@ -44,6 +45,7 @@ def findings() -> list[Finding]:
         _adaptive(),
         _own_update(),
         _base(),
+        *_arena(),
         _real_full_access(),
         _real_refusals(),
     ]
@@ -151,6 +153,22 @@ def _base() -> Finding:
         f"**The clean base trained on 200 clean rows, real model:** it leaves {ends(left)} % in all {len(left)} "
         "chains, without vaccines, suppression or merges; whoever holds an adapter has it.",
     )
+
+
+def _arena() -> Iterator[Finding]:
+    """Whether any other defense of the arena leaves as little as BD-VAX, at no more cost."""
+    for (access, task), table in recorded("arena").groupby(["ACCESS", "TASK"], sort=False):
+        means = table.groupby("model")[["asr", "utility"]].mean()
+        ours, useful = means.loc["purified", "asr"], means.loc["backdoored", "utility"]
+        rows = means[means.index.str.startswith(ROW)]
+        equal = rows[(rows["asr"] <= ours) & (rows["utility"] >= useful - CHEAP)]["asr"].sort_values()
+        named = [f"{title(model)} ({percent(asr)} %)" for model, asr in equal.items()]
+        yield Finding(
+            equal.empty,
+            f"**The arena, {ACCESSES[access]}, BadNets ({TASKS[task]}):** BD-VAX leaves {percent(ours)} %. Of "
+            f"{len(rows)} other defenses {len(equal)} leave no more and keep the utility"
+            + (f": {', '.join(named)}." if named else "."),
+        )
 
 
 def _real_full_access() -> Finding:

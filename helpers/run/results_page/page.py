@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from helpers.core.paths import ROOT
-from helpers.run.results_page import bdvax, benchmarks, conflicts, findings, real_model, small_model
+from helpers.run.results_page import arena, bdvax, benchmarks, conflicts, findings, real_model, small_model
 from helpers.run.results_page.markdown import items, paragraph
 
 PAGE = ROOT / "docs" / "results.md"
@@ -18,6 +18,7 @@ CHAPTERS = {
     "The small model": small_model.sections,
     "BD-VAX: attacks and settings": bdvax.sections,
     "Information conflicts, and attackers who know": conflicts.sections,
+    "The arena: every defense": arena.sections,
     "A real model: SmolLM2-135M-Instruct": real_model.sections,
     "Benchmarks": benchmarks.sections,
 }
