@@ -2,8 +2,9 @@
 
 import pandas as pd
 
-from helpers.core.arena import title_of
+from helpers.core.arena import known_rows, title_of
 from helpers.core.names import ACCESSES, MODELS, TASKS
+from helpers.defenses.own import any_defense
 from helpers.run.rates import span
 from helpers.run.results_page.markdown import Section
 from helpers.run.results_page.sweeps import recorded, source
@@ -61,6 +62,11 @@ def left(access: str, task: str) -> dict[str, dict[str, str]]:
     by_asr = table.groupby("model")["asr"].mean().sort_values(kind="stable").index
     order = ["clean", "backdoored", *(model for model in by_asr if model in CURES or model.startswith(ROW))]
     return {title(model): _measures(table[table["model"] == model]) for model in order}
+
+
+def oracles() -> set[str]:
+    """The models of rows that know what no defender knows: the planted trigger."""
+    return {f"{ROW}{row.name}" for row in known_rows()[0].values() if "trigger" in any_defense(row.by).traits.assumes}
 
 
 def title(model: str) -> str:

@@ -11,7 +11,7 @@ from helpers.core.names import ACCESSES, ATTACKS, MODELS, TASKS
 from helpers.run.pipeline import RESULTS, by_setting
 from helpers.run.rates import ends, percent
 from helpers.run.real_chains import chains
-from helpers.run.results_page.arena import ROW, title
+from helpers.run.results_page.arena import ROW, oracles, title
 from helpers.run.results_page.bdvax import RANKINGS, challenged, tries
 from helpers.run.results_page.sweeps import recorded
 from helpers.run.sweep_tables import of_model
@@ -160,7 +160,7 @@ def _arena() -> Iterator[Finding]:
     for (access, task), table in recorded("arena").groupby(["ACCESS", "TASK"], sort=False):
         means = table.groupby("model")[["asr", "utility"]].mean()
         ours, useful = means.loc["purified", "asr"], means.loc["backdoored", "utility"]
-        rows = means[means.index.str.startswith(ROW)]
+        rows = means[means.index.str.startswith(ROW)].drop(index=list(oracles()), errors="ignore")
         equal = rows[(rows["asr"] <= ours) & (rows["utility"] >= useful - CHEAP)]["asr"].sort_values()
         named = [f"{title(model)} ({percent(asr)} %)" for model, asr in equal.items()]
         yield Finding(
