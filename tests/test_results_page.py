@@ -150,3 +150,25 @@ def test_sources_are_sentences_and_several_of_them_a_list(shown):
     below = " ".join(shown.partition("\n### Planted with twice the rows\n")[2].split("\n### ")[0].split())
     assert f"- Measured with 100 triggered prompts on seed 30; {where.format('attacks_3000')}" in below
     assert f"- Measured with 100 triggered prompts on seeds 30 to 32; {where.format('attacks')}" in below
+
+
+def test_the_arena_is_sorted_by_what_is_left_and_holds_the_sweeps_numbers(shown):
+    rows = read(RESULTS / "arena.json")["rows"]
+    where = {"ACCESS": "adapter", "TASK": "sentiment"}
+    for model, name in {"purified": "BD-VAX", "arena/beear": "BEEAR", "random": "random channels, recovered"}.items():
+        found = [row for row in rows if row.items() >= (where | {"model": model}).items()]
+        told = cells(shown, "The arena: insult, adapter access", [name])
+        assert told["ASR, %"] == span(row["asr"] for row in found)
+        assert told["utility, %"] == span(row["utility"] for row in found)
+        assert told["ASR at t = 1, %"] == span(row["sampled_asr"] for row in found)
+    _, _, rest = shown.partition("\n### The arena: refusal, full access\n")
+    lines = [line.split("|") for line in rest.split("\n### ")[0].splitlines() if line.startswith("|")]
+    asr = [float(line[2].split()[0]) for line in lines[4:]]  # behind the clean and the backdoored model
+    assert asr == sorted(asr) and len(asr) > 30
+
+
+def test_no_oracle_counts_among_the_defenses_that_do_as_well():
+    (sentence,) = (finding.text for finding in findings() if "arena, full access, BadNets (insult)" in finding.text)
+    assert "BEEAR" in sentence and "trigger known" not in sentence
+    rows = {row["model"] for row in read(RESULTS / "arena.json")["rows"] if row["model"].startswith("arena/")}
+    assert f"Of {len(rows) - 1} other defenses" in sentence
