@@ -125,6 +125,12 @@ def test_what_the_readme_says_of_its_table_is_so():
     def over(chains, model, measure="asr"):
         return [chain[model][measure] for chain in chains if model in chain]
 
+    def no_worse(*rows, access=None):
+        """Whether rows of the arena leave no more than BD-VAX, on every model or on those with one access."""
+        settings = recorded("arena").groupby(["ACCESS", "TASK"])
+        cells = [cell.set_index("model")["asr"] for (of, _), cell in settings if access in (None, of)]
+        return all(cell[f"arena/{row}"] <= cell["purified"] for cell in cells for row in rows)
+
     cured = small["adapter, sentiment"]
     for words, holds in {
         "about half of the answer tokens are right afterwards, instead of seven in ten": (
@@ -133,6 +139,8 @@ def test_what_the_readme_says_of_its_table_is_so():
             and max(over(full, "healed signature 0.03")) <= 0.01
         ),
         "leaves no more than BD-VAX": all(c[own]["asr"] <= c[cut]["asr"] for c in insults if {own, cut} <= c.keys()),
+        "decoding beside a clean base leaves no more than BD-VAX": no_worse("cleangen", "speculative_reference"),
+        "with full access BEEAR and LETHE, too": no_worse("beear", "lethe", access="full"),
         "The conflict model alone cures SmolLM2 as well": max(over(real.values(), "conflict model")) <= 0.01,
         "Merging it at equal shares leaves a third": (
             mean(over(adapter, "linear merge 0.5")) == pytest.approx(1 / 3, abs=0.05)
