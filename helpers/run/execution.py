@@ -19,7 +19,7 @@ CELL_SECONDS = 3600
 OPTIONAL = "optional"  # tag of cells that no later notebook needs: controls, studies, checks by hand
 CONTROL = "control"  # a second tag of those among them that the controls need
 CONTROLS = "controls"
-Optional = bool | Literal["controls"]  # which optional cells run: all of them, those of the controls, or none
+OptionalCells = bool | Literal["controls"]  # which optional cells run: all of them, those of the controls, or none
 QUIET = ["--log-level=50"]  # the kernel's own chatter; what a notebook prints goes to its cells
 
 
@@ -56,7 +56,7 @@ def numbered(folder: Path = NOTEBOOKS) -> list[Path]:
     return notebooks
 
 
-def read_notebook(path: Path, optional: Optional = True) -> nbformat.NotebookNode:
+def read_notebook(path: Path, optional: OptionalCells = True) -> nbformat.NotebookNode:
     """A notebook as it is to be run.
 
     Args:
@@ -67,12 +67,12 @@ def read_notebook(path: Path, optional: Optional = True) -> nbformat.NotebookNod
     return notebook
 
 
-def _runs(tags: Sequence[str], optional: Optional) -> bool:
+def _runs(tags: Sequence[str], optional: OptionalCells) -> bool:
     """Whether a cell with these tags runs."""
     return OPTIONAL not in tags or optional is True or (optional == CONTROLS and CONTROL in tags)
 
 
-def execute(notebook: Path, output: Path, parameters: Mapping[str, Any], optional: Optional = True) -> None:
+def execute(notebook: Path, output: Path, parameters: Mapping[str, Any], optional: OptionalCells = True) -> None:
     """Run a notebook in its own folder and write the executed copy to `output`.
 
     Args:

@@ -26,7 +26,7 @@ from helpers.core.settings import Settings, require_name
 from helpers.core.slices import modules_named_in
 from helpers.core.stages import defended_by, entry, read_by
 from helpers.core.yaml_files import read_yaml
-from helpers.run.execution import NOTEBOOKS, Optional, numbered, read_notebook
+from helpers.run.execution import NOTEBOOKS, OptionalCells, numbered, read_notebook
 
 NEEDED = re.compile(r"""\brun\.need\(["']([\w/]+)["']\)""")  # a stage that a cell starts from
 # what a setting takes in turn: without a value there is no cell
@@ -43,7 +43,7 @@ class Grid(Strict):
     """
 
     notebooks: list[str] = Field(["01", "03", "04", "05", "06"], min_length=1)
-    optional: Optional = True
+    optional: OptionalCells = True
     fixed: dict[str, Any] = {}
     grid: Values
     also: list[Values] = []
@@ -65,7 +65,7 @@ class Node:
     parent: str | None
     version: str
     gpu: bool
-    optional: Optional = True
+    optional: OptionalCells = True
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ def _chosen(folder: Path, wanted: list[str]) -> list[Path]:
     return [path for number, path in notebooks.items() if number in wanted]
 
 
-def _require_makers(notebooks: Sequence[Path], optional: Optional) -> None:
+def _require_makers(notebooks: Sequence[Path], optional: OptionalCells) -> None:
     """Refuse a chain in which a notebook starts from a stage that none before it makes.
 
     Only stages that a notebook names where it asks for them are seen: `run.need("inject")`.
@@ -201,13 +201,13 @@ def _read_by(notebook: Path, values: Mapping[str, Any]) -> Any:
     return found
 
 
-def _version(notebook: Path, optional: Optional) -> str:
+def _version(notebook: Path, optional: OptionalCells) -> str:
     """Digest of the code that a notebook runs: its own cells and what they import of `helpers/`."""
     cells = _code_cells(notebook, optional)
     return _digest([version_of(modules_named_in(cells)), cells])
 
 
-def _code_cells(notebook: Path, optional: Optional) -> list[str]:
+def _code_cells(notebook: Path, optional: OptionalCells) -> list[str]:
     return [cell.source for cell in read_notebook(notebook, optional).cells if cell.cell_type == "code"]
 
 
