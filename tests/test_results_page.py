@@ -172,3 +172,15 @@ def test_no_oracle_counts_among_the_defenses_that_do_as_well():
     assert "BEEAR" in sentence and "trigger known" not in sentence
     rows = {row["model"] for row in read(RESULTS / "arena.json")["rows"] if row["model"].startswith("arena/")}
     assert f"Of {len(rows) - 1} other defenses" in sentence
+
+
+def test_the_table_of_perturbed_rows_holds_the_sweeps_numbers(shown):
+    rows = read(RESULTS / "perturbed.json")["rows"]
+    found = [
+        row
+        for row in rows
+        if row["ACCESS"] == "full" and row["model"] == "purified" and row["full.perturb.kinds"] not in (None, "[]")
+    ]
+    told = cells(shown, "Recovery on perturbed rows, full access", ["perturbed", "BD-VAX"])
+    measures = {"ASR, %": "asr", "utility, %": "utility"}
+    assert told == {heading: span(row[key] for row in found) for heading, key in measures.items()}

@@ -56,3 +56,20 @@ def means(table: pd.DataFrame, model: str, keys: Sequence[str], measure: str = "
 def lost(table: pd.DataFrame, before: str, after: str, keys: Sequence[str]) -> pd.Series:
     """Points of utility between two models of the same runs, as means over the seeds."""
     return means(table, before, keys, "utility") - means(table, after, keys, "utility")
+
+
+def recovered_on(table: pd.DataFrame) -> pd.Series:
+    """What each row's run recovered on: "plain", "perturbed", or "plain, 15 epochs" where the grid sets their number.
+
+    Args:
+        table: of a sweep over `perturb.kinds` and `recover.epochs` of one or of both accesses.
+    """
+
+    def of_row(row: pd.Series) -> str:
+        kinds = row.get(f"{row['ACCESS']}.perturb.kinds")
+        epochs = row.get(f"{row['ACCESS']}.recover.epochs")
+        if pd.notna(epochs):
+            return f"plain, {epochs:.0f} epochs"
+        return "perturbed" if pd.notna(kinds) and kinds != "[]" else "plain"
+
+    return table.apply(of_row, axis=1)
