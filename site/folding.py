@@ -11,7 +11,6 @@ from sphinx.application import Sphinx
 from course.colab import ID as COLAB
 
 FOLD = "hide-input"  # MyST-NB puts the code of such a cell behind a click
-REMOVE = "remove-cell"  # MyST-NB leaves such a cell out
 MERMAID = re.compile(r"^```mermaid\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 DIAGRAM = r"<details><summary>The diagram as text; GitHub draws it</summary>\n\n```text\n\1```\n\n</details>"
 DISCUSSION = "**Discussion.**"
@@ -30,9 +29,7 @@ def fold(cell: nbformat.NotebookNode, prompt: str) -> None:
 
 def remove_colab(notebook: nbformat.NotebookNode) -> None:
     """Leave out the cell that fetches the lab on Google Colab: a page runs nothing."""
-    for cell in notebook.cells:
-        if cell.id == COLAB:
-            cell.metadata["tags"] = [REMOVE]
+    notebook.cells = [cell for cell in notebook.cells if cell.id != COLAB]
 
 
 def fold_lesson(notebook: nbformat.NotebookNode) -> None:
@@ -41,8 +38,6 @@ def fold_lesson(notebook: nbformat.NotebookNode) -> None:
     tags = [cell.metadata.get("tags", []) for cell in notebook.cells]
     parameters = next(number for number, named in enumerate(tags) if "parameters" in named)
     for number, cell in enumerate(notebook.cells):
-        if REMOVE in cell.metadata.get("tags", []):
-            continue
         if is_set_up(number, cell, parameters):
             fold(cell, "Show the set-up")
         elif "optional" in tags[number] and cell.cell_type == "code":

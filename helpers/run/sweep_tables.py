@@ -64,12 +64,11 @@ def recovered_on(table: pd.DataFrame) -> pd.Series:
     Args:
         table: of a sweep over `perturb.kinds` and `recover.epochs` of one or of both accesses.
     """
+    return table.apply(_rows_of_recovery, axis=1)
 
-    def of_row(row: pd.Series) -> str:
-        kinds = row.get(f"{row['ACCESS']}.perturb.kinds")
-        epochs = row.get(f"{row['ACCESS']}.recover.epochs")
-        if pd.notna(epochs):
-            return f"plain, {epochs:.0f} epochs"
-        return "perturbed" if pd.notna(kinds) and kinds != "[]" else "plain"
 
-    return table.apply(of_row, axis=1)
+def _rows_of_recovery(run: pd.Series) -> str:
+    kinds, epochs = (run.get(f"{run['ACCESS']}.{setting}") for setting in ("perturb.kinds", "recover.epochs"))
+    if pd.notna(epochs):
+        return f"plain, {epochs:.0f} epochs"
+    return "perturbed" if pd.notna(kinds) and kinds != "[]" else "plain"

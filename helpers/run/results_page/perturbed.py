@@ -13,18 +13,12 @@ METHODS = ("finetuned", "random", "magnitude", "own_update", "purified")
 
 def sections() -> list[Section]:
     """A table for each access."""
-    return [_section(access) for access in cells()["ACCESS"].unique()]
-
-
-def cells() -> pd.DataFrame:
-    """The sweep's table with a column `rows`: what each run recovered on."""
     table = recorded("perturbed")
-    return table.assign(rows=recovered_on(table))
+    table = table.assign(rows=recovered_on(table))[table["model"].isin(METHODS)]
+    return [_section(access, found) for access, found in table.groupby("ACCESS", sort=False)]
 
 
-def _section(access: str) -> Section:
-    found = cells()
-    found = found[(found["ACCESS"] == access) & found["model"].isin(METHODS)]
+def _section(access: str, found: pd.DataFrame) -> Section:
     by_model = found.groupby(["rows", "model"], sort=False)
     table = pd.DataFrame({"ASR, %": by_model["asr"].agg(span), "utility, %": by_model["utility"].agg(span)})
     table = table.reindex(METHODS, level="model").rename(index=MODELS, level="model")
