@@ -6,6 +6,7 @@ from dataclasses import replace
 from importlib.metadata import EntryPoint
 
 import nbformat
+import pandas as pd
 import pytest
 from matplotlib.text import Text
 from nbformat.v4 import new_code_cell, new_notebook
@@ -24,6 +25,7 @@ from helpers.measure.report import evaluate, joint_score, utility_interval
 from helpers.run import grid, pipeline
 from helpers.run.arena.outcomes import stored
 from helpers.run.arena.rows import Arena, require_numbers
+from helpers.run.arena.swept import as_good, methods, rivals, shown_as
 from helpers.run.deal import deal
 from helpers.run.summary import summarise, table
 
@@ -421,6 +423,40 @@ def test_rows_that_no_test_tells_to_be_worse_are_named():
     reports = {"ours": report(2, 38), "equal": report(3, 37), "leaves": report(30, 38), "breaks": report(0, 10)}
     compared = compare_all(reports, [(name, "ours") for name in reports if name != "ours"])
     assert no_worse(compared) == ["equal"]
+
+
+SWEPT = {  # (ASR, utility) of two seeds; their means say something else than either seed
+    "clean": [(0.00, 0.95), (0.00, 0.95)],
+    "backdoored": [(0.98, 0.93), (0.96, 0.95)],  # utility 0.94
+    "finetuned": [(0.05, 0.94), (0.50, 0.94)],
+    "purified": [(0.10, 0.90), (0.12, 0.92)],  # ASR 0.11
+    "conflict": [(0.09, 0.91), (0.13, 0.91)],  # 0.11 for 0.03: exactly as much, and exactly what it may cost
+    "merges/ties": [(0.00, 0.94), (0.00, 0.94)],  # of the chain, and no row of the arena
+    "arena/crow": [(0.12, 0.94), (0.11, 0.94)],
+    "arena/nad": [(0.00, 0.94), (0.02, 0.94)],
+    "arena/beear": [(0.00, 0.90), (0.00, 0.90)],  # 0.04 of utility
+    "arena/editing_with_trigger": [(0.00, 0.94), (0.00, 0.94)],  # an oracle
+}
+
+
+def test_what_is_as_good_as_bdvax_leaves_no_more_and_costs_little():
+    rows = [
+        {"SEED": seed, "model": model, "asr": asr, "utility": utility}
+        for model, seeds in SWEPT.items()
+        for seed, (asr, utility) in enumerate(seeds)
+    ]
+    table = pd.DataFrame(rows)
+    fought = ["arena/crow", "arena/nad", "arena/beear", "arena/editing_with_trigger"]
+    assert methods(table) == ["finetuned", "purified", "conflict", *fought]
+    assert rivals(table) == ["finetuned", "conflict", *fought[:-1]]
+    found = as_good(table, 0.03 + 1e-9)
+    assert found.index.tolist() == ["arena/nad", "conflict"] and found.tolist() == pytest.approx([0.01, 0.11])
+    assert as_good(table, 0.05).index.tolist() == ["arena/beear", "arena/nad", "conflict"]
+
+
+def test_models_of_the_arena_go_by_their_titles():
+    names = {"arena/crow": "CROW", "purified": "BD-VAX", "merged_suppressed": "conflict merge, then suppressed"}
+    assert {model: shown_as(model) for model in names} == names
 
 
 def test_the_picture_names_every_row_apart_from_the_others():

@@ -39,6 +39,7 @@ MODELS = {
     "purified": "BD-VAX",
     "conflict": "conflict merge",
     "bdvax_then_conflict": "BD-VAX, then conflict merge",
+    "merged_suppressed": "conflict merge, then suppressed",
 }
 MERGES = {
     "linear": "linear",

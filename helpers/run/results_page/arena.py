@@ -2,9 +2,8 @@
 
 import pandas as pd
 
-from helpers.core.arena import known_rows, title_of
-from helpers.core.names import ACCESSES, MODELS, TASKS
-from helpers.defenses.own import any_defense
+from helpers.core.names import ACCESSES, TASKS
+from helpers.run.arena.swept import methods, shown_as
 from helpers.run.rates import span
 from helpers.run.results_page.markdown import Section
 from helpers.run.results_page.sweeps import recorded, source
@@ -21,12 +20,7 @@ COLUMNS = {
     "FTR, %": "false_trigger",
     "utility, %": "utility",
 }
-OF_THE_CHAIN = ("finetuned", "random", "own_update", "suppressed", "purified", "conflict")
-CURES = {model: MODELS[model] for model in OF_THE_CHAIN} | {
-    "bdvax_then_conflict": MODELS["bdvax_then_conflict"],
-    "merged_suppressed": "conflict merge, then suppressed",
-}
-ROW = "arena/"  # what the name of a row's model begins with
+FURTHER = ("suppressed", "merged_suppressed")  # models of the chain that are shown beside its methods
 
 
 def sections() -> list[Section]:
@@ -60,18 +54,9 @@ def left(access: str, task: str) -> dict[str, dict[str, str]]:
     table = recorded("arena")
     table = table[(table["ACCESS"] == access) & (table["TASK"] == task)]
     by_asr = table.groupby("model")["asr"].mean().sort_values(kind="stable").index
-    order = ["clean", "backdoored", *(model for model in by_asr if model in CURES or model.startswith(ROW))]
-    return {title(model): _measures(table[table["model"] == model]) for model in order}
-
-
-def oracles() -> set[str]:
-    """The models of rows that know what no defender knows: the planted trigger."""
-    return {f"{ROW}{row.name}" for row in known_rows()[0].values() if "trigger" in any_defense(row.by).traits.assumes}
-
-
-def title(model: str) -> str:
-    """The name of a model of the arena, for readers."""
-    return title_of(model.removeprefix(ROW)) if model.startswith(ROW) else CURES.get(model, MODELS.get(model, model))
+    shown = {*methods(table), *FURTHER}
+    order = ["clean", "backdoored", *(model for model in by_asr if model in shown)]
+    return {shown_as(model): _measures(table[table["model"] == model]) for model in order}
 
 
 def _measures(rows: pd.DataFrame) -> dict[str, str]:

@@ -8,10 +8,10 @@ import pandas as pd
 
 from helpers.core.disk import read_json
 from helpers.core.names import ACCESSES, ATTACKS, MODELS, TASKS
+from helpers.run.arena.swept import as_good, rivals, shown_as
 from helpers.run.pipeline import RESULTS, by_setting
 from helpers.run.rates import ends, percent
 from helpers.run.real_chains import chains
-from helpers.run.results_page.arena import ROW, oracles, title
 from helpers.run.results_page.bdvax import RANKINGS, challenged, tries
 from helpers.run.results_page.sweeps import recorded
 from helpers.run.sweep_tables import of_model
@@ -156,18 +156,15 @@ def _base() -> Finding:
 
 
 def _arena() -> Iterator[Finding]:
-    """Whether any other defense of the arena leaves as little as BD-VAX, at no more cost."""
+    """Whether any other method of the arena leaves as little as BD-VAX, at no more cost."""
     for (access, task), table in recorded("arena").groupby(["ACCESS", "TASK"], sort=False):
-        means = table.groupby("model")[["asr", "utility"]].mean()
-        ours, useful = means.loc["purified", "asr"], means.loc["backdoored", "utility"]
-        rows = means[means.index.str.startswith(ROW)].drop(index=list(oracles()), errors="ignore")
-        equal = rows[(rows["asr"] <= ours) & (rows["utility"] >= useful - CHEAP)]["asr"].sort_values()
-        named = [f"{title(model)} ({percent(asr)} %)" for model, asr in equal.items()]
+        ours, equal = of_model(table, "purified")["asr"].mean(), as_good(table, CHEAP)
+        named = [f"{shown_as(model)} ({percent(asr)} %)" for model, asr in equal.items()]
         yield Finding(
             equal.empty,
             f"**The arena, {ACCESSES[access]}, BadNets ({TASKS[task]}):** BD-VAX leaves {percent(ours)} %. Of "
-            f"{len(rows)} other defenses {len(equal)} leave no more and keep the utility"
-            + (f": {', '.join(named)}." if named else "."),
+            f"{len(rivals(table))} other methods {len(equal)} leave no more and keep the utility"
+            + (f": {'; '.join(named)}." if named else "."),
         )
 
 
