@@ -132,6 +132,10 @@ def test_rows_of_ones_own_come_behind_those_of_the_lab(shrug, tmp_path):
         ("rows: {mine: {by: shrig}}", "tries.yaml: 'mine': by = 'shrig' is unknown; did you mean 'shrug'?"),
         ("rows: {mine: {times: 2}}", "tries.yaml: 'mine' should hold `by: a defense`, and perhaps numbers"),
         ("mine: {by: shrug}", "tries.yaml: expected `rows:` with an entry for each name"),
+        (
+            "rows: {mine: {by: shrug, times: {adapter: 2}}}",
+            "'mine': times should be one value, or {adapter: …, full: …} with one for each access",
+        ),
     ],
 )
 def test_wrong_rows_of_ones_own_are_told_in_one_line(shrug, tmp_path, text, message):
@@ -240,6 +244,15 @@ def test_a_row_is_outdated_by_its_own_numbers_and_by_what_it_may_read(shrug, row
     assert enter(**{"evaluation.batch_size": 3}).run.need("arena/calm")  # how it is measured trains nothing anew
     with pytest.raises(LabError, match="evaluation.batch_size"):
         enter(**{"evaluation.batch_size": 3}).run.need("evaluate/arena/calm")
+
+
+def test_a_number_may_differ_between_accesses(shrug, rows_file, enter):
+    rows_file(ROWS.replace("times: 3", "times: {adapter: 4, full: 5}"))
+    ring = enter("loud")
+    assert ring.run_all()["loud"].numbers["times"] == ring.run.need("arena/loud").result["record"]["times"] == 4
+    (row,) = chosen_rows("loud")
+    assert row.numbers_with("full") == {"times": 5}
+    assert [row.numbers_with("full") for row in chosen_rows("calm")] == [{}]
 
 
 def test_an_oracle_is_told_the_trigger_and_no_row_of_the_file_can_set_it(rows_file, add_file, enter):

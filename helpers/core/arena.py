@@ -15,6 +15,7 @@ from typing import Any
 
 from helpers.core.choices import DEFENSES
 from helpers.core.errors import LabError, nearest
+from helpers.core.names import ACCESSES
 from helpers.core.paths import ROOT, existing, fingerprint
 from helpers.core.yaml_files import read_yaml
 
@@ -33,7 +34,8 @@ class ArenaRow:
         name: of its stage, `arena/<name>`.
         by: the defense: a name that `find_defense` knows, or a file of the reader's own.
         title: as tables show it.
-        numbers: its keyword parameters that are not to have their default.
+        numbers: its keyword parameters that are not to have their default; a mapping {access: value} gives each access
+            its own.
     """
 
     name: str
@@ -46,6 +48,10 @@ class ArenaRow:
         """What its result depends on, JSON-able; the title is not of it."""
         own = {"file": fingerprint(Path(self.by))} if self.by.endswith(PYTHON) else {}
         return {"by": self.by, "numbers": dict(self.numbers), **own}
+
+    def numbers_with(self, access: str) -> dict[str, Any]:
+        """The numbers as they are with an access, "adapter" or "full"."""
+        return {name: value[access] if isinstance(value, Mapping) else value for name, value in self.numbers.items()}
 
 
 def chosen_rows(wanted: str) -> list[ArenaRow]:
@@ -138,6 +144,9 @@ def _row(path: Path, name: Any, fields: Any, defenses: Collection[str]) -> Arena
     if fields["by"] not in defenses:
         raise LabError(f"{where}: by = '{fields['by']}' is unknown{nearest(fields['by'], defenses)}")
     numbers = {key: value for key, value in fields.items() if key not in keys}
+    for key, value in numbers.items():
+        if isinstance(value, dict) and value.keys() != set(ACCESSES):
+            raise LabError(f"{where}: {key} should be one value, or {{adapter: …, full: …}} with one for each access")
     return ArenaRow(name, fields["by"], fields["title"] if "title" in keys else _plain(name), numbers)
 
 

@@ -57,7 +57,7 @@ class Arena:
         """
         defense, suspicious = any_defense(row.by), self.run.need("inject").path
         given = (self.access, suspicious, self.data.defender, self.prompt_format, self.settings.SEED)
-        numbers = self.guesses(defense) | row.numbers
+        numbers = self.guesses(defense) | row.numbers_with(self.settings.ACCESS)
         defended = self.run.stage(
             f"arena/{row.name}", partial(defend, defense, *given, numbers, self.knowledge(defense))
         )
