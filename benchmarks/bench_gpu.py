@@ -143,6 +143,9 @@ class Bench:
             name = f"together, checkpointing, {limit} GB, {at_once} tokens at once"
             yield name, self._limited(limit, self._together, base, start, at_once)
         yield "apart", self._apart(start)
+        for limit in LIMITS:
+            name = f"together, checkpointing, {limit} GB, as many tokens at once as fit"
+            yield name, self._limited(limit, self._together, base, start, None)
         for i, tensors in enumerate(self.trained["together"]):
             save_adapter(config, tensors, folder / f"adapter-{i:02}")
         base.activation_checkpointing_disable()
@@ -187,8 +190,8 @@ class Bench:
         found = self._limited(None, self._complete, base, tokenizer, prompts)
         yield f"{PROMPTS} prompts, {NEW_TOKENS} new tokens, batch 16", found
 
-    def _together(self, base: PreTrainedModel, start: dict[str, Tensor], at_once: int) -> int:
-        """The lab's way."""
+    def _together(self, base: PreTrainedModel, start: dict[str, Tensor], at_once: int | None) -> int:
+        """The lab's way; None: it finds out how many tokens fit."""
         model = new_adapter(base, self.lora, 0)
         jobs = [Job(rows, i, start, f"adapter {i}") for i, rows in enumerate(self.rows)]
         try:
