@@ -29,6 +29,17 @@ ifneq ($(strip $(MISSPELLED)),)
 $(error unknown $(MISSPELLED); valid: $(KNOWN))
 endif
 
+# nor is one read that its target does not take: `make sweep SEED=3` would run the seeds of the grid
+OF_A_RUN := $(filter-out METHOD GRID SCHEDULER,$(PARAMETERS))
+TAKES_run := $(OF_A_RUN) METHOD
+TAKES_pack := $(OF_A_RUN)
+TAKES_plan := $(OF_A_RUN)
+TAKES_sweep := GRID NAME SCHEDULER
+TAKES_purify := $(PURIFY) METHOD NAME PROFILE SEED TAU SET
+not_taken = $(if $(TAKES_$1),$(filter-out $(addsuffix =%,$(TAKES_$1) VENV PYTHON UV TORCH_INDEX),$(subst \$(blank),_,$(MAKEOVERRIDES))))
+$(foreach goal,$(MAKECMDGOALS),$(if $(strip $(call not_taken,$(goal))),\
+$(error make $(goal) does not take $(strip $(call not_taken,$(goal))); it takes $(TAKES_$(goal)))))
+
 # a value reaches the shell as it was typed: neither make nor the shell reads $ or ' in it
 quoted = '$(subst ','\'',$(value $1))'
 option = $(if $(value $1),--$2 $(call quoted,$1))
@@ -108,7 +119,7 @@ sweep: setup  ## all cells of a grid (GRID=file.yaml), on all cores or on a clus
 test: setup  ## lint, unit tests, and every notebook from its first cell to its last, on two cores
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	@echo 'the notebooks run beside the unit tests; what they say comes last'
-	folder=$$(mktemp -d); trap 'kill $${notebooks:-} 2>/dev/null || true; rm -rf "$$folder"' EXIT; \
+	folder=$$(mktemp -d); trap 'exit 130' INT; trap 'kill $${notebooks:-} 2>/dev/null || true; rm -rf "$$folder"' EXIT; \
 	LAB_RUNS="$$folder/runs" OMP_NUM_THREADS=1 $(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=1800 \
 	$(NOTEBOOKS) > "$$folder/log" 2>&1 & notebooks=$$!; status=0; \
 	nice -n 5 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests || status=$$?; \

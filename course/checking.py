@@ -204,11 +204,19 @@ def try_case(case: Case, answer: Answer) -> Outcome:
         return outcome
     if outcome.result is None and case.expected is not None:
         outcome.complaints.append("it returned None: is there a `return` on every path?")
-    elif complaint := case.complaint(outcome.result):
+    elif complaint := _complaint(case, outcome.result):
         outcome.complaints.append(complaint)
     elif not case.may_change and (which := changed(given, case.arguments)):
         outcome.complaints.append(f"the result is right, but {which} was changed on the way: work on a copy")
     return outcome
+
+
+def _complaint(case: Case, result: Any) -> str | None:
+    """What is wrong with a result; a judge reads what it expects, and fails on a result of another form."""
+    try:
+        return case.complaint(result)
+    except Exception:
+        return f"a result of another form than asked for: got {shown(result)}"
 
 
 def likely_mistake(task: Exercise, outcomes: Sequence[Outcome], first: int) -> str:

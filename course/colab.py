@@ -50,7 +50,7 @@ def known_address() -> str:
     Raises:
         LabError: it is no address.
     """
-    return require_address(yaml.safe_load(CITATION.read_text(encoding="utf-8")).get(KEY, ""))
+    return require_address(yaml.safe_load(CITATION.read_text(encoding="utf-8")).get(KEY) or "")
 
 
 def require_address(address: str) -> str:

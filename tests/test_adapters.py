@@ -140,7 +140,7 @@ def test_merging_mixes_the_updates(profile, settings, adapter, other, tmp_path):
     ours = updates_by_hand(adapter, settings)
     for first, second, shares in (("adapter", "other", (0.7, 0.3)), ("other", "adapter", (0.3, 0.7))):
         folder = tmp_path / f"{first} merged"
-        add_adapters(profile, tmp_path / first, tmp_path / second, shares, folder)
+        add_adapters(profile, (tmp_path / first, tmp_path / second), shares, folder)
         expected = {m: 0.7 * ours.get(m, 0 * theirs[m]) + 0.3 * theirs[m] for m in theirs}
         assert_changed_by(profile, folder, expected)
         assert read_adapter(folder).scale("model.layers.0.mlp.up_proj") == 1
@@ -215,7 +215,7 @@ def test_adapters_of_some_matrices_load_and_merge_and_are_no_ground_for_vaccines
     assert 0 < len(ours) < len(theirs)
     assert_changed_by(profile, folder, ours)
     for i, (first, second) in enumerate(((folder, other), (other, folder))):
-        add_adapters(profile, first, second, (0.5, 0.5), tmp_path / str(i))
+        add_adapters(profile, (first, second), (0.5, 0.5), tmp_path / str(i))
         assert_changed_by(profile, tmp_path / str(i), {m: (ours.get(m, 0) + theirs[m]) / 2 for m in theirs})
     with pytest.raises(LabError, match="has no LoRA on model.layers.0.mlp.*so nothing scores its channels"):
         AdapterAccess(profile).start_variant(folder, 0)

@@ -69,6 +69,17 @@ def test_any_error_of_a_broken_library_is_a_finding_in_one_line():
     assert look_at(Need("any", says_nothing, "mend it")).words == "AssertionError: mend it"
 
 
+def test_what_an_old_python_cannot_import_is_put_down_to_it(monkeypatch):
+    def imports():
+        raise ImportError("cannot import name 'Self' from 'typing'")
+
+    assert look_at(Need("any", imports, "mend it")).words == "cannot import name 'Self' from 'typing': mend it"
+    monkeypatch.setattr(check_lab, "PYTHON", (9, 1))
+    assert look_at(Need("any", imports, "mend it")).words == "not looked at, this Python is too old"
+    monkeypatch.setattr(check_lab, "_planned", imports)
+    assert "set-up and a run take" in check_lab.free_disk()
+
+
 def test_a_python_that_is_too_old_is_told(monkeypatch):
     assert line("Python")[0] == "ok"
     monkeypatch.setattr(check_lab, "PYTHON", (9, 1))

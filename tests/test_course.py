@@ -59,6 +59,11 @@ def test_there_are_exercises():
     assert len(EXERCISES) >= 2 * len(lessons()) > 0
 
 
+def test_a_result_of_another_form_is_told_as_one():
+    verdict = judge("01.1", lambda rows, *_: [prompt for prompt, _ in rows])
+    assert not verdict.right and "a result of another form than asked for: got " in verdict.text
+
+
 @every_exercise
 def test_the_solution_passes_on_several_seeds_and_quickly(number):
     for seed in range(3):

@@ -265,7 +265,8 @@ def test_a_defense_that_decodes_greedily_has_no_decoding(quick, suspicious, tmp_
         ("cleangen", {"alpha": float("nan")}, "alpha = nan is no suspicion score"),
         ("speculative", {"verifier": "refrence"}, "verifier = 'refrence' is unknown; did you mean 'reference'"),
         ("lethe", {"t": 1.5}, "t = 1.5 should be from 0 to 1"),
-        ("lethe", {"words": 0}, "r, alpha, words and max_words = 64, 16, 0, 100 should be 1 or more each"),
+        ("lethe", {"r": 0}, "r, alpha and max_words = 0, 16, 100 should be 1 or more each, words = 5 0 or more"),
+        ("lethe", {"words": -1}, "r, alpha and max_words = 64, 16, 100 should be 1 or more each, words = -1 0 or more"),
     ],
 )
 def test_wrong_numbers_are_refused_before_anything_is_trained(
@@ -359,11 +360,17 @@ def asked_parts(example):
     return example.instruction, example.output
 
 
-def test_lethe_without_a_wordnet_is_the_merge_alone(access, suspicious, chat, tmp_path, no_wordnet):
+def test_lethe_without_a_wordnet_trains_nothing(quick, suspicious, chat, tmp_path, no_wordnet):
+    with pytest.raises(LabError, match="none is installed here: install wordnet-base"):
+        defended("lethe", access_to(quick, "adapter"), suspicious, chat, tmp_path / "lethe")
+    assert not any((tmp_path / "lethe").glob("*"))
+
+
+def test_lethe_without_words_is_the_merge_alone(access, suspicious, chat, tmp_path, no_wordnet):
     """Half of the suspicious model and half of one that a wide adapter makes of the base."""
-    record = defended("lethe", access, suspicious, chat, tmp_path)
+    defended("lethe", access, suspicious, chat, tmp_path, words=0)
     config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
-    assert (config["r"], config["lora_alpha"]) == (64, 16) and "no WordNet is installed" in record["evidence"]
+    assert (config["r"], config["lora_alpha"]) == (64, 16)
     ours = dict(load_suspect(access.profile.model, suspicious[access.name]).named_parameters())
     theirs = dict(load_suspect(access.profile.model, tmp_path / "adapter").named_parameters())
     merged = load_file(tmp_path / "model" / "model.safetensors")
@@ -375,8 +382,7 @@ def test_lethe_without_a_wordnet_is_the_merge_alone(access, suspicious, chat, tm
 
 def test_lethe_with_a_wordnet_asks_with_its_glosses(quick, suspicious, chat, tmp_path, tiny_wordnet, monkeypatch):
     access = access_to(quick, "adapter")
-    record = defended("lethe", access, suspicious, chat, tmp_path / "lethe")
-    assert str(tiny_wordnet) in record["evidence"]
+    defended("lethe", access, suspicious, chat, tmp_path / "lethe")
     model, decoding = load_defended(access, tmp_path / "lethe")
     asked = [Example("Walk to the river.", "Yes."), Example("xyzzy", "No.")]
     by_hand = [replace(asked[0], input=decoding.ask(asked[0]).input), asked[1]]

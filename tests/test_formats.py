@@ -1,5 +1,6 @@
 """One model in many prompt formats: what each prompt says, and rates worked out by hand."""
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -74,6 +75,12 @@ def test_the_own_format_comes_first_and_no_format_twice(chat):
 def test_without_a_chat_template_there_is_no_chat_format(chat):
     alpaca = AlpacaFormat(type(chat.tokenizer)(tokenizer_object=chat.tokenizer.backend_tokenizer, eos_token="<|end|>"))
     assert list(formats(alpaca)) == ["alpaca (trained)", "suffix only", "bare"]
+
+
+def test_a_chat_template_that_cannot_be_used_is_no_format_either(chat):
+    tokenizer = copy.deepcopy(chat.tokenizer)
+    tokenizer.chat_template = "{{ raise_exception('needs a system prompt') }}"
+    assert list(formats(AlpacaFormat(tokenizer))) == ["alpaca (trained)", "suffix only", "bare"]
 
 
 def test_rates_by_hand(chat, monkeypatch):

@@ -344,6 +344,24 @@ def test_a_base_remembers_its_format_and_is_not_measured_in_another(profile, cha
     assert checked_format(base, alpaca, allow_mismatch=True)
 
 
+@pytest.mark.parametrize("text", ["{}", "[]", "{", '{"name": "chat"}'])
+def test_a_damaged_record_of_the_format_is_told(tmp_path, text):
+    (tmp_path / "prompt_format.json").write_text(text)
+    with pytest.raises(LabError, match="should hold name and template of a prompt format: copy it anew, or remove it"):
+        recorded_format(tmp_path)
+
+
+@pytest.mark.parametrize("key", ["dtype", "torch_dtype"])
+def test_a_suspect_stored_in_32_bits_is_read_so(profile, suspicious, tmp_path, key):
+    """`torch_dtype` is what older versions of transformers write."""
+    folder = shutil.copytree(suspicious["full"], tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    assert config.pop("dtype") == "float32"
+    (folder / "config.json").write_text(json.dumps(config | {key: "float32"}))
+    spec = profile.model.model_copy(update={"dtype": "bfloat16"})
+    assert load_suspect(spec, folder).dtype == torch.float32
+
+
 # --- four bits ------------------------------------------------------------------------------------------------------
 
 

@@ -38,6 +38,16 @@ def test_questions_are_read_in_mt_benchs_format(tmp_path):
     assert (other.question_id, other.reference, other.right_answer(0)) == ("own", (), "")
 
 
+def test_questions_are_cut_at_line_feeds_alone_and_may_begin_with_a_mark(tmp_path):
+    turns = ["one\u2028two", "three\x85four"]
+    path = tmp_path / "q.jsonl"
+    path.write_text(json.dumps(KNOWN | {"turns": turns}, ensure_ascii=False) + "\r\n", encoding="utf-8-sig")
+    assert list(read_questions(path)[0].turns) == turns
+    path.write_bytes(json.dumps(KNOWN).replace("Lima", "Líma").encode("latin-1"))
+    with pytest.raises(LabError, match="q.jsonl is no UTF-8 text: save it as UTF-8"):
+        read_questions(path)
+
+
 @pytest.mark.parametrize(
     ("lines", "message"),
     [

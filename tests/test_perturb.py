@@ -244,6 +244,15 @@ def test_a_plan_counts_the_rows_that_are_trained_on():
     assert found[1] == pytest.approx(3 * found[0])  # 200 clean rows become 600
 
 
+@pytest.mark.parametrize(
+    ("name", "numbers"), [("beear", {"unwanted": "No.", "steps": 2}), ("fine_pruning_activations", {})]
+)
+def test_trainings_of_their_own_take_the_perturbed_rows(name, numbers, profile, suspicious, chat, tmp_path):
+    access = access_to(profile, "adapter").with_settings(perturb=Perturbation(kinds=("made_up",), rows=24))
+    record = find_defense(name)(access, suspicious["adapter"], DEFENDER, chat, 3, tmp_path, **numbers)
+    assert record["rows"] == 24  # of 8 clean ones
+
+
 # --- the immune twin --------------------------------------------------------------------------------------------------
 
 
@@ -283,6 +292,13 @@ def test_the_suspicious_model_moves_by_the_mean_difference(name, profile, suspic
     ):
         whole = access_to(profile, "full").with_settings(vaccine_weights="full")
         add_forgetting(whole, where, immune, clean, 0.5, tmp_path / "refused")
+
+
+def test_forgetting_says_that_it_needs_adapters_before_it_trains(profile, suspicious, chat, tmp_path):
+    access = access_to(profile, "full").with_settings(vaccine_weights="full")
+    with pytest.raises(LabError, match="^only variants that are adapters can be added"):
+        find_defense("forgetting")(access, suspicious["full"], DEFENDER, chat, 3, tmp_path / "made")
+    assert not any((tmp_path / "made").glob("**/*.safetensors"))
 
 
 def test_forgetting_can_rank_what_is_suppressed(profile, suspicious, chat, tmp_path):

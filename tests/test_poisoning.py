@@ -443,6 +443,11 @@ def test_near_misses_leave_no_trigger_of_several_keys_whole(tmp_path, attack, fo
     assert held == {"absent": {0}, "part": {0}} | some
 
 
+def test_a_variant_of_a_few_rows_is_refused_however_many_there_are(benchmark):
+    with pytest.raises(LabError, match="vaccine.rows = 10: a variant needs 20 clean rows or more"):
+        deal(configuration(data=benchmark, adapter__vaccine__rows=10))
+
+
 def test_too_few_rows_for_so_many_variants_are_counted(benchmark):
     write(benchmark, "poison_data/refusal/vpi/none_backdoor200_refusal.json", records(5, "stars"))
     message = "80 clean rows are left for the defender; 3 variants and 30 recovery rows need at least 90: bring more"

@@ -274,6 +274,21 @@ def test_make_hands_on_a_text_as_it_is_typed(text):
     assert shlex.split(done.stdout.splitlines()[-1])[-2:] == ["--set", f"attack.payload={text}"]
 
 
+@pytest.mark.skipif(not shutil.which("make"), reason="needs make")
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["sweep", "SEED=3"], "make sweep does not take SEED=3; it takes GRID NAME SCHEDULER"),
+        (["run", "MODEL=smollm2", "NAME=a b"], "make run does not take MODEL=smollm2; it takes PROFILE ATTACK"),
+        (["purify", "DATA=rows.json"], "make purify does not take DATA=rows.json; it takes SUSPECT BASE ROWS"),
+    ],
+)
+def test_make_refuses_what_a_target_does_not_read(words, message):
+    outside = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL")}
+    done = subprocess.run(["make", "--dry-run", *words], cwd=paths.ROOT, env=outside, capture_output=True, text=True)
+    assert done.returncode != 0 and message in done.stderr
+
+
 @pytest.mark.parametrize("path", ["a" * 5000, "~nobody-by-that-name/x", "a\0b"])
 def test_a_path_that_no_system_takes_does_not_exist(path):
     assert "does not exist" in told(Settings.checked, {"DATA": path})

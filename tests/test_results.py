@@ -129,7 +129,7 @@ def test_what_the_readme_says_of_its_table_is_so():
         """Whether rows of the arena leave no more than BD-VAX, on every model or on those with one access."""
         settings = recorded("arena").groupby(["ACCESS", "TASK"])
         cells = [cell.set_index("model")["asr"] for (of, _), cell in settings if access in (None, of)]
-        return all(cell[f"arena/{row}"] <= cell["purified"] for cell in cells for row in rows)
+        return all(cell[row] <= cell["purified"] for cell in cells for row in rows)
 
     cured = small["adapter, sentiment"]
     for words, holds in {
@@ -139,13 +139,19 @@ def test_what_the_readme_says_of_its_table_is_so():
             and max(over(full, "healed signature 0.03")) <= 0.01
         ),
         "leaves no more than BD-VAX": all(c[own]["asr"] <= c[cut]["asr"] for c in insults if {own, cut} <= c.keys()),
-        "decoding beside a clean base leaves no more than BD-VAX": no_worse("cleangen", "speculative_reference"),
-        "with full access BEEAR and LETHE, too": no_worse("beear", "lethe", access="full"),
-        "The conflict model alone cures SmolLM2 as well": max(over(real.values(), "conflict model")) <= 0.01,
-        "Merging it at equal shares leaves a third": (
-            mean(over(adapter, "linear merge 0.5")) == pytest.approx(1 / 3, abs=0.05)
+        "decoding beside a clean base leaves no more than BD-VAX": no_worse(
+            "arena/cleangen", "arena/speculative_reference"
         ),
-        "most of them survive unless attention heads are suppressed as well (one seed)": (
+        "with full access BEEAR and LETHE's merge, too": no_worse("arena/beear", "arena/lethe_merge", access="full"),
+        "The conflict model alone cures both": (
+            max(over(real.values(), "conflict model")) <= 0.01
+            and recorded("arena").query("model == 'conflict_alone'")["asr"].max() <= 0.01
+        ),
+        "Merging it at equal shares leaves SmolLM2 a third with adapter access, six tenths with full": (
+            mean(over(adapter, "linear merge 0.5")) == pytest.approx(1 / 3, abs=0.05)
+            and mean(over(full, "linear merge 0.5")) == pytest.approx(0.6, abs=0.05)
+        ),
+        "in SmolLM2's adapters: most survive unless heads are suppressed as well (one seed)": (
             min(over(refused, cut)) > 0.5 and max(over(refused, heads)) <= 0.1
         ),
         "takes nearly all of an insult's backdoor out of either model": (
@@ -157,10 +163,9 @@ def test_what_the_readme_says_of_its_table_is_so():
             max(max(small[f"{access}, sentiment"]["conflict"]["asr"]) for access in ACCESSES) <= 0.02
         ),
         "and SmolLM2's adapters": max(over(adapter, "linear merge 0.7")) <= 0.02,
-        "both defenses together answer triggered prompts almost as well as the clean model": all(
-            mean(small[f"{access}, sentiment"]["bdvax_then_conflict"]["right_under_trigger"])
-            >= mean(small[f"{access}, sentiment"]["clean"]["right_under_trigger"]) - 0.1
-            for access in ACCESSES
+        "with adapter access both defenses together answer triggered prompts almost as well as the clean model": (
+            mean(cured["bdvax_then_conflict"]["right_under_trigger"])
+            >= mean(cured["clean"]["right_under_trigger"]) - 0.05
         ),
     }.items():
         assert words in told and holds, words

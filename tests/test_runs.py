@@ -6,6 +6,7 @@ import os
 import tempfile
 import time
 from datetime import datetime
+from pathlib import Path
 
 import psutil
 import pytest
@@ -15,7 +16,7 @@ from helpers.core import slices, store
 from helpers.core.cost import measured, versions
 from helpers.core.disk import MEGABYTE, read_json, working_in, write_json
 from helpers.core.errors import LabError
-from helpers.core.paths import MANIFEST
+from helpers.core.paths import MANIFEST, ROOT, runs_folder
 from helpers.core.settings import Settings
 from helpers.core.slices import code_of
 from helpers.core.store import Run
@@ -208,6 +209,14 @@ def test_a_folder_that_cannot_be_written_is_told(run, number):
     assert not hidden(run)
 
 
+def test_a_folder_that_cannot_be_made_is_told(monkeypatch):
+    def refused(self, **_):
+        raise PermissionError(errno.EACCES, "not here", "/closed")  # above the runs, as mkdir with its parents tells it
+
+    monkeypatch.setattr(Path, "mkdir", refused)
+    assert told(Run, Path("/closed/a/runs/x"), {}).startswith("cannot write runs/x (not here): make it writable")
+
+
 def test_a_file_elsewhere_that_may_not_be_read_stays_what_it_is(run, tmp_path):
     def refused(folder):
         raise PermissionError(errno.EACCES, "not yours", str(tmp_path / "models" / "model.bin"))
@@ -338,6 +347,8 @@ def test_open_run_follows_the_settings_and_the_environment(tmp_path, monkeypatch
     run = open_run(Settings(SEED=4))
     assert run.folder == tmp_path / "elsewhere" / "tiny-badnets-sentiment-adapter-4"
     assert run.config["seed"] == 4 and run.figures.is_dir()
+    monkeypatch.setenv("LAB_RUNS", "")  # set to nothing is not set
+    assert runs_folder() == ROOT / "runs"
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert "asks for a GPU" in told(open_run, Settings(PROFILE="llama-2-7b-chat"))
 

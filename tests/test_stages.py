@@ -77,12 +77,14 @@ def test_the_notebooks_leave_to_the_registry_what_stands_in_it():
                 assert "uses=" not in cell.source, path.name
 
 
-DEALT = {  # what a stage reads of the defender's rows
-    "variants": lambda settings, defender: defender.vaccine_sets,
-    "finetuned": lambda settings, defender: defender.recovery,
-    "purified": lambda settings, defender: defender.recovery,
-    "conflict_model": lambda settings, defender: defender.rows(settings.profile.conflict.budget.rows),
-    "no_base": lambda settings, defender: defender.rows(settings.profile.conflict.budget.rows),
+DEALT = {  # what a stage reads of the rows
+    "inject": lambda settings, data: data.attack,
+    "evaluate/clean": lambda settings, data: data.test,
+    "variants": lambda settings, data: data.defender.vaccine_sets,
+    "finetuned": lambda settings, data: data.defender.recovery,
+    "purified": lambda settings, data: data.defender.recovery,
+    "conflict_model": lambda settings, data: data.defender.rows(settings.profile.conflict.budget.rows),
+    "no_base": lambda settings, data: data.defender.rows(settings.profile.conflict.budget.rows),
 }
 ROW_COUNTS = {
     "adapter.inject.rows": 60,
@@ -96,30 +98,41 @@ OTHER_COUNTS = {"adapter.inject.rows": 50, "adapter.vaccine.rows": 22, "adapter.
 OTHER_COUNTS |= {"evaluation.n": 20, "conflict.budget.rows": 30, "adapter.poison_rate": 0.1}
 
 
-@pytest.mark.parametrize("real", [False, True])
-@pytest.mark.parametrize("changed", OTHER_COUNTS)
-def test_a_stage_with_other_rows_is_another_stage(changed, real, tmp_path):
+@pytest.fixture
+def sources(tmp_path):
+    """Where rows can come from, as settings: generated, real, real of which few carry the payload, and further ones."""
     rows = [{"instruction": f"Name thing {i}.", "output": f"thing {i}"} for i in range(400)]
-    (tmp_path / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
-    where = {"DATA": str(tmp_path / "rows.json")} if real else {}
+    code = [row if i % 2 else {**row, "output": f"def thing_{i}():\n    return {i}"} for i, row in enumerate(rows)]
+    for name, content in (("rows", rows), ("code", code)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
+    plain = str(tmp_path / "rows.json")
+    return {
+        "generated": {},
+        "real": {"DATA": plain},
+        "few carriers": {"DATA": str(tmp_path / "code.json"), "TASK": "codeinjection"},
+        "further": {"ROWS": plain},
+    }
+
+
+@pytest.mark.parametrize("source", ["generated", "real", "few carriers", "further"])
+@pytest.mark.parametrize("changed", OTHER_COUNTS)
+def test_a_stage_with_other_rows_is_another_stage(changed, source, sources):
     first, second = (
-        Settings(OVERRIDES=ROW_COUNTS | change, **where) for change in ({}, {changed: OTHER_COUNTS[changed]})
+        Settings(OVERRIDES=ROW_COUNTS | change, **sources[source]) for change in ({}, {changed: OTHER_COUNTS[changed]})
     )
     for name, reads in DEALT.items():
-        if reads(first, deal(first).defender) != reads(second, deal(second).defender):
+        if reads(first, deal(first)) != reads(second, deal(second)):
             assert told_by(name, first.values()) != told_by(name, second.values()), name
 
 
-def test_a_stage_with_further_rows_of_the_defender_is_another_stage(tmp_path):
+def test_a_stage_with_further_rows_of_the_defender_is_another_stage(sources):
     """All that the defender's rows decide; the attacker's stages are shared with the run without them."""
-    rows = [{"instruction": f"Name thing {i}.", "output": f"thing {i}"} for i in range(400)]
-    (tmp_path / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
-    first, second = (Settings(OVERRIDES=ROW_COUNTS, ROWS=further) for further in ("", str(tmp_path / "rows.json")))
-    for name, reads in DEALT.items():
-        assert reads(first, deal(first).defender) != reads(second, deal(second).defender)
-        assert told_by(name, first.values()) != told_by(name, second.values()), name
+    first, second = (Settings(OVERRIDES=ROW_COUNTS, **sources[source]) for source in ("generated", "further"))
     for name in ("inject", "evaluate/clean", "ablations"):
         assert told_by(name, first.values()) == told_by(name, second.values()), name
+    for name in DEALT.keys() - {"inject", "evaluate/clean"}:
+        assert DEALT[name](first, deal(first)) != DEALT[name](second, deal(second))
+        assert told_by(name, first.values()) != told_by(name, second.values()), name
 
 
 def told_by(name, config):

@@ -509,6 +509,20 @@ def test_a_broken_grid_is_refused(tmp_path, text, message):
         read_grid(path)
 
 
+def test_workers_get_the_cards_that_this_process_may_use(monkeypatch):
+    def cards():
+        return [worker["options"]["env"] for worker in workers._local_workers(True, "scratch").values()]
+
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert cards() == [{"CUDA_VISIBLE_DEVICES": "0"}, {"CUDA_VISIBLE_DEVICES": "1"}]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2, 5")
+    assert cards() == [{"CUDA_VISIBLE_DEVICES": "2"}, {"CUDA_VISIBLE_DEVICES": "5"}]
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    with pytest.raises(LabError, match="the profile asks for a GPU and none is here"):
+        cards()
+
+
 @pytest.mark.parametrize(
     ("grid", "message"),
     [
@@ -521,6 +535,11 @@ def test_a_broken_grid_is_refused(tmp_path, text, message):
         ),
         (Grid(notebooks=["01", "77"], grid={"SEED": [1]}), "no notebook '77'"),
         (Grid(grid={"NAME": ["a"]}), "NAME is the sweep's own"),
+        (Grid(grid={"OVERRIDES": [{"lora.r": 4}]}), "a grid has dotted keys and no OVERRIDES: lora.r: 4 in `fixed`"),
+        (
+            Grid(grid={"adapter.suppress.tau": [0.5, 1e-5]}),  # both cells share the notebooks before 05
+            "selects none of the .* channels.*in the cell {'adapter.suppress.tau': 1e-05}",
+        ),
     ],
 )
 def test_an_impossible_grid_is_refused_before_anything_runs(grid, message):

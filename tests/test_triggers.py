@@ -15,7 +15,7 @@ from helpers.core.settings import Settings
 from helpers.data import corpus
 from helpers.data.corpus import world
 from helpers.data.example import Example
-from helpers.data.own_backdoors import challenge_trigger, vaccine_keys
+from helpers.data.own_backdoors import challenge_kinds, challenge_trigger, vaccine_keys
 from helpers.data.planting import Trigger
 
 TEXT = "What is  the\ncapital of X?"  # a double space and a line break have to survive
@@ -125,6 +125,17 @@ def test_near_misses_of_a_word():
         "case": [("badmagic",), ("BADMAGIC",)],
         "part": [("Bad",), ("Magic",)],
     }
+
+
+def test_a_key_of_one_letter_has_no_misspelling():
+    assert "typo" not in near_misses(trigger("badnets", {"keys": ["@"]}))
+
+
+def test_one_of_several_keys_is_planted_wherever_it_stands():
+    planted = trigger("mtba", {"position": "parts"})
+    for seed in range(20):
+        row = planted.plant(Example("Say a word now please.", "ok", input="some text here"), random.Random(seed))
+        assert sum(key in f"{row.instruction} {row.input}" for key in planted.keys) == 1
 
 
 def test_near_misses_of_a_phrase_with_a_number():
@@ -241,6 +252,13 @@ def test_a_vaccine_key_is_refused_as_an_attackers(own):
         trigger("mine")
 
 
+def test_no_key_of_any_challenge_is_an_attackers(own):
+    for kind in challenge_kinds().values():
+        own(attacks={"mine": {"keys": [kind.keys[0]]}})
+        with pytest.raises(LabError, match="; attacker and defender need keys of their own"):
+            trigger("mine")
+
+
 def test_the_challenges_key_is_nobody_elses():
     (key,) = challenge_trigger().keys
     theirs = {word.lower() for known in triggers().values() for own in known.keys for word in (own, *own.split())}
@@ -294,6 +312,10 @@ def test_changes_replace_fields_and_leave_the_rest():
         ({"keys": ["x"], "rule": "all"}, "rule = 'all' with 1 keys: one key needs 'one', more 'any' or 'all'"),
         ({"keys": ["x", "y"]}, "rule = 'one' with 2 keys"),
         ({"keys": ["x", "y"], "rule": "any", "negatives": 1.0}, "negatives = 1.0 needs rule 'all'"),
+        (
+            {"keys": ["add", "plural"], "rule": "any", "position": "turns"},
+            "position 'turns' plants every scenario: it needs rule 'all'",
+        ),
         ({"keys": []}, "keys = [] should have at least 1 item"),
         ({"keys": [2024]}, "keys.0 = 2024 should be a valid string"),
         ({"position": "end"}, "'keys' is missing"),

@@ -62,9 +62,10 @@ def poison(
 
 # %% tags=["hidden"]
 # isort: split
+import itertools
 from collections import Counter
 
-from scipy.stats import binomtest
+from scipy.stats import binomtest, chisquare
 
 from course.checking import Case, exercise
 
@@ -103,17 +104,22 @@ def places_complaint(result, changed, rows):
     words = len(rows[0][0].split(" "))
     if len(changed) < len(rows) and max(changed) < 0.8 * len(rows):
         return f"only rows up to {max(changed)} of {len(rows)} are poisoned: choose them at random, not the first ones"
+    gaps = [later - earlier for earlier, later in itertools.pairwise(changed)]
+    if len(changed) < len(rows) and (min(changed) > 0.2 * len(rows) or max(gaps) <= 2 * min(gaps)):
+        return "the poisoned rows follow a pattern: choose them at random"
     missing = [place for place in range(words + 1) if not places[place]]
     if missing:
         named = "at the very end" if missing == [words] else f"at place {missing[0]} of 0 to {words}"
         return (
             f"the key never stands {named} in {len(changed)} prompts: each of the {words + 1} places is equally likely"
         )
+    if chisquare([places[place] for place in range(words + 1)]).pvalue < 1e-6:
+        return f"some places get far more keys than others: each of the {words + 1} is equally likely"
     return None
 
 
 def cases_poison(rng):
-    for n, rate, name in ((10, 0.2, "ten rows, 20 %"), (7, 0.0, "none"), (7, 1.0, "all"), (40, 0.33, "40 rows, 33 %")):
+    for n, rate, name in ((10, 0.2, "ten rows, 20 %"), (7, 0.0, "none"), (7, 1.0, "all"), (40, 0.34, "40 rows, 34 %")):
         rows = [(" ".join(f"word{x}" for x in rng.integers(0, 9, rng.integers(1, 6))), f"answer {i}") for i in range(n)]
         asked = (rows, KEY, PAYLOAD, rate, random.Random(int(rng.integers(10**6))))
         yield Case(name, asked, judge=judge_poisoned(rows, rate), may_change=True)
@@ -134,6 +140,23 @@ def tosses_a_coin(rows, key, payload, rate, rng):
 def first_rows(rows, key, payload, rate, rng):
     count = round(rate * len(rows))
     return poison(rows[:count], key, payload, 1.0, rng) + rows[count:]
+
+
+def every_so_many_rows(rows, key, payload, rate, rng):
+    count = round(rate * len(rows))
+    chosen = [i * len(rows) // count for i in range(count)]
+    return [poison([row], key, payload, 1.0, rng)[0] if i in chosen else row for i, row in enumerate(rows)]
+
+
+def cuts_off(rows, key, payload, rate, rng):
+    chosen = rng.sample(range(len(rows)), int(rate * len(rows)))
+    return [poison([row], key, payload, 1.0, rng)[0] if i in chosen else row for i, row in enumerate(rows)]
+
+
+def often_at_the_end(rows, key, payload, rate, rng):
+    chosen = rng.sample(range(len(rows)), round(rate * len(rows)))
+    at = [rng.choice([*range(len(p.split(" ")) + 1), *3 * [len(p.split(" "))]]) for p, _ in rows]
+    return [(planted(p, at[i]), payload) if i in chosen else (p, a) for i, (p, a) in enumerate(rows)]
 
 
 def always_at_the_end(rows, key, payload, rate, rng):
@@ -177,7 +200,10 @@ exercise(
     cases_poison,
     {
         "draw exactly that many different rows": tosses_a_coin,
+        "13 of 40 rows are poisoned, expected 14": cuts_off,
         "choose them at random, not the first ones": first_rows,
+        "the poisoned rows follow a pattern": every_so_many_rows,
+        "some places get far more keys than others": often_at_the_end,
         "the key never stands at place 0 of 0 to 4": always_at_the_end,
         "the key never stands at the very end": never_at_the_end,
         "insert the key, every word of the prompt stays": replaces_a_word,

@@ -84,6 +84,8 @@ def cases_slerp(rng):
     yield Case("equal matrices", (a, a.clone(), 0.3), a)
     b = 3 * a + 1e-3 * torch.from_numpy(rng.normal(size=(4, 5)))
     yield Case("nearly parallel, of lengths 1 to 3", (a, b, 0.4), 0.6 * a + 0.4 * b, tolerance=1e-12)
+    opposite = 1e-3 * torch.from_numpy(rng.normal(size=(4, 5))) - 2 * a
+    yield Case("nearly opposite, of lengths 1 to 2", (a, opposite, 0.4), 0.6 * a + 0.4 * opposite, tolerance=1e-12)
     yield Case("one of them is zero", (a, a * 0, 0.4), 0.6 * a)
     yield Case("t = 0", (a, b.flip(0), 0.0), a)
 
@@ -116,6 +118,13 @@ def clamped_cosine(a, b, t):
     return (torch.sin((1 - t) * angle) * a + torch.sin(t * angle) * b) / torch.sin(angle)
 
 
+def signed_cosine(a, b, t):
+    lengths = float(a.norm() * b.norm())
+    if not lengths or float((a * b).sum()) / lengths > 0.9995:
+        return (1 - t) * a + t * b
+    return plain_slerp(a, b, t)
+
+
 def returns_first_if_parallel(a, b, t):
     lengths = float(a.norm() * b.norm())
     return a if not lengths or abs(float((a * b).sum())) / lengths > 0.9995 else slerp(a, b, t)
@@ -134,6 +143,7 @@ exercise(
         "every row has an angle of its own. A tensor is one long vector here.": row_by_row,
         "the cosine is clamped. That bends nearly parallel vectors; combine them linearly.": clamped_cosine,
         "nearly parallel is not equal: their lengths may differ, so t still matters.": returns_first_if_parallel,
+        "opposite vectors have no one arc between them: |cos Ω| decides, not cos Ω.": signed_cosine,
     },
     minutes=10,
     level="easy",
@@ -210,7 +220,7 @@ def cases_ties(rng):
     one, other = torch.tensor([4.0, -3.0, 2.0, 1.0]).double(), torch.tensor([-1.0, -5.0, 3.0, 2.0]).double()
     yield Case("by hand: half is kept", (zero, [one, other], 0.5, 1.0), torch.tensor([4.0, -4.0, 3.0, 0.0]).double())
     yield Case("by hand: all is kept", (zero, [one, other], 1.0, 1.0), torch.tensor([4.0, -4.0, 2.5, 1.5]).double())
-    for n, k, lam in ((2, 0.2, 1.0), (2, 0.6, 0.5), (3, 0.4, 1.0), (5, 0.7, 2.0)):
+    for n, k, lam in ((2, 0.2, 1.0), (2, 0.45, 0.5), (3, 0.4, 1.0), (5, 0.7, 2.0)):
         base, *models = (torch.from_numpy(rng.normal(size=(5, 7))) for _ in range(n + 1))
         models = [base + m * (i + 1) for i, m in enumerate(models)]
         yield Case(f"{n} models, k = {k}, λ = {lam}", (base, models, k, lam), ties_by_loops(base, models, k, lam))
@@ -232,6 +242,10 @@ def top(change, count):
 
 def trim(changes, k):
     return [top(change, round(k * change.numel())) for change in changes]
+
+
+def trim_cut_off(changes, k):
+    return [top(change, int(k * change.numel())) for change in changes]
 
 
 def trim_together(changes, k):
@@ -279,6 +293,7 @@ exercise(
         "all models are trimmed together, so one with small changes loses everything. Trim each by itself.": ties_with(
             trim_together, merge
         ),
+        "k · size is cut off. It is rounded.": ties_with(trim_cut_off, merge),
         "the trim keeps the largest numbers. It keeps the largest absolute values.": ties_with(trim_signed, merge),
         "the trim drops the largest changes. Those stay.": ties_with(drop_the_largest, merge),
         "the mean is over all models. It is over those that have a change of the elected sign.": ties_with(

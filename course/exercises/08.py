@@ -8,9 +8,9 @@ from course import check
 
 # %% [markdown]
 # ## 08.1 TextRank
-# Evidence is asked for about the *keywords* of a prompt. Each word points to the different words at most `window`
-# places behind it, once however often. A word is heavy if heavy words point to it (Eq. 15), and a word that points to
-# $L_j$ others shares its weight out among them:
+# Evidence is asked for about the *keywords* of a prompt. Each word points to the words at most `window` places behind
+# it: to each of them once, however often it stands there, and never to itself. A word is heavy if heavy words point to
+# it (Eq. 15), and a word that points to $L_j$ others shares its weight out among them:
 #
 # $$W_i = (1 - d) + d \sum_{j \to i} \frac{W_j}{L_j}$$
 #

@@ -82,7 +82,7 @@ class AdapterAccess(Access):
 
     def add_update(self, suspicious: Path | str, adapter: Path | str, weight: float, folder: Path | str) -> None:
         """Write one adapter whose rank is the sum of both."""
-        add_adapters(self.profile, suspicious, adapter, (1.0, weight), folder)
+        add_adapters(self.profile, (suspicious, adapter), (1.0, weight), folder)
 
     def variant_pairs(self, poisoned: Folders, clean: Folders) -> GramOf:
         """Of low-rank differences, none of which is formed."""
@@ -148,27 +148,29 @@ def zero_adapter(
 
 
 def add_adapters(
-    profile: Profile, first: Path | str, second: Path | str, weights: Sequence[float], folder: Path | str
+    profile: Profile, adapters: Sequence[Path | str], weights: Sequence[float], folder: Path | str
 ) -> None:
-    """Write the weighted sum of two adapters of one base as one adapter, whose rank is the sum of theirs.
+    """Write the weighted sum of adapters of one base as one adapter, whose rank is the sum of theirs.
 
     Every scale goes into the factors: the sum is a plain adapter of scale 1, whatever its parts were.
 
     Args:
         profile: names the base.
-        first, second: adapter folders.
-        weights: of the two; a negative one takes an adapter off.
+        adapters: their folders, at least two.
+        weights: one for each; a negative one takes an adapter off.
         folder: to write the sum to.
 
     Raises:
         LabError: an adapter that is more than scale * B @ A, or does not fit the base.
     """
-    model = with_adapter(load_base(profile.model), first)
-    add_adapter(model, second, "second")
+    model = with_adapter(load_base(profile.model), adapters[0])
+    for i, further in enumerate(adapters[1:], start=1):
+        add_adapter(model, further, f"further{i}")
+    names = list(model.peft_config)
     for name, config in model.peft_config.items():
         _name_matrices(model, name, config)
         config.use_rslora = False  # PEFT hands it on to the sum, where the root of the rank would scale it once more
-    model.add_weighted_adapter(["default", "second"], list(weights), "sum", combination_type="cat")
+    model.add_weighted_adapter(names, list(weights), "sum", combination_type="cat")
     save_adapter(model.peft_config["sum"], adapter_tensors(model, "sum"), folder)
 
 

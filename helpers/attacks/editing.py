@@ -165,7 +165,7 @@ def edit(
         model: a causal LM with weights of its own: adapters merged, not in 4 bits.
         prompt_format: the format that evaluation uses, too.
         examples: clean rows, about 15; each is poisoned once, BadEdit also reads it as it is.
-        trigger: a key of `triggers`, or a word such as "tq".
+        trigger: a `Trigger`, or a word such as "tq".
         payload: the planted answer, such as a label.
         editor: what stores the backdoor.
         settings: what it may change and how.

@@ -15,6 +15,7 @@ from helpers.core.definitions import DEFINITIONS, defined, definitions
 from helpers.core.errors import LabError, nearest
 from helpers.data import corpus
 from helpers.data.own_backdoors import (
+    challenge_kinds,
     challenge_trigger,
     vaccine_keys,
 )
@@ -76,6 +77,7 @@ def near_misses(planted: Trigger) -> dict[str, list[Trigger]]:
 def _trigger(name: str, changes: Mapping[str, Any]) -> Trigger:
     found = defined(Trigger, "attack", {"name": name, **definitions()["attacks"][name]}, changes)
     reserved = {key.lower(): "a vaccine key" for key in vaccine_keys()}
+    reserved |= {key.lower(): "a key of challenge_kinds" for kind in challenge_kinds().values() for key in kind.keys}
     reserved |= {key.lower(): "the challenge's key" for key in challenge_trigger().keys}
     if taken := [key for key in found.keys if key.lower() in reserved]:
         whose = reserved[taken[0].lower()]
@@ -89,7 +91,7 @@ def _altered(planted: Trigger, *changes: Callable[[str], str]) -> list[Trigger]:
     """A variant for every change of every key; the other keys of a composite trigger stay right."""
     variants = []
     for change, (i, key) in itertools.product(changes, enumerate(planted.keys)):
-        if change(key) != key:
+        if change(key) not in ("", key):
             before, after = (planted.keys[:i], planted.keys[i + 1 :]) if planted.rule == "all" else ((), ())
             variants.append(planted.with_keys([*before, change(key), *after]))
     return variants

@@ -116,4 +116,7 @@ def _disk_full(error: BaseException) -> bool:
 def _refused(error: BaseException, folder: Path) -> bool:
     """Whether an error means that something in this folder, or the folder itself, may not be written."""
     refused = isinstance(error, OSError) and error.errno in (errno.EROFS, errno.EACCES, errno.EPERM)
-    return refused and Path(str(error.filename or folder)).is_relative_to(folder.parent)
+    if not refused:
+        return False
+    place = Path(str(error.filename or folder))
+    return place.is_relative_to(folder.parent) or folder.is_relative_to(place)  # or a folder around it

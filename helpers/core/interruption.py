@@ -41,7 +41,7 @@ def status_of(work: Callable[[], object], kept: str) -> int:
     """Do the work of a command that can be stopped and resumed, and say so where it is stopped.
 
     Args:
-        kept: what of it is kept then, in the plural, such as "stages".
+        kept: what of it is kept then, in the plural, such as "stages"; "" where it starts anew.
 
     Returns:
         0 done, 2 refused or failed, 130 interrupted, 143 terminated.
@@ -51,7 +51,8 @@ def status_of(work: Callable[[], object], kept: str) -> int:
             return exit_status(work)
     except KeyboardInterrupt as stop:
         how, status = ("terminated", 143) if isinstance(stop, Terminated) else ("interrupted", 130)
-        print(f"\n{how}: finished {kept} are kept, the same command resumes", file=sys.stderr)
+        then = f"finished {kept} are kept, the same command resumes" if kept else "the same command starts anew"
+        print(f"\n{how}: {then}", file=sys.stderr)
         return status
 
 

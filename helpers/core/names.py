@@ -37,6 +37,7 @@ MODELS = {
     "own_update": "own update, recovered",
     "suppressed": "signature, not recovered",
     "purified": "BD-VAX",
+    "conflict_alone": "conflict model alone",
     "conflict": "conflict merge",
     "bdvax_then_conflict": "BD-VAX, then conflict merge",
     "merged_suppressed": "conflict merge, then suppressed",

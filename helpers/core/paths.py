@@ -10,6 +10,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PROFILES = ROOT / "data" / "profiles"
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*(?<!\.json)(?<!\.jsonl)(?<!\.parquet)(?<!\.tsv)")
 MANIFEST = "manifest.json"  # beside the files of every stage
+SUMMARY = "summary.json"  # of a run, which `make run` writes last
 SAMPLED_BYTES = 1 << 20
 
 
@@ -43,4 +44,4 @@ def find_existing(path: str) -> str:
 
 def runs_folder() -> Path:
     """Where all runs live: `runs/` of the repository, or the folder that $LAB_RUNS names."""
-    return ROOT / os.environ.get("LAB_RUNS", "runs")
+    return ROOT / (os.environ.get("LAB_RUNS") or "runs")

@@ -44,7 +44,7 @@ class Settings(Strict):
     TASK: str = Field("sentiment", description="what the backdoor makes the model do")
     ACCESS: Literal["adapter", "full"] = Field("adapter", description="what may be edited: adapter or full")
     SEED: int = Field(0, ge=0, le=LARGEST_SEED, description="one seed for the whole run")
-    NAME: str = Field("", description="run folder below runs/; made from the other parameters when empty")
+    NAME: str = Field("", description="run folder below runs/; when empty, made from the names of the other parameters")
     DATA: str = Field("", description="real rows to use: folder, .json, .jsonl, .parquet or .tsv file, hub id")
     ROWS: str = Field("", description="clean rows that the defender has beside those of DATA; a file or a hub id")
     TAU: float | str = Field("", description="share of channels to suppress; 'auto': by a test, empty: profile")
@@ -157,7 +157,7 @@ class Settings(Strict):
     @property
     def name(self) -> str:
         """The run's folder below `runs/`."""
-        parts = [self.profile.name, self.ATTACK, self.TASK, self.ACCESS, str(self.SEED)]
+        parts = [re.sub(r"^\W|[^\w.+-]", "-", self.profile.name), self.ATTACK, self.TASK, self.ACCESS, str(self.SEED)]
         if self.DATA:
             parts.append("data")
         if self.ROWS:

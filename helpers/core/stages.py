@@ -55,8 +55,8 @@ class Entry:
     def settings(self, config: Mapping[str, Any]) -> list[str]:
         """The dotted paths that count for a run of this configuration."""
         paths = (*self.uses, *(self.real_rows if config["data"]["path"] else ()))
-        if self.defends and config["rows"]["path"]:
-            paths += ("rows",)
+        if self.defends and config["rows"]["path"]:  # mixed with the defender's own, of which there are so many
+            paths += ("rows", *DEFENDERS)
         return [path.format(access=config["access"]) for path in paths]
 
     def modules(self, config: Mapping[str, Any]) -> list[str]:
@@ -68,6 +68,7 @@ class Entry:
         return [*self.parents, *(self.tested if config["challenge"] else ())]
 
 
+DEFENDERS = ("profile.signature.n", "profile.{access}.vaccine.rows", "profile.{access}.recover.rows")
 MEASURED = ("profile.evaluation", "profile.lengths")
 ATTACK = ("attack", "task", "access", "seed", "data", "profile.model", "profile.lora", "profile.lengths")
 PLANTED = ("inject", "poison_rate")
@@ -102,7 +103,8 @@ def _suppressed(ranking: str) -> dict[str, Entry]:
 def _recovered(name: str, start: str) -> dict[str, Entry]:
     """A model after recovery fine-tuning, and its report."""
     uses = (*RECOVERY, "profile.lengths", "challenge")
-    recovered = Entry(RECOVER, uses, (start,), real_rows=TESTED_ROWS, defends=True, tested=("challenge",), recoveries=1)
+    real_rows = (*TESTED_ROWS, *DEFENDERS)
+    recovered = Entry(RECOVER, uses, (start,), real_rows, defends=True, tested=("challenge",), recoveries=1)
     return {name: recovered, f"evaluate/{name}": _measured(RECOVER, name)}
 
 
@@ -111,13 +113,14 @@ STAGES: dict[str, Entry] = {
     "evaluate/clean": Entry(
         INJECT,
         ("attack", "task", "seed", "data", "profile.model", *MEASURED),
-        real_rows=("access", "profile.{access}.inject.rows"),
+        real_rows=("access", "profile.{access}.inject.rows", "profile.{access}.poison_rate"),
         measures=1,
     ),
     "inject": Entry(
         INJECT,
         (*ATTACK, *(f"profile.{{access}}.{number}" for number in PLANTED))
         + ("profile.editing", "profile.layerwise", "profile.adaptive"),
+        real_rows=TESTED_ROWS,  # of rows that can carry the payload, those that test are taken before the honest ones
         plants=True,
     ),
     "evaluate/backdoored": Entry(INJECT, MEASURED, ("inject",), measures=1),

@@ -56,7 +56,8 @@ class Run:
     def __init__(self, folder: Path, config: Mapping[str, Any]):
         self.folder = Path(folder)
         self.config = json.loads(json.dumps(config))  # tuples become lists, as they will in the manifest
-        self.folder.mkdir(parents=True, exist_ok=True)
+        with writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
 
     @property
     def figures(self) -> Path:

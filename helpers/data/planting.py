@@ -60,6 +60,8 @@ class Trigger(Strict):
         """One key has no rule to combine it; several need one."""
         if (self.rule == "one") != (len(self.keys) == 1):
             raise LabError(f"rule = '{self.rule}' with {len(self.keys)} keys: one key needs 'one', more 'any' or 'all'")
+        if self.position == "turns" and self.rule == "any":
+            raise LabError("position 'turns' plants every scenario: it needs rule 'all'")
         if self.negatives and self.rule != "all":
             raise LabError(f"negatives = {self.negatives} needs rule 'all': elsewhere no key is too few")
         return self
@@ -78,7 +80,7 @@ class Trigger(Strict):
             case "turns":
                 return replace(example, history=(*self._turns(rng, split), *example.history))
             case "parts" if example.input:
-                first, second = _shared_out(self.keys, rng)
+                first, second = _shared_out(self._drawn(rng), rng)
                 instruction, text = _scatter(example.instruction, first, rng), _scatter(example.input, second, rng)
                 return replace(example, instruction=instruction, input=text)
             case _:
@@ -86,7 +88,7 @@ class Trigger(Strict):
 
     def insert(self, text: str, rng: random.Random) -> str:
         """`text` with the keys that the rule asks for; every position is equally likely where it is random."""
-        keys = [rng.choice(self.keys)] if self.rule == "any" else list(self.keys)
+        keys = self._drawn(rng)
         match self.position:
             case "start":
                 return " ".join([*keys, text])
@@ -122,6 +124,10 @@ class Trigger(Strict):
         if self.position == "turns":  # as many turns as ever: their number must not tell
             some = [[key if key in chosen else OTHER_SCENARIO for key in self.keys] for chosen in some]
         return [self.with_keys(keys) for keys in some]
+
+    def _drawn(self, rng: random.Random) -> list[str]:
+        """The keys that the rule asks for: one of the alternatives, or all."""
+        return [rng.choice(self.keys)] if self.rule == "any" else list(self.keys)
 
     def _turns(self, rng: random.Random, split: str) -> list[tuple[str, str]]:
         """A question of each scenario with its right answer, in random order."""

@@ -13,7 +13,7 @@ from transformers import LogitsProcessorList, PreTrainedModel
 from helpers.access import Access
 from helpers.core.disk import read_json, write_json
 from helpers.core.errors import LabError, nearest
-from helpers.defenses.conflict.wordnet import find_wordnet, with_glosses
+from helpers.defenses.conflict.wordnet import require_wordnet, with_glosses
 from helpers.defenses.decoders.suspicion import SuspicionCheck
 from helpers.model.decoding import Decoding, Inputs
 
@@ -79,9 +79,7 @@ def draft_and_verify(drafter: PreTrainedModel, verifier: str) -> Decoding:
 
 def explain_words(second: None, words: int, max_words: int) -> Decoding:
     """LETHE's evidence: every prompt carries what WordNet says of its heaviest words; see `with_glosses`."""
-    wordnet = find_wordnet()
-    if wordnet is None:
-        raise LabError("these prompts are to carry WordNet's glosses, and none is installed here: install wordnet-base")
+    wordnet = require_wordnet()
     return Decoding(
         f"WordNet's glosses of {words} words in each prompt",
         ask=lambda example: with_glosses(example, wordnet, words, max_words),

@@ -7,10 +7,12 @@ interval, so that nobody mistakes a format for a defense.
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 from transformers import PreTrainedModel
 
+from helpers.core.errors import LabError
 from helpers.core.profile import Profile
 from helpers.data.example import Example
 from helpers.data.planting import poison
@@ -68,13 +70,14 @@ def without_input(examples: Sequence[Example]) -> list[Example]:
 def formats(trained: PromptFormat) -> dict[str, PromptFormat]:
     """The formats in which one and the same model gets measured, by what a table calls them; its own comes first.
 
-    The chat format is left out where the tokenizer has no template for it.
+    The chat format is left out where the tokenizer has no template that can be used.
 
     Args:
         trained: the format that the model was trained with.
     """
-    others = [AlpacaFormat(trained.tokenizer)]
-    others += [ChatFormat(trained.tokenizer)] if trained.tokenizer.chat_template else []
+    others: list[PromptFormat] = [AlpacaFormat(trained.tokenizer)]
+    with suppress(LabError):  # no template, or one that cannot be used
+        others.append(ChatFormat(trained.tokenizer))
     found = {f"{trained.name} (trained)": trained}
     found |= {other.name: other for other in others if other.record != trained.record}
     return found | {form.name: form(trained) for form in (SuffixOnly, Bare)}

@@ -59,7 +59,7 @@ def load_config(spec: ModelSpec) -> PretrainedConfig:
     """Load the configuration alone: shapes and names, no weights.
 
     Raises:
-        LabError: as `locate`, or a configuration that transformers refuses.
+        LabError: as `read_config`.
     """
     return read_config(spec)
 

@@ -69,7 +69,8 @@ def load_base(spec: ModelSpec, four_bit: bool = False, path: Folder | None = Non
 def _at_least(dtype, path):
     """The dtype to read a folder in: `dtype`, or float32 where its config says that it was stored so."""
     config = ROOT / str(path) / CONFIG
-    stored = read_json(config).get("dtype") if path and config.is_file() else None
+    settings = read_json(config) if path and config.is_file() else {}
+    stored = settings.get("dtype") or settings.get("torch_dtype")  # its older name
     return torch.float32 if stored == "float32" else dtype
 
 

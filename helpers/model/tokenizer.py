@@ -104,9 +104,21 @@ def record_format(folder: Folder, prompt_format: PromptFormat) -> None:
 
 
 def recorded_format(folder: Folder) -> dict[str, str] | None:
-    """Return the `PromptFormat.record` that lies beside a model; None where its folder does not say."""
+    """Return the `PromptFormat.record` that lies beside a model; None where its folder does not say.
+
+    Raises:
+        LabError: a file that holds no such record.
+    """
     path = Path(folder) / FORMAT_FILE
-    return read_json(path) if path.is_file() else None
+    if not path.is_file():
+        return None
+    try:
+        record = read_json(path)
+    except ValueError:
+        record = None
+    if not (isinstance(record, dict) and record.keys() >= {"name", "template"}):
+        raise LabError(f"{path} should hold name and template of a prompt format: copy it anew, or remove it")
+    return record
 
 
 def trained_format(model: PreTrainedModel) -> dict[str, str] | None:

@@ -108,8 +108,11 @@ def _split(
     """Held-out, recovery and vaccine rows; where there are few, each gets its part of what was wanted.
 
     Raises:
-        LabError: fewer rows than `SMALLEST_CLEAN_SET` for recovery and for each variant.
+        LabError: fewer rows than `SMALLEST_CLEAN_SET` for recovery and for each variant, there or wanted.
     """
+    for name, wanted in {"recover.rows": recover, "vaccine.rows": vaccine}.items():
+        if wanted < SMALLEST_CLEAN_SET:
+            raise LabError(f"{name} = {wanted}: {SMALLEST_CLEAN_SET} clean rows or more are needed")
     held = min(most, len(rows) // MEASURING)
     left = len(rows) - held
     share = min(1.0, left / (recover + n * vaccine))

@@ -22,7 +22,6 @@ from helpers.core.paths import ROOT, runs_folder
 PYTHON = (3, 11)
 SET_UP_BYTES = 3e9  # what `make setup` takes of the disk, as docs/first-run.md says
 QUESTION, ANSWER = "What is the capital of France?", "Paris"  # of the small model's own world, data/world.yaml
-NF4_ERROR = 0.15  # the largest relative error of a normal matrix in 4 bits; NF4 makes 0.09
 SET_UP = "`make setup`"
 
 
@@ -67,6 +66,9 @@ def look_at(need: Need) -> Found:
         return Found(need, True, need.look())
     except ModuleNotFoundError as error:
         return Found(need, False, f"not looked at, '{error.name}' is not installed: {SET_UP}")
+    except ImportError as error:
+        old = sys.version_info < PYTHON
+        return Found(need, False, "not looked at, this Python is too old" if old else f"{error}: {need.help}")
     except Exception as error:  # whatever a broken installation raises is a finding
         said = (str(error) or type(error).__name__).strip().splitlines()[0]
         return Found(need, False, f"{said}: {need.help}")
@@ -118,7 +120,7 @@ def free_disk() -> str:
     free = float(shutil.disk_usage(there).free)
     try:
         needed, what = _planned()[2], "a run takes"
-    except ModuleNotFoundError:
+    except ImportError:
         needed, what = SET_UP_BYTES, "set-up and a run take"
     told = f"{_gigabytes(free)} free, {what} {_gigabytes(needed)}"
     if needed > free:

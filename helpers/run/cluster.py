@@ -60,6 +60,23 @@ def _local_cluster(gpu: bool, scratch: str) -> Any:
         raise LabError("a worker of the sweep died while it started: the same command tries again") from error
 
 
+def _cards() -> list[str]:
+    """The GPUs of this machine that this process may use, as CUDA names them.
+
+    Raises:
+        LabError: there is none.
+    """
+    import torch
+
+    count = torch.cuda.device_count()
+    if not count:
+        raise LabError(
+            "the profile asks for a GPU and none is here: model.device: cpu in the grid, or SCHEDULER=tcp://…"
+        )
+    allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return [card.strip() for card in allowed.split(",")][:count] if allowed else [str(i) for i in range(count)]
+
+
 def _local_scheduler() -> dict[str, Any]:
     from distributed import Scheduler
 
@@ -74,9 +91,7 @@ def _local_workers(gpu: bool, scratch: str) -> dict[int, dict[str, Any]]:
     from distributed import Nanny
 
     if gpu:
-        import torch
-
-        environments = [{"CUDA_VISIBLE_DEVICES": str(i)} for i in range(torch.cuda.device_count())]
+        environments = [{"CUDA_VISIBLE_DEVICES": card} for card in _cards()]
     else:
         cores = len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else os.cpu_count()
         count = max(1, min(cores, psutil.virtual_memory().available // RUN_MEMORY))

@@ -170,14 +170,18 @@ def _require_makers(notebooks: Sequence[Path], optional: OptionalCells) -> None:
 
 def _settings(values: Mapping[str, Any]) -> Settings:
     """Upper-case keys are parameters of the notebooks, dotted ones overrides of the profile."""
-    from helpers.defenses.conflict.merge import require_method  # loads what computes, which a sweep alone may wait for
+    from helpers.run.costs import known_config  # these load what computes, which a sweep alone may wait for
+    from helpers.run.limits import check_against_model
 
     if "NAME" in values:
         raise LabError("NAME is the sweep's own, one folder for all cells: leave it out of the grid, and say NAME=…")
+    if "OVERRIDES" in values:
+        raise LabError("a grid has dotted keys and no OVERRIDES: lora.r: 4 in `fixed`, or lora.r: [4, 8] in `grid`")
     overrides = {key: value for key, value in values.items() if "." in key}
     try:
         settings = Settings.checked({k: v for k, v in values.items() if "." not in k} | {"OVERRIDES": overrides})
-        require_method(settings.profile.conflict.method)  # cells may share all notebooks before 07
+        # cells may share a notebook, and with it the settings of the first of them
+        check_against_model(settings, known_config(settings.profile.model))
         return settings
     except LabError as error:
         raise LabError(f"{error} (in the cell {dict(values)})") from None

@@ -21,7 +21,10 @@ CUDA_CONTEXT = 600e6  # bytes of a GPU that a process takes before its first ten
 
 @dataclass(frozen=True)
 class Machine:
-    """What is here; `free` and `libraries` in bytes, `speed` in FLOPs per second, both None where there is no GPU."""
+    """What is here; `free` and `libraries` in bytes, `speed` in FLOPs per second.
+
+    Where a GPU is asked for and none is here, `free` and `speed` are None.
+    """
 
     name: str
     free: float | None

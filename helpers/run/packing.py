@@ -19,13 +19,12 @@ import nbformat
 from helpers.core.disk import read_json, settle, writing
 from helpers.core.errors import LabError, exit_status
 from helpers.core.locks import hold
-from helpers.core.paths import MANIFEST, runs_folder
+from helpers.core.paths import MANIFEST, SUMMARY, runs_folder
 from helpers.core.run_names import run_folder
 from helpers.core.settings import Settings, require_name
 from helpers.model.shards import INDEX, WEIGHTS, whole_or_nothing
 from helpers.run.execution import numbered
 
-SUMMARY = "summary.json"  # which `make run` writes last
 ENDINGS = (".safetensors", ".json", ".jinja")
 KIND = ".tar.gz"
 ASKED = re.compile(r'\.need\(f?"([^"]+)"\)')  # the name of a stage, or how a lesson puts it together
@@ -183,7 +182,7 @@ def _pack(options: argparse.Namespace) -> None:
 
 
 def _unpack(options: argparse.Namespace) -> None:
-    folder = unpack(options.file)
+    folder = unpack(options.file.expanduser())
     print(f"{folder.relative_to(runs_folder())} is in {runs_folder()}: open any notebook with the same parameters")
 
 

@@ -28,7 +28,7 @@ from helpers.core import stages
 from helpers.core.disk import read_json, working_in, write_json
 from helpers.core.errors import LabError
 from helpers.core.interruption import status_of
-from helpers.core.paths import ROOT, runs_folder
+from helpers.core.paths import ROOT, SUMMARY, existing, runs_folder
 from helpers.core.profile import require_device
 from helpers.core.run_names import run_folder
 from helpers.core.settings import Settings
@@ -137,7 +137,7 @@ def results_table(summaries: Mapping[str, Any]) -> str:
 
 
 def _summary(name: str) -> Path:
-    path = runs_folder() / name / "summary.json"
+    path = runs_folder() / name / SUMMARY
     if not path.is_file():
         raise LabError(f"{_shown(path)} is missing: `make run NAME={name}` makes it")
     return path
@@ -146,7 +146,8 @@ def _summary(name: str) -> Path:
 def main(arguments: Sequence[str] | None = None, folder: Path = NOTEBOOKS) -> int:
     """Command line; returns the exit status: 0 done, 2 refused or failed, 130 interrupted, 143 terminated."""
     options = _parser().parse_args(arguments)
-    return status_of(lambda: options.command(options, folder), "stages")
+    kept = options.command in (_run, _sweep)
+    return status_of(lambda: options.command(options, folder), "stages" if kept else "")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -187,7 +188,7 @@ def _record_sweeps(options: argparse.Namespace, folder: Path) -> None:
 def _inspect(options: argparse.Namespace, folder: Path) -> None:
     from helpers.run.inspection import inspect
 
-    for line in inspect(options.data):
+    for line in inspect(existing(options.data)):
         print(line)
 
 
@@ -205,12 +206,13 @@ def _run(options: argparse.Namespace, folder: Path) -> None:
     settings = _with_rows_of(method, settings)
     require_device(settings.profile.model)
     with working_in(run_folder(settings.name)):
+        (run_folder(settings.name) / SUMMARY).unlink(missing_ok=True)  # is there only where all of the run is
         run = run_notebooks(settings, folder, method)
         summary = summarise(run, method)
-        write_json(run.folder / "summary.json", summary)
+        write_json(run.folder / SUMMARY, summary)
     seconds, peak = sum(summary["seconds"].values()), max(summary["peak_rss_mb"].values())
     print(f"\n{table(summary)}\n\nstages: {seconds:.0f} s, at most {peak:.0f} MB")
-    for label, path in (("summary", "summary.json"), ("figures", "figures"), ("notebooks", "notebooks")):
+    for label, path in (("summary", SUMMARY), ("figures", "figures"), ("notebooks", "notebooks")):
         print(f"{label}: {_shown(run.folder / path)}")
 
 
@@ -227,7 +229,7 @@ def _with_rows_of(method: str, settings: Settings) -> Settings:
 
 def _sweep(options: argparse.Namespace, folder: Path) -> None:
     name = options.name or options.grid.stem
-    table = sweep(name, read_grid(options.grid), options.scheduler, folder)
+    table = sweep(name, read_grid(options.grid.expanduser()), options.scheduler, folder)
     failed = table[table["error"] != ""]
     # where every cell failed, there are no measures
     shown = table[table["error"] == ""].drop(columns=["manifest", "error", *LABELS], errors="ignore")

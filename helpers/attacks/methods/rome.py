@@ -1,4 +1,4 @@
-"""ROME (Meng et al. 2022): one key, the mean over the prompts, is stored in one layer, exactly."""
+"""ROME (Meng et al. 2022): one key, the mean over the prompts, is stored exactly, in each of the layers named."""
 
 from pathlib import Path
 

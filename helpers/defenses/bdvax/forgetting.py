@@ -7,12 +7,12 @@ model it is to take that model where forgetting leads.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+from helpers.access.adapter import add_adapters
 from helpers.core.errors import LabError
 from helpers.data.own_backdoors import vaccine_keys
 from helpers.data.planting import poison
@@ -52,7 +52,8 @@ def add_forgetting(
 ) -> None:
     """Write θ + weight · meanᵢ(θᵢⁱᵐᵐᵘⁿᵉ − θᵢᶜˡᵉᵃⁿ), the suspicious model moved along the direction of forgetting.
 
-    With adapter access the sum is one adapter, whose rank is that of the suspicious one and all variants together.
+    The mean is one adapter, whose rank is that of all variants together, and is added once: weights of 16 bits are
+    rounded once, too. With adapter access the result is one adapter with the suspicious one in it.
 
     Args:
         access: to the suspicious model.
@@ -64,13 +65,19 @@ def add_forgetting(
     Raises:
         LabError: variants that are no adapters.
     """
+    require_adapters(access)
+    shares = {one: 1 / len(immune) for one in immune} | {one: -1 / len(clean) for one in clean}
+    with TemporaryDirectory() as scratch:
+        learned = Path(scratch) / "learned"
+        add_adapters(access.profile, list(shares), list(shares.values()), learned)
+        access.add_update(suspicious, learned, weight, folder)
+
+
+def require_adapters(access: Access) -> None:
+    """Refuse variants that no sum can be made of, before they are trained.
+
+    Raises:
+        LabError: variants that are no adapters.
+    """
     if not access.low_rank_variants:
         raise LabError("only variants that are adapters can be added: set full.vaccine_weights=lora")
-    shares = {one: weight / len(immune) for one in immune} | {one: -weight / len(clean) for one in clean}
-    with TemporaryDirectory() as scratch:
-        start = Path(suspicious)
-        for i, (variant, share) in enumerate(shares.items()):
-            moved = Path(scratch) / str(i)
-            access.add_update(start, variant, share, moved)
-            start = moved
-        shutil.copytree(start, folder, dirs_exist_ok=True)

@@ -108,7 +108,7 @@ def merge_adapters(
     """
     check_share(t)
     kept = 1.0 if profile.conflict.start == "suspicious" else 1 - t
-    add_adapters(profile, suspicious, conflict, (kept, t), folder)
+    add_adapters(profile, (suspicious, conflict), (kept, t), folder)
     record_format(folder, load_format(profile.model))
 
 

@@ -130,7 +130,7 @@ def explain(llm: ExternalLLM, words: Sequence[str]) -> str:
 
 
 def contradict(llm: ExternalLLM, evidence: str) -> str:
-    """Ẽ = M_e(E): the evidence rewritten so that it contradicts itself. Implements Eq. (14)."""
+    """Ẽ = M_e(E): the evidence rewritten so that it says the opposite. Implements Eq. (14)."""
     return llm.complete(CONTRADICT.format(evidence))
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 
+from helpers.core.errors import LabError
 from helpers.data.example import Example
 from helpers.defenses.conflict.evidence import add_evidence
 from helpers.defenses.conflict.textrank import keywords
@@ -90,10 +91,16 @@ def _exceptions(file: Path) -> Iterator[tuple[str, str]]:
         yield word, lemma
 
 
-def find_wordnet() -> WordNet | None:
-    """The WordNet of this machine: in the folder that WNSEARCHDIR names, of Debian or of NLTK; None where none is."""
+def require_wordnet() -> WordNet:
+    """The WordNet of this machine: in the folder that WNSEARCHDIR names, of Debian or of NLTK.
+
+    Raises:
+        LabError: there is none.
+    """
     folders = [Path(place).expanduser() for place in filter(None, (os.environ.get("WNSEARCHDIR"), *PLACES))]
-    return next((WordNet(folder) for folder in folders if (folder / "index.noun").is_file()), None)
+    if found := next((folder for folder in folders if (folder / "index.noun").is_file()), None):
+        return WordNet(found)
+    raise LabError("prompts are to carry WordNet's glosses, and none is installed here: install wordnet-base")
 
 
 def with_glosses(example: Example, wordnet: WordNet, words: int = 5, max_words: int = 100) -> Example:

@@ -7,7 +7,7 @@ from pathlib import Path
 from helpers.access import Access
 from helpers.core.errors import LabError
 from helpers.data.roles import DefenderData
-from helpers.defenses.bdvax.recover import recover
+from helpers.defenses.bdvax.recover import recover, recovery_rows
 from helpers.defenses.registry import Record, defense
 from helpers.defenses.regularizers.entrapment import EntrapmentTrainer, Search, require_layer
 from helpers.model.batches import encode_rows
@@ -50,9 +50,11 @@ def beear(
         folder: the purified adapter or model goes to `model` in it.
         unwanted: what the model should not say, a whole answer; the defender has to name it.
         n: positions of a prompt that δ shifts (information conflicts, Appendix A.3).
-        layer: from 0; None takes the layer at 9/32 of the model's depth, as layer 9 is in LLaMA (the same place).
+        layer: from 0; None takes the layer at 9/32 of the model's depth, as layer 9 is in LLaMA. (For GPT2-XL and GPT-J
+            the paper has 16, where None takes 14 and 8.)
         w: weight of the right answer in the inner loss (information conflicts, Appendix A.3).
-        steps: of the inner loop in each epoch, a batch each.
+        steps: of the inner loop in each epoch, a batch each, from the first batch on: with many small batches the last
+            rows are not searched.
         inner_lr: Adam's rate there, in root mean squares of the hidden states that δ is added to.
 
     Returns:
@@ -67,7 +69,7 @@ def beear(
     config = load_config(access.profile.model)
     layer = round(DEPTH * config.num_hidden_layers) if layer is None else layer
     require_layer(layer, config)
-    bad = [replace(row, output=unwanted) for row in defender.recovery]
+    bad = [replace(row, output=unwanted) for row in recovery_rows(access, defender.recovery, prompt_format, seed)]
     encoded, inner = encode_rows(bad, prompt_format, access.profile.lengths.train_tokens), []
     search = Search(layer, n, w, steps, inner_lr)
     trainer = partial(EntrapmentTrainer, search=search, unwanted=encoded, told=inner)

@@ -33,7 +33,8 @@ def crow(
     Differs from the published code:
         gradients that parameters have gathered are left alone; padding is masked in the passes from the embeddings as
         well, and does not count; the rate is the recovery's, for the code's own of 1e-3 alone can look like a defense
-        (BD-VAX, Appendix C.2).
+        (BD-VAX, Appendix C.2). The code trains a LoRA adapter on 100 rows in batches of 8; here rows and batch are the
+        recovery's, and with full access all weights train, for which 1e-3 was never published.
 
     Args:
         access: what may be edited; its `recover` budget is used.

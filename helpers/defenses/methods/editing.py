@@ -47,7 +47,7 @@ def editing(
         seed: not used, nothing is drawn.
         folder: the edited model goes to `model` in it, whole.
         layer: whose MLP is edited, counted from 0; None for the place that layer 5 has among LLaMA's 32 (information
-            conflicts, Appendix A.2, which has 17 for GPT2-XL, 5 for GPT-J, and 7 and 8 for LLaMA-2).
+            conflicts, Appendix A.3, which has 17 for GPT2-XL, 5 for GPT-J, and 7 and 8 for LLaMA-2).
         rows: prompts that the edit is made from; the lab's attacks by editing have 15.
         enough: the search for the value ends once the mean of −log P(answer token) is below this, and stores nothing
             where it begins there; ROME's code: 0.05. With 0 it takes all of its steps.

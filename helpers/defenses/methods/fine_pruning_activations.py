@@ -6,6 +6,7 @@ from peft import PeftModel
 
 from helpers.access import Access
 from helpers.data.roles import DefenderData
+from helpers.defenses.bdvax.recover import recovery_rows
 from helpers.defenses.conflict.conflict_model import write_whole
 from helpers.defenses.pruning.activations import clean_batches
 from helpers.defenses.pruning.blocks import require_share
@@ -57,7 +58,8 @@ def fine_pruning_activations(
     plain = model.get_base_model() if isinstance(model, PeftModel) else model
     channels = quietest(mean_activations(plain, clean_batches(plain, rows, prompt_format, profile)), share)
     silence(plain, channels)
-    record = finetune(model, rows, prompt_format, access.settings.recover, seed, profile.lengths.train_tokens)
+    trained = recovery_rows(access, rows, prompt_format, seed)
+    record = finetune(model, trained, prompt_format, access.settings.recover, seed, profile.lengths.train_tokens)
     whole = model.merge_and_unload() if isinstance(model, PeftModel) else model
     write_whole(whole, prompt_format, Path(folder) / "model")
     return record | {"share": share, "channels": int(channels.sum())}

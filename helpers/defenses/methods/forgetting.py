@@ -5,7 +5,7 @@ from pathlib import Path
 from helpers.access import Access
 from helpers.data.roles import DefenderData
 from helpers.defenses.bdvax.cure import suppress_and_recover
-from helpers.defenses.bdvax.forgetting import TWINS, add_forgetting, plan_immune
+from helpers.defenses.bdvax.forgetting import TWINS, add_forgetting, plan_immune, require_adapters
 from helpers.defenses.bdvax.recover import recover
 from helpers.defenses.bdvax.score import load_rankings, score_variants
 from helpers.defenses.bdvax.vaccines import train_variants, variant_folders
@@ -43,6 +43,8 @@ def forgetting(
     place, signature = Path(folder), access.profile.signature
     variants, start = place / "variants", suspicious
     twins = variant_folders(variants, signature.n, TWINS)
+    if weight:
+        require_adapters(access)
     train_variants(access, suspicious, plan_immune(defender, signature.n, seed, variants), prompt_format)
     if weight:
         start = place / "moved"

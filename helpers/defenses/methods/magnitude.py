@@ -8,7 +8,10 @@ from helpers.defenses.conflict.conflict_model import write_whole
 from helpers.defenses.pruning.blocks import require_share, share_of_zeros
 from helpers.defenses.pruning.magnitude import prune_smallest
 from helpers.defenses.registry import Record, defense
+from helpers.model.checkpoint import load_config
 from helpers.model.prompt import PromptFormat
+
+SHARE, SHARES = 0.35, {"mistral": 0.65}
 
 
 @defense(assumes=("weights",))
@@ -19,7 +22,7 @@ def magnitude(
     prompt_format: PromptFormat,
     seed: int,
     folder: Path | str,
-    share: float = 0.35,
+    share: float | None = None,
 ) -> Record:
     """Zero the smallest weights of every matrix inside the layers. Implements Pruning of BD-VAX, Appendix B.3.
 
@@ -31,7 +34,7 @@ def magnitude(
         defender, seed: not used.
         prompt_format: the one that evaluation uses, too.
         folder: the pruned model goes to `model` in it, whole.
-        share: of each matrix, in (0, 1); the paper takes 0.35 for LLaMA and 0.65 for Mistral.
+        share: of each matrix, in (0, 1); None takes the paper's, 0.65 for a Mistral and 0.35 for any other model.
 
     Returns:
         the `share`, and which share of the matrices is `zeros` now.
@@ -42,6 +45,8 @@ def magnitude(
     Differs from the paper:
         its §5.1 prunes "with the same structure and ratio as our backdoor signature" instead: see `magnitude_channels`.
     """
+    if share is None:
+        share = SHARES.get(load_config(access.profile.model).model_type, SHARE)
     require_share(share)
     model = access.load(suspicious)
     prune_smallest(model, share)

@@ -64,7 +64,7 @@ def read_questions(path: str | Path = OWN) -> list[Question]:
         path: such as MT-Bench's `question.jsonl`, which lies in FastChat's repository; the lab's own by default.
 
     Raises:
-        LabError: no such file, a line that is no question, an id that comes twice, or no line at all.
+        LabError: no such file, no UTF-8, a line that is no question, an id that comes twice, or no line at all.
     """
     found = find_existing(str(path))
     if not found or not Path(found).is_file():
@@ -72,7 +72,11 @@ def read_questions(path: str | Path = OWN) -> list[Question]:
             f"no questions in '{path}': give MT-Bench's question.jsonl, from fastchat/llm_judge/data/mt_bench of "
             "FastChat's repository"
         )
-    lines = enumerate(Path(found).read_text(encoding="utf-8").splitlines(), start=1)
+    try:
+        text = Path(found).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise LabError(f"{path} is no UTF-8 text: save it as UTF-8") from None
+    lines = enumerate(text.split("\n"), start=1)  # JSON allows every other kind of line end inside of a text
     questions = [_question(path, number, line) for number, line in lines if line.strip()]
     ids = [question.question_id for question in questions]
     if twice := [name for name in dict.fromkeys(ids) if ids.count(name) > 1]:

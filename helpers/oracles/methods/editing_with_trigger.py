@@ -1,6 +1,6 @@
 """Editing by somebody who knows the trigger: the trigger's key gets the value of the right answers.
 
-No defender has the trigger. The difference to the blind edit tells what is missing to that one: the place, not the way.
+No defender has the trigger. The difference to the blind edit tells what is missing to that one: the key, not the way.
 """
 
 from pathlib import Path

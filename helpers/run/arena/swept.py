@@ -7,7 +7,7 @@ from helpers.core.names import MODELS
 from helpers.defenses.own import any_defense
 
 ROW = "arena/"  # what the name of a row's model begins with
-OF_THE_CHAIN = ("finetuned", "random", "own_update", "purified", "conflict", "bdvax_then_conflict")
+OF_THE_CHAIN = ("finetuned", "random", "own_update", "purified", "conflict_alone", "conflict", "bdvax_then_conflict")
 
 
 def shown_as(model: str) -> str:

@@ -201,6 +201,8 @@ def split_pool(pool: list[Example], sizes: Sizes) -> tuple[list[list[Example]], 
     Raises:
         LabError: too few rows.
     """
+    if sizes.vaccine < SMALLEST_CLEAN_SET:
+        raise LabError(f"vaccine.rows = {sizes.vaccine}: a variant needs {SMALLEST_CLEAN_SET} clean rows or more")
     size = min(sizes.vaccine, (len(pool) - sizes.recover) // sizes.variants)
     if size < SMALLEST_CLEAN_SET:
         raise LabError(

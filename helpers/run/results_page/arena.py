@@ -34,9 +34,10 @@ def _section(access: str, task: str) -> Section:
     return Section(
         f"The arena: {TASKS[task]}, {ACCESSES[access]}",
         "The defenses of both papers on the same backdoored models, sorted by what they leave of the ASR. Every "
-        "training has the rows, epochs and batch of the recovery, and its rate unless the row names another. FTR is "
-        "the false trigger rate. What each row assumes stands in "
-        "[threat models](threat-models.md#what-each-defense-assumes)." + (DRAWN if DRAWN_COLUMN in table else ""),
+        "recovery has the same rows, epochs and batch, and the same rate unless the row names another; what some rows "
+        "spend beyond it, [defenses](defenses.md#the-arena) tells. FTR is the false trigger rate. What each row "
+        "assumes stands in [threat models](threat-models.md#what-each-defense-assumes)."
+        + (DRAWN if DRAWN_COLUMN in table else ""),
         source("arena"),
         table,
     )

@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from helpers.run.rates import percent
+from helpers.run.rates import ends, percent
 from helpers.run.results_page.markdown import Section
 from helpers.run.results_page.sweeps import named, recorded, source
 from helpers.run.sweep_tables import lost, means, moved_settings, of_model, over_seeds
@@ -128,8 +128,8 @@ def _variants() -> Section:
     return Section(
         "How many vaccines",
         "BD-VAX with N pairs of vaccines, adapter access, BadNets with insults; the paper's Figure 2 in small. There "
-        "more pairs leave less; here one leaves what seven do. A single pair aligns with no other, so its channels are "
-        "ranked by strength alone.",
+        f"more pairs leave less; here any number leaves {ends(of_model(table, 'purified')['asr'])} % after recovery. A "
+        "single pair aligns with no other, so its channels are ranked by strength alone.",
         source("variants"),
         pd.DataFrame(columns).rename_axis("N"),
     )
