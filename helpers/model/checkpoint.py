@@ -88,7 +88,7 @@ def read_config(spec: ModelSpec, path: Folder | None = None) -> PretrainedConfig
     """Load the configuration of a model, or that of the folder `path`.
 
     Raises:
-        LabError: as `load_config`, or weights that are quantized already.
+        LabError: as `locate`, a configuration that transformers refuses, or weights that are quantized already.
     """
     config = from_pretrained(AutoConfig, spec, path)
     check_unquantized(getattr(config, "quantization_config", None), path or spec.path)

@@ -46,7 +46,7 @@ class Part:
 
 PARTS = (
     Part("architecture.md", "stages", "helpers/core/stages.py", stage_graph),
-    Part("threat-models.md", "assumptions", "helpers/defenses/methods/", assumptions),
+    Part("threat-models.md", "assumptions", "helpers/defenses/methods/ and helpers/oracles/methods/", assumptions),
 )
 
 
