@@ -171,7 +171,8 @@ def test_no_oracle_counts_among_the_defenses_that_do_as_well():
     (sentence,) = (finding.text for finding in findings() if "arena, full access, BadNets (insult)" in finding.text)
     assert "BEEAR" in sentence and "trigger known" not in sentence
     rows = {row["model"] for row in read(RESULTS / "arena.json")["rows"] if row["model"].startswith("arena/")}
-    assert f"Of {len(rows) - 1} other defenses" in sentence
+    of_the_chain = {"finetuned", "random", "own_update", "conflict_alone", "conflict", "bdvax_then_conflict"}
+    assert f"Of {len(rows) - 1 + len(of_the_chain)} other methods" in sentence
 
 
 def test_the_table_of_perturbed_rows_holds_the_sweeps_numbers(shown):
