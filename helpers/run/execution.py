@@ -15,7 +15,7 @@ from helpers.core.errors import LabError
 from helpers.core.paths import ROOT
 
 NOTEBOOKS = ROOT / "notebooks"
-CELL_SECONDS = 3600
+CELL_SECONDS = 24 * 3600  # a training of a large model on a slow card takes hours, and so do all rows of the arena
 OPTIONAL = "optional"  # tag of cells that no later notebook needs: controls, studies, checks by hand
 CONTROL = "control"  # a second tag of those among them that the controls need
 CONTROLS = "controls"
