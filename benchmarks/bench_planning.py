@@ -11,7 +11,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--cells", type=int, default=10_000)
     cells = parser.parse_args().cells
-    grid = Grid(grid={"SEED": list(range(10)), "adapter.suppress.tau": [i / cells for i in range(1, cells // 10 + 1)]})
+    grid = Grid(grid={"SEED": list(range(10)), "adapter.suppress.tau": [0.1 + i / cells for i in range(cells // 10)]})
     start = time.perf_counter()
     plan = plan_sweep("benchmark", grid)
     missing = plan.missing()

@@ -102,7 +102,7 @@ def read_grid(path: Path) -> Grid:
 
 
 def plan_sweep(name: str, grid: Grid, folder: Path = NOTEBOOKS) -> Plan:
-    """The graph of a grid; nothing runs, no model is read. Ten thousand cells take seconds.
+    """The graph of a grid; nothing runs, of a model its config is read. Ten thousand cells take seconds.
 
     Raises:
         LabError: a notebook or a setting that does not exist (it names the cell), a notebook whose inputs none before
@@ -113,9 +113,9 @@ def plan_sweep(name: str, grid: Grid, folder: Path = NOTEBOOKS) -> Plan:
     plan = Plan(name, runs_folder() / name)
     notebooks = _chosen(folder, grid.notebooks)
     _require_makers(notebooks, grid.optional)
-    versions, files = {path: _version(path, grid.optional) for path in notebooks}, {}
+    versions, files, limits = {path: _version(path, grid.optional) for path in notebooks}, {}, {}
     for cell in grid.cells():
-        settings = _settings(grid.fixed | cell)
+        settings = _settings(grid.fixed | cell, limits)
         values = settings.values()
         sources = [values["profile"]["model"]["path"], values["data"]["path"], values["rows"]["path"]]
         for path in sources:
@@ -168,10 +168,17 @@ def _require_makers(notebooks: Sequence[Path], optional: OptionalCells) -> None:
                 )
 
 
-def _settings(values: Mapping[str, Any]) -> Settings:
-    """Upper-case keys are parameters of the notebooks, dotted ones overrides of the profile."""
+def _settings(values: Mapping[str, Any], limits: dict[str, Any]) -> Settings:
+    """Upper-case keys are parameters of the notebooks, dotted ones overrides of the profile.
+
+    All that a model cannot follow is refused here: cells may share a notebook, and with it the settings of the first.
+
+    Args:
+        values: of a cell.
+        limits: of the models that were met, by path; those of a new one are added.
+    """
     from helpers.run.costs import known_config  # these load what computes, which a sweep alone may wait for
-    from helpers.run.limits import check_against_model
+    from helpers.run.limits import Limits
 
     if "NAME" in values:
         raise LabError("NAME is the sweep's own, one folder for all cells: leave it out of the grid, and say NAME=…")
@@ -180,8 +187,10 @@ def _settings(values: Mapping[str, Any]) -> Settings:
     overrides = {key: value for key, value in values.items() if "." in key}
     try:
         settings = Settings.checked({k: v for k, v in values.items() if "." not in k} | {"OVERRIDES": overrides})
-        # cells may share a notebook, and with it the settings of the first of them
-        check_against_model(settings, known_config(settings.profile.model))
+        model = settings.profile.model
+        if model.path not in limits:
+            limits[model.path] = Limits(known_config(model))
+        limits[model.path].check(settings)
         return settings
     except LabError as error:
         raise LabError(f"{error} (in the cell {dict(values)})") from None

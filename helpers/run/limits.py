@@ -4,6 +4,8 @@ A number of heads, a layer or a length is right or wrong for one model only, and
 hours after the first training. Everything here is read off the model's config; no weight is.
 """
 
+import functools
+
 from transformers import PretrainedConfig
 
 from helpers.attacks.behaviors import behavior
@@ -20,22 +22,51 @@ from helpers.model.generate import prompt_room
 
 
 def check_against_model(settings: Settings, config: PretrainedConfig) -> None:
-    """Refuse settings that this model cannot follow, whichever stage would be the first to use them.
+    """Refuse settings that this model cannot follow; see `Limits.check`.
 
     Args:
         settings: what is asked for.
         config: of the model that the settings name.
 
     Raises:
-        LabError: such a setting, its value and what the model has: lengths beyond its positions, more heads than there
-            are, a share of channels that selects none, layers that are not there, an unknown way to merge, a plan of
-            layers that cannot be merged, or an attack whose method needs what this access or these rows do not give.
+        LabError: such a setting.
     """
-    _check_lengths(settings.profile.lengths, config)
-    _check_heads(settings, config)
-    _check_shares(settings, config)
-    _check_attack(settings, config)
-    _check_merge(settings.profile.conflict, config)
+    Limits(config).check(settings)
+
+
+class Limits:
+    """What a model allows, for any number of settings.
+
+    Args:
+        config: of the model.
+    """
+
+    def __init__(self, config: PretrainedConfig):
+        self.config = config
+
+    def check(self, settings: Settings) -> None:
+        """Refuse settings that this model cannot follow, whichever stage would be the first to use them.
+
+        Args:
+            settings: what is asked for.
+
+        Raises:
+            LabError: such a setting, its value and what the model has: lengths beyond its positions, more heads than
+                there are, a share of channels that selects none, layers that are not there, an unknown way to merge, a
+                plan of layers that cannot be merged, or an attack whose method needs what this access or these rows do
+                not give.
+        """
+        _check_lengths(settings.profile.lengths, self.config)
+        _check_heads(settings, self.config)
+        _check_shares(settings, self._channels)
+        _check_attack(settings, self.config)
+        _check_merge(settings.profile.conflict, self.config)
+
+    @functools.cached_property
+    def _channels(self) -> list[int]:
+        """How many channels each matrix has that is ranked; the model is built without storage for it."""
+        sizes = matrix_sizes(self.config)
+        return [sizes[slot.module][slot.side] for layer in mlp_slots(self.config) for slot in layer]
 
 
 def _check_lengths(lengths: Lengths, config: PretrainedConfig) -> None:
@@ -59,12 +90,10 @@ def _check_heads(settings: Settings, config: PretrainedConfig) -> None:
         )
 
 
-def _check_shares(settings: Settings, config: PretrainedConfig) -> None:
+def _check_shares(settings: Settings, channels: list[int]) -> None:
     """Refuse a τ that rounds to no channel at all: it suppresses nothing and cannot be told from its controls."""
     profile, access = settings.profile, settings.ACCESS
-    sizes = matrix_sizes(config)
-    ranked = [sizes[slot.module][slot.side] for layer in mlp_slots(config) for slot in layer]
-    ranked = ranked if profile.signature.scope == "module" else [sum(ranked)]
+    ranked = channels if profile.signature.scope == "module" else [sum(channels)]
     shares = {f"{access}.suppress.tau": [profile.access(access).suppress.tau]}
     if settings.TAU == AUTO:
         shares[f"challenge.taus.{access}"] = getattr(profile.challenge.taus, access)
