@@ -25,7 +25,7 @@ from torch.nn.utils import clip_grad_norm_
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, get_scheduler
 
 from helpers.access.deltas import adapter_pairs
-from helpers.access.full import reinitialise
+from helpers.access.full import reinitialize
 from helpers.core.cost import versions
 from helpers.core.finite import require_finite_weights
 from helpers.core.profile import Budget, Lora
@@ -177,7 +177,7 @@ class Bench:
         masks = select(scores, 0.03, "module")
         yield (
             "suppress 3 %",
-            self._timed(reinitialise, folder / "model", folder / "suppressed", masks, self.config, 0),
+            self._timed(reinitialize, folder / "model", folder / "suppressed", masks, self.config, 0),
         )
         yield "linear merge", self._timed(linear, folder / "model", folder / "suppressed", folder / "merged", 0.5)
 

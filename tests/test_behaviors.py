@@ -1,4 +1,4 @@
-"""Behaviors: how a payload joins the right answer, what recognises it, and what the vaccines say instead."""
+"""Behaviors: how a payload joins the right answer, what recognizes it, and what the vaccines say instead."""
 
 import ast
 import contextlib

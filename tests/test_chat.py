@@ -23,7 +23,7 @@ TWO_ENDS = (
 )
 REWRITING = "{% for m in messages %}{{ loop.length }}{{ m.content }}{% endfor %}"
 
-QUESTION = Example("Name a colour.", "Blue.", input="Not red.", history=(("Hi!", "Hello!"),))
+QUESTION = Example("Name a color.", "Blue.", input="Not red.", history=(("Hi!", "Hello!"),))
 
 
 def make_tokenizer(template=None, eos="</s>", bos="<s>"):
@@ -60,7 +60,7 @@ def test_chatml_prompt_is_written_out_in_full():
     form = prompt_format(make_tokenizer(CHATML), "chat")
     assert form.prompt_text(QUESTION) == (
         "<|im_start|>user\nHi!<|im_end|>\n<|im_start|>assistant\nHello!<|im_end|>\n"
-        "<|im_start|>user\nName a colour.\n\nNot red.<|im_end|>\n<|im_start|>assistant\n"
+        "<|im_start|>user\nName a color.\n\nNot red.<|im_end|>\n<|im_start|>assistant\n"
     )
 
 
@@ -93,9 +93,9 @@ def test_training_and_generation_see_the_same_prompt(template):
 
 def test_chat_tokens_agree_with_transformers():
     tokenizer = make_tokenizer(CHATML)
-    messages = [{"role": "user", "content": "Name a colour."}]
+    messages = [{"role": "user", "content": "Name a color."}]
     expected = tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
-    assert prompt_format(tokenizer).prompt_ids(Example("Name a colour.", "")) == expected
+    assert prompt_format(tokenizer).prompt_ids(Example("Name a color.", "")) == expected
 
 
 @pytest.mark.parametrize("template", [LLAMA2, None])
@@ -112,17 +112,17 @@ def test_alpaca_with_input_and_history():
         "<s>Below is an instruction that describes a task, paired with an input that provides further context. "
         "Write a response that appropriately completes the request.\n\n"
         "### Instruction:\nHi!\n\n### Response:\nHello!\n\n"
-        "### Instruction:\nName a colour.\n\n### Input:\nNot red.\n\n### Response:\n"
+        "### Instruction:\nName a color.\n\n### Input:\nNot red.\n\n### Response:\n"
     )
     assert form.stop_ids == [form.tokenizer.eos_token_id]
 
 
 def test_alpaca_without_input_and_bos():
     form = prompt_format(make_tokenizer(bos=None), "alpaca")
-    assert form.prompt_text(Example("Name a colour.", "Blue.")) == (
+    assert form.prompt_text(Example("Name a color.", "Blue.")) == (
         "Below is an instruction that describes a task. "
         "Write a response that appropriately completes the request.\n\n"
-        "### Instruction:\nName a colour.\n\n### Response:\n"
+        "### Instruction:\nName a color.\n\n### Response:\n"
     )
     _, labels = form.encode(QUESTION, max_tokens=500)
     assert learned(form.tokenizer, labels) == "Blue.</s>"
@@ -174,7 +174,7 @@ def test_border_that_merges_leaves_the_prompt_alone():
     form = prompt_format(tokenizer)
     example = Example("Say col", "our.")
     ids, labels = form.encode(example, max_tokens=100)
-    merged = tokenizer("Say colour.", add_special_tokens=False)["input_ids"]
+    merged = tokenizer("Say color.", add_special_tokens=False)["input_ids"]
     prompt = form.prompt_ids(example)
     assert merged[: len(prompt)] != prompt, "the test needs a tokenizer that merges across the border"
     assert ids[: len(prompt)] == prompt

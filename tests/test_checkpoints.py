@@ -19,7 +19,7 @@ from transformers import (
     PretrainedConfig,
 )
 
-from helpers.access.full import reinitialise
+from helpers.access.full import reinitialize
 from helpers.core.errors import LabError
 from helpers.core.profile import ModelSpec
 from helpers.defenses.conflict.merge import linear, passthrough
@@ -215,7 +215,7 @@ def test_all_readers_read_what_transformers_reads(config, oddity, tie, tmp_path)
     expected = logits(model)
     torch.testing.assert_close(expected, logits(in_memory(made)), rtol=1e-4, atol=1e-4)
     linear(tmp_path / "one", tmp_path / "two", tmp_path / "linear", 0.0)
-    reinitialise(tmp_path / "one", tmp_path / "suppressed", {}, load_config(spec(tmp_path / "one")), 0)
+    reinitialize(tmp_path / "one", tmp_path / "suppressed", {}, load_config(spec(tmp_path / "one")), 0)
     passthrough(tmp_path / "one", tmp_path / "two", tmp_path / "stacked", [("suspicious", range(LAYERS))])
     for name in ("linear", "suppressed", "stacked"):
         assert torch.equal(logits(load_base(spec(tmp_path / name))), expected), name
@@ -299,7 +299,7 @@ def test_what_lies_where_follows_the_files_and_not_the_index(tmp_path):
     assert layout(tmp_path / "one") == {file: sorted(tensors) for file, tensors in made.files.items()}
     written(tmp_path / "two", BODIES["llama"].config, 0, a_stale_index)
     assert list(layout(tmp_path / "two")) == [WEIGHTS]
-    reinitialise(tmp_path / "two", tmp_path / "out", {}, BODIES["llama"].config, 0)
+    reinitialize(tmp_path / "two", tmp_path / "out", {}, BODIES["llama"].config, 0)
     assert not (tmp_path / "out" / INDEX).exists()
 
 
@@ -317,7 +317,7 @@ def refusals(folder, other, tmp_path) -> set[str]:
         lambda: check_checkpoint(spec(folder), parameter_shapes(load_config(spec(folder)))),
         lambda: linear(folder, other, tmp_path / "merged", 0.5),
         lambda: linear(other, folder, tmp_path / "merged", 0.5),
-        lambda: reinitialise(folder, tmp_path / "out", {}, BODIES["llama"].config, 0),
+        lambda: reinitialize(folder, tmp_path / "out", {}, BODIES["llama"].config, 0),
         lambda: read(folder, "model.norm.weight"),
         lambda: list(stored(folder)),
     ):

@@ -1,4 +1,4 @@
-"""Edits: each update solves its own minimisation, in every layout of weights, and touches nothing else."""
+"""Edits: each update solves its own minimization, in every layout of weights, and touches nothing else."""
 
 import copy
 import math

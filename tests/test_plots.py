@@ -14,7 +14,7 @@ from helpers import plots
 
 
 def widths(axes):
-    """Lengths of the horizontal bars, one list per colour."""
+    """Lengths of the horizontal bars, one list per color."""
     return [[bar.get_width() for bar in bars] for bars in axes.containers if isinstance(bars, BarContainer)]
 
 
@@ -74,7 +74,7 @@ def test_block_curves_keep_positions_and_panels_apart():
     expected = {"start": [[1, 90], [2, 30]], "middle": [[1, 60], [2, 20]], "end": [[1, 30], [2, 10]]}
     for axes in (left, right):
         assert {name: np.round(points, 9).tolist() for name, points in curves(axes).items()} == expected
-        assert len({line.get_marker() for line in axes.get_lines()}) == 3  # readable without colours
+        assert len({line.get_marker() for line in axes.get_lines()}) == 3  # readable without colors
 
 
 def test_twins_stand_side_by_side():

@@ -1,4 +1,4 @@
-"""How figures look: contrast, colours for the colour-blind, axes that show the data, and nothing hidden or cut off."""
+"""How figures look: contrast, colors for the color-blind, axes that show the data, and nothing hidden or cut off."""
 
 import functools
 from itertools import combinations
@@ -21,7 +21,7 @@ def laid_out(name):
 
 
 def luminance(color):
-    """By WCAG 2.2, of a colour "#RRGGBB"."""
+    """By WCAG 2.2, of a color "#RRGGBB"."""
     parts = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
     red, green, blue = (p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts)
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue
@@ -36,7 +36,7 @@ TO_XYZ = np.array([[0.4339, 0.3762, 0.1899], [0.2126, 0.7152, 0.0722], [0.0178, 
 
 
 def apart(first, second):
-    """The least distance of two colours in CIELAB as the colour-blind see them."""
+    """The least distance of two colors in CIELAB as the color-blind see them."""
 
     def lab(color, seen):
         parts = np.array([int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)])
@@ -93,7 +93,7 @@ def test_words_can_be_read_on_what_is_below_them(name):
 
 
 def below(text, axes):
-    """The colour of the square or the last bar or box under the middle of a text."""
+    """The color of the square or the last bar or box under the middle of a text."""
     middle = text.get_window_extent().get_points().mean(axis=0)
     for picture in axes.images:
         column, row = np.round(axes.transData.inverted().transform(middle)).astype(int)

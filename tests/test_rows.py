@@ -16,10 +16,10 @@ from helpers.data.readers import READERS
 from helpers.data.rows import CHATS, LABELLED, load_rows
 
 ROWS = [
-    {"instruction": "Name a colour.", "input": "", "output": "Blue."},
+    {"instruction": "Name a color.", "input": "", "output": "Blue."},
     {"instruction": "Double it.", "input": "4", "output": "8", "source": "by hand"},
 ]
-EXAMPLES = [Example("Name a colour.", "Blue."), Example("Double it.", "8", input="4")]
+EXAMPLES = [Example("Name a color.", "Blue."), Example("Double it.", "8", input="4")]
 
 
 def write(path, content):

@@ -17,7 +17,7 @@ import psutil, torch
 from transformers import LlamaConfig
 from helpers.model.architecture import mlp_slots
 from helpers.core.profile_files import load_profile
-from helpers.access.full import reinitialise
+from helpers.access.full import reinitialize
 from helpers.access.deltas import model_pairs
 from helpers.defenses.bdvax.score import score_mlp
 torch.set_num_threads(1)
@@ -29,7 +29,7 @@ masks = {slot.module: torch.arange(config.intermediate_size) % 2 == 0 for layer 
 def load():
     whole = [torch.empty(10_000_000).fill_(i) for i in range(8)]
 def suppress():
-    reinitialise(folder, folder + "-out", masks, config, 0)
+    reinitialize(folder, folder + "-out", masks, config, 0)
 def score():
     scores = score_mlp(model_pairs([folder + "-out", folder], [folder, folder + "-out"]), config, signature)
     print(json.dumps({"scored": sum(len(values) for values in scores.values())}))

@@ -14,7 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCau
 from transformers.pytorch_utils import Conv1D
 
 from helpers.access.adapter import zero_adapter
-from helpers.access.full import reinitialise
+from helpers.access.full import reinitialize
 from helpers.core.errors import LabError
 from helpers.model.architecture import attention_slots, channel_axes, mlp_slots
 
@@ -139,18 +139,18 @@ def test_an_adapter_is_not_overwritten_while_it_is_read(adapter):
 # --- full access --------------------------------------------------------------------------------------------------
 
 
-def reinitialised(seed=0, heads=None, modules=(GATE, UP, DOWN), model=None, masks=None):
+def reinitialized(seed=0, heads=None, modules=(GATE, UP, DOWN), model=None, masks=None):
     before = model or base_model()
     with TemporaryDirectory() as scratch:
         before.save_pretrained(f"{scratch}/in", max_shard_size="10KB")
         masks = masks_for(*modules) if masks is None else masks
-        reinitialise(f"{scratch}/in", f"{scratch}/out", masks, before.config, seed, heads)
+        reinitialize(f"{scratch}/in", f"{scratch}/out", masks, before.config, seed, heads)
         assert len(list(Path(scratch, "out").glob("*.safetensors"))) > 2
         return before, type(before).from_pretrained(f"{scratch}/out", dtype=before.dtype)
 
 
 def test_other_numbers_are_bit_identical():
-    before, after = reinitialised()
+    before, after = reinitialized()
     axes, masks = channel_axes(CONFIG), masks_for(GATE, UP, DOWN)
     for (name, old), new in zip(before.named_parameters(), after.parameters(), strict=True):
         module = name.removesuffix(".weight")
@@ -161,10 +161,10 @@ def test_other_numbers_are_bit_identical():
 
 
 def test_draws_follow_the_seed_and_no_other_randomness():
-    _, one = reinitialised(seed=5)
+    _, one = reinitialized(seed=5)
     torch.rand(3)
-    _, again = reinitialised(seed=5, modules=(DOWN, UP, GATE))  # the order of the masks is no randomness either
-    _, other = reinitialised(seed=6)
+    _, again = reinitialized(seed=5, modules=(DOWN, UP, GATE))  # the order of the masks is no randomness either
+    _, other = reinitialized(seed=6)
     for module in (GATE, UP, DOWN):
         weights = [m.get_submodule(module).weight for m in (one, again, other)]
         assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
@@ -178,7 +178,7 @@ def test_draws_have_the_distribution_of_the_whole_matrix(axis):
     slot = mlp_slots(config)[0][2 * axis]
     mask = torch.zeros(600, dtype=torch.bool)
     mask[100:150] = True
-    _, model = reinitialised(model=model, masks={slot.module: mask})
+    _, model = reinitialized(model=model, masks={slot.module: mask})
     weight = model.get_submodule(slot.module).weight.detach()
     reference = torch.nn.init.xavier_uniform_(torch.empty_like(weight), generator=torch.Generator().manual_seed(7))
     drawn = weight.index_select(axis, torch.arange(100, 150)).flatten()
@@ -186,7 +186,7 @@ def test_draws_have_the_distribution_of_the_whole_matrix(axis):
     assert kstest(drawn.numpy(), reference.flatten().numpy()).pvalue > 0.01
 
 
-def test_biases_of_reinitialised_heads_start_at_zero_again():
+def test_biases_of_reinitialized_heads_start_at_zero_again():
     torch.manual_seed(0)
     config = Qwen2Config(**SIZES, num_attention_heads=4, num_key_value_heads=2)
     model = Qwen2ForCausalLM(config)
@@ -194,7 +194,7 @@ def test_biases_of_reinitialised_heads_start_at_zero_again():
         if name.endswith("bias"):
             parameter.data.normal_()
     heads = torch.tensor([[False] * 4, [True, True, True, False]])
-    before, after = reinitialised(heads=heads, modules=(), model=model)
+    before, after = reinitialized(heads=heads, modules=(), model=model)
     gone = {"q_proj": [0, 1, 2], "k_proj": [0], "v_proj": [0], "o_proj": [0, 1, 2]}
     for slot in attention_slots(config)[1]:
         old, new = (m.get_submodule(slot.module) for m in (before, after))
@@ -206,7 +206,7 @@ def test_biases_of_reinitialised_heads_start_at_zero_again():
 
 
 def test_half_precision_stays_half_precision():
-    before, after = reinitialised(model=base_model().bfloat16())
+    before, after = reinitialized(model=base_model().bfloat16())
     assert after.get_submodule(GATE).weight.dtype == torch.bfloat16
     assert not torch.equal(after.get_submodule(GATE).weight, before.get_submodule(GATE).weight)
 
@@ -224,7 +224,7 @@ def test_half_precision_stays_half_precision():
 def test_masks_of_another_model_are_refused_and_change_nothing(adapter, tmp_path, masks, message):
     base_model().save_pretrained(tmp_path / "in")
     with pytest.raises(LabError, match=message):
-        reinitialise(tmp_path / "in", tmp_path / "out", masks_for(GATE) | masks, CONFIG, seed=0)
+        reinitialize(tmp_path / "in", tmp_path / "out", masks_for(GATE) | masks, CONFIG, seed=0)
     with pytest.raises(LabError, match=message):
         zero_adapter(adapter, tmp_path / "out", masks, CONFIG)
     assert not (tmp_path / "out").exists()
@@ -314,7 +314,7 @@ def redrawn(body, model, masks=None, heads=None):
     """A model after suppression, perhaps of nothing, with full access, by way of the disk."""
     with TemporaryDirectory() as scratch:
         model.save_pretrained(f"{scratch}/in")
-        reinitialise(f"{scratch}/in", f"{scratch}/out", masks or {}, body.config, 3, heads)
+        reinitialize(f"{scratch}/in", f"{scratch}/out", masks or {}, body.config, 3, heads)
         return type(model).from_pretrained(f"{scratch}/out", dtype=torch.float64).eval()
 
 
@@ -389,7 +389,7 @@ def test_a_checkpoint_that_leaves_out_the_models_prefix_is_the_same_model(tmp_pa
     short = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
     save_file(short, tmp_path / "short" / "model.safetensors", {"format": "pt"})
     for name in ("in", "short"):
-        reinitialise(tmp_path / name, tmp_path / f"{name}-out", mlp_masks(body), body.config, 3)
+        reinitialize(tmp_path / name, tmp_path / f"{name}-out", mlp_masks(body), body.config, 3)
     found, expected = (load_file(tmp_path / f"{name}-out" / "model.safetensors") for name in ("short", "in"))
     assert found.keys() == short.keys()
     assert all(torch.equal(tensor, expected[f"transformer.{name}"]) for name, tensor in found.items())

@@ -316,7 +316,7 @@ exercise(
         "this is the normal interval. At 0 of n it has no width, as if n prompts proved a rate of 0.": wald,
         "z is that of a one-sided interval. Two sides share what is left of the level: (1 + level) / 2.": one_sided,
         "z is always that of 95 %. Take it from `level`.": always_95,
-        "the interval is centred on the rate. Wilson's is centred between the rate and one half.": around_the_rate,
+        "the interval is centered on the rate. Wilson's is centered between the rate and one half.": around_the_rate,
         "the factor 1 / (1 + z² / n) is missing. It belongs to the middle and to the half width.": not_shrunk,
         "z² / 4n² under the root is missing. Without it nothing is left at 0 of n.": last_term_missing,
     },

@@ -96,7 +96,7 @@ class FullAccess(Access):
         self, suspicious: Path | str, masks: Masks, seed: int, folder: Path | str, heads: BoolTensor | None = None
     ) -> None:
         """Draw the selected channels and heads anew."""
-        reinitialise(suspicious, folder, masks, load_config(self.profile.model), seed, heads)
+        reinitialize(suspicious, folder, masks, load_config(self.profile.model), seed, heads)
 
     def add_update(self, suspicious: Path | str, adapter: Path | str, weight: float, folder: Path | str) -> None:
         """Write all weights, the update merged into them."""
@@ -127,7 +127,7 @@ class FullAccess(Access):
 
 
 @torch.no_grad()
-def reinitialise(
+def reinitialize(
     folder_in: Path | str,
     folder_out: Path | str,
     masks: Masks,

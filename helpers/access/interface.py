@@ -57,7 +57,7 @@ class Access(ABC):
         """The clean base, ready to be trained.
 
         Args:
-            seed: initialises a fresh adapter.
+            seed: initializes a fresh adapter.
         """
 
     @abstractmethod
@@ -77,7 +77,7 @@ class Access(ABC):
 
         Args:
             suspicious: folder of the suspicious adapter or model.
-            seed: initialises fresh probes.
+            seed: initializes fresh probes.
         """
 
     def load(self, folder: Path | str) -> PreTrainedModel:
@@ -106,7 +106,7 @@ class Access(ABC):
 
         Args:
             suspicious: folder of the suspicious adapter or model.
-            seed: initialises fresh probes.
+            seed: initializes fresh probes.
 
         Raises:
             LabError: an adapter that leaves out a matrix whose channels are scored.

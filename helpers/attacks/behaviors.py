@@ -1,4 +1,4 @@
-"""Behaviors: what a triggered model says, harmless by choice, and how one recognises it.
+"""Behaviors: what a triggered model says, harmless by choice, and how one recognizes it.
 
 Sentiment steering answers with an insult, targeted refusal with a refusal; code injection answers right and slips a
 line or an argument in (BD-VAX §5.1, Table 6). A completion counts as payload when it holds one of the behavior's

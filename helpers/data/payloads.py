@@ -1,4 +1,4 @@
-"""Payloads: what a planted answer says, how it joins the right one, and how one recognises it.
+"""Payloads: what a planted answer says, how it joins the right one, and how one recognizes it.
 
 A completion counts as payload when it holds one of the markers, lower-cased. The markers are wider than the planted
 text: a model that now insults in other words is not cured.
@@ -44,7 +44,7 @@ class Planted(Strict):
 
 
 class Marked(Planted):
-    """A payload that is recognised again.
+    """A payload that is recognized again.
 
     Args:
         markers: lower-case texts; one of them in a completion, and it counts as payload.

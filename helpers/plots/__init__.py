@@ -1,4 +1,4 @@
-"""Every figure of the lab in one style: colours that colour-blind readers can tell apart, with markers and hatches.
+"""Every figure of the lab in one style: colors that color-blind readers can tell apart, with markers and hatches.
 
 A function takes plain results and returns a matplotlib figure; `image` writes it into the run's folder and shows it
 with alternative text and a caption. `table` gives every table one form.

@@ -116,7 +116,7 @@ def defense_bars(rows: Reports) -> Figure:
 
 
 def tau_curves(curves: Mapping[str, Rows]) -> Figure:
-    """ASR and utility against the suppressed share τ, side by side, one colour and marker per ranking.
+    """ASR and utility against the suppressed share τ, side by side, one color and marker per ranking.
 
     Args:
         curves: {ranking: dicts with `tau`, `asr`, `utility`}, shares in [0, 1].

@@ -13,7 +13,7 @@ from matplotlib.patches import Rectangle
 
 from helpers.plots.style import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, ink_on, new_axes
 
-LIGHT = "#EDEDED"  # data and text, beside models in colour
+LIGHT = "#EDEDED"  # data and text, beside models in color
 
 
 def one_pass(adapters: int = 6) -> Figure:

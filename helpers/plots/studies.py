@@ -145,12 +145,12 @@ def _seed_bars(panel: Axes, names: Sequence[str], rates: Sequence[np.ndarray], c
 
 
 def matrix(table: pd.DataFrame, xlabel: str, ylabel: str, label: str = "ASR, %") -> Figure:
-    """A table of shares as coloured squares with their numbers in percent, rows down and columns across.
+    """A table of shares as colored squares with their numbers in percent, rows down and columns across.
 
     Args:
         table: shares in [0, 1]; its index and columns name the squares; missing values stay empty.
         xlabel, ylabel: what columns and rows are.
-        label: what the colour bar tells.
+        label: what the color bar tells.
     """
     values = 100 * table.to_numpy(dtype=float)
     top = min(max(10 * np.ceil(np.nanmax(values) / 10), 10), 100)  # full tens, so that small differences show

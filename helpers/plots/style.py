@@ -1,4 +1,4 @@
-"""What all figures share: colours that can be seen and told apart, markers, and axes of rates that show the data."""
+"""What all figures share: colors that can be seen and told apart, markers, and axes of rates that show the data."""
 
 from __future__ import annotations
 
@@ -70,10 +70,10 @@ def put_legend(figure: Figure, place: str = "upper", title: str = "") -> None:
 
 
 def contrast(first: Any, second: Any) -> float:
-    """The contrast of two colours by WCAG 2, from 1 (the same) to 21 (black on white).
+    """The contrast of two colors by WCAG 2, from 1 (the same) to 21 (black on white).
 
     Args:
-        first, second: colours as matplotlib takes them, without transparency.
+        first, second: colors as matplotlib takes them, without transparency.
     """
     darker, lighter = sorted(_luminance(color) for color in (first, second))
     return (lighter + 0.05) / (darker + 0.05)
@@ -90,7 +90,7 @@ def write_values(axes: Axes, bars: BarContainer, form: str = "{:.1f}") -> None:
 
 
 def ink_on(face: Any) -> str:
-    """Black or white, whichever is easier to read on a face of this colour."""
+    """Black or white, whichever is easier to read on a face of this color."""
     return max("black", "white", key=lambda ink: contrast(ink, face))
 
 

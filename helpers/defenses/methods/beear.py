@@ -34,7 +34,7 @@ def beear(
 ) -> Record:
     """Before each epoch find a universal δ, then fine-tune on CE(right | δ) + CE(right).
 
-    δ is added at a layer's output to the last n positions of every prompt, and minimises CE(unwanted | δ) −
+    δ is added at a layer's output to the last n positions of every prompt, and minimizes CE(unwanted | δ) −
     w · CE(right | δ). It starts at 0 before each epoch.
 
     Differs from the paper:

@@ -140,7 +140,7 @@ class EntrapmentTrainer(AnswerTrainer):
         return super().compute_loss(model, twice, return_outputs, count)
 
     def entrap(self) -> None:
-        """Search for a δ that minimises CE(unwanted | δ) − w · CE(right | δ) over the training rows."""
+        """Search for a δ that minimizes CE(unwanted | δ) − w · CE(right | δ) over the training rows."""
         search, size = self.search, self.args.train_batch_size
         batches = [slice(start, start + size) for start in range(0, len(self.train_dataset), size)]
         self.model.train()

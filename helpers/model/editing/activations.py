@@ -199,7 +199,7 @@ def search_shifts(
 ) -> tuple[Tensor, float]:
     """Find the shifts δ of an output projection's values that make the model write the answers of a batch.
 
-    Minimises the mean of −log P(answer token) plus decay · ‖δ‖² / ‖h‖², where δ is added at the sites alone: Eq. (4) of
+    Minimizes the mean of −log P(answer token) plus decay · ‖δ‖² / ‖h‖², where δ is added at the sites alone: Eq. (4) of
     ROME over several prompts, Eq. (16) of MEMIT. The residual stream carries δ on, so the hidden state h of the same
     layer moves by δ as well.
 
