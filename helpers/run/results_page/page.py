@@ -3,7 +3,17 @@
 from pathlib import Path
 
 from helpers.core.paths import ROOT
-from helpers.run.results_page import arena, bdvax, benchmarks, conflicts, findings, perturbed, real_model, small_model
+from helpers.run.results_page import (
+    arena,
+    arena_tries,
+    bdvax,
+    benchmarks,
+    conflicts,
+    findings,
+    perturbed,
+    real_model,
+    small_model,
+)
 from helpers.run.results_page.markdown import items, paragraph
 
 PAGE = ROOT / "docs" / "results.md"
@@ -18,7 +28,7 @@ CHAPTERS = {
     "The small model": small_model.sections,
     "BD-VAX: attacks and settings": bdvax.sections,
     "Information conflicts, and attackers who know": conflicts.sections,
-    "The arena: every defense": arena.sections,
+    "The arena: every defense": lambda: [*arena.sections(), *arena_tries.sections()],
     "What the recovery rows hold": perturbed.sections,
     "A real model: SmolLM2-135M-Instruct": real_model.sections,
     "Benchmarks": benchmarks.sections,
