@@ -99,7 +99,7 @@ def _line(found: pd.DataFrame, best: ArenaRow) -> dict[str, str | int]:
     line: dict[str, str | int] = {"tries": len(of_it), "best": _in_words(best, of_it)}
     for heading, row in {"default": default, "best": best}.items():
         asr, utility = found.loc[row.name, ["asr", "utility"]]
-        line[f"ASR, {heading}"], line[f"utility, {heading}"] = percent(asr), percent(utility)
+        line[f"{heading}: ASR · utility, %"] = f"{percent(asr)} · {percent(utility)}"
     return line
 
 
