@@ -76,10 +76,7 @@ TESTED_ROWS = ("profile.evaluation.n",)  # real rows that measure are gone when 
 RECOVERY = ("profile.{access}.recover", "profile.{access}.perturb")
 TRIED = ("challenge.recover", "challenge.perturb")  # the same, where the challenge test recovers
 POINT = ("profile.{access}.suppress.heads", "profile.{access}.suppress.heads_of", "profile.signature")
-CONFLICT = ("profile.conflict.budget", "profile.lora", "profile.lengths", "profile.signature.n") + tuple(
-    f"profile.{{access}}.{part}.rows"
-    for part in ("recover", "vaccine")  # whose rows the conflict model learns from
-)
+CONFLICT = ("profile.conflict.budget", "profile.lora", "profile.lengths", *DEFENDERS)  # whose rows it learns from
 ARENA = (  # all that a defense may read of a profile, whichever it is
     *(f"profile.{{access}}.{part}" for part in ("recover", "perturb", "vaccine", "vaccine_weights", "suppress")),
     *("profile.signature", "profile.conflict", "profile.lora", "profile.lengths", "challenge"),

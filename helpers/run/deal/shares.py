@@ -199,7 +199,7 @@ def split_pool(pool: list[Example], sizes: Sizes) -> tuple[list[list[Example]], 
         sizes: of which a variant's clean set is the largest that it gets.
 
     Raises:
-        LabError: too few rows.
+        LabError: too few rows, or too few wanted for a variant.
     """
     if sizes.vaccine < SMALLEST_CLEAN_SET:
         raise LabError(f"vaccine.rows = {sizes.vaccine}: a variant needs {SMALLEST_CLEAN_SET} clean rows or more")
