@@ -8,10 +8,11 @@ import pandas as pd
 
 from helpers.core.disk import read_json
 from helpers.core.names import ACCESSES, ATTACKS, MODELS, TASKS
-from helpers.run.arena.swept import as_good, rivals, shown_as
+from helpers.run.arena.swept import ROW, as_good, rivals, shown_as
 from helpers.run.pipeline import RESULTS, by_setting
 from helpers.run.rates import ends, percent
 from helpers.run.real_chains import chains
+from helpers.run.results_page.arena import REAL_ARENA
 from helpers.run.results_page.bdvax import RANKINGS, challenged, tries
 from helpers.run.results_page.sweeps import recorded
 from helpers.run.sweep_tables import of_model
@@ -48,6 +49,7 @@ def findings() -> list[Finding]:
         *_arena(),
         _real_full_access(),
         _real_refusals(),
+        _real_arena(),
     ]
 
 
@@ -186,6 +188,25 @@ def _real_refusals() -> Finding:
         left.max() <= CURED,
         f"**BD-VAX against refusals, adapter access, real model:** channels alone leave {ends(left)} % "
         f"(chains: {len(left)}), half of the heads suppressed as well {ends(heads)} % (chains: {len(heads)}).",
+    )
+
+
+def _real_arena() -> Finding:
+    """Whether any row of the real model's arena, with full access, removes the backdoor and keeps the model."""
+    table = recorded(REAL_ARENA).query("ACCESS == 'full' and TASK == 'sentiment'").set_index("model")
+    rows = table[table.index.str.startswith(ROW)]
+    gone = rows[rows["asr"] <= CURED]
+    good = gone[gone["utility"] >= table.loc["backdoored", "utility"] - CHEAP]
+    dear = gone.drop(index=good.index)
+    told, paid = (
+        "; ".join(f"{shown_as(model)} ({percent(row['utility'])} %)" for model, row in some.iterrows()) or "none"
+        for some in (good, dear)
+    )
+    return Finding(
+        not good.empty,
+        f"**Other defenses, full access, real model (insult):** of {len(rows)} rows of the arena these leave "
+        f"{percent(CURED)} % or less and keep the utility of {percent(table.loc['backdoored', 'utility'])} %: {told}. "
+        f"For more than {percent(CHEAP)} points: {paid}.",
     )
 
 

@@ -30,7 +30,7 @@ CHAPTERS = {
     "Information conflicts, and attackers who know": conflicts.sections,
     "The arena: every defense": lambda: [*arena.sections(), *arena_tries.sections()],
     "What the recovery rows hold": perturbed.sections,
-    "A real model: SmolLM2-135M-Instruct": real_model.sections,
+    "A real model: SmolLM2-135M-Instruct": lambda: [*real_model.sections(), *arena.real_sections()],
     "Benchmarks": benchmarks.sections,
 }
 
