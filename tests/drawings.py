@@ -84,6 +84,11 @@ FIGURES = {
     "cures": lambda: plots.cures(
         {"signature": [(-0.01, 0.1, 0.05, 0.2), (0.02, 0.0, 0.0, 0.1)], "none": [(0, 1, 0.9, 1)]}
     ),
+    "moved": lambda: plots.moved(MOVED, "plain rows", "perturbed rows"),
+}
+MOVED = {
+    "adapter access": {"signature": [(0.3, 0.9), (0.1, 0.95)], "none": [(0.9, 0.96), (0.2, 0.96)]},
+    "full access": {"signature": [(0.5, 0.9), (0.4, 0.92)], "none": [(1.0, 0.97), (0.6, 0.97)]},
 }
 LONG = [f"{ranking} + recovery fine-tuning" for ranking in ("own update", "random channels", "smallest channels")]
 SMALL = {name: REPORTS["clean"] | {"asr": 0.12, "asr_interval": [0.08, 0.17]} for name in LONG}
@@ -93,6 +98,11 @@ CROWDED = {  # as many and as long names as the notebooks have
     "family_bars, many": lambda: plots.family_bars({f"family {i:02}": 0.86 + i / 200 for i in range(18)}, 0.95),
     "tau_curves, long": lambda: plots.tau_curves(dict.fromkeys(LONG, CURVES["random"])),
     "trade_off, long": lambda: plots.trade_off(dict.fromkeys(LONG, [(0.1, 0.6)]), [(0.1, 0.05)], (0.03, 0.1)),
+    "moved, long": lambda: plots.moved(
+        dict.fromkeys(("adapter", "full"), dict.fromkeys([*LONG, "BD-VAX", "fine-tuning"], [(1, 0.9), (0, 0.95)])),
+        "plain rows",
+        "perturbed rows, as many steps",
+    ),
     "cures, long": lambda: plots.cures(dict.fromkeys([*LONG, "conflict merge, linear"], [(0.01, 0.1, 0.0, 0.2)])),
     "overview, long": lambda: plots.overview({"adapter, sentiment": dict.fromkeys(LONG, BY_SEED["purified"])}),
     "arena, every row": lambda: plots.arena(

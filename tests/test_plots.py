@@ -173,6 +173,18 @@ def test_readers_see_plain_names_in_place_of_keys():
     assert left.get_title(loc="left") == "adapter access, insult"
 
 
+def test_what_is_moved_goes_from_a_hollow_point_to_a_full_one():
+    left, right = FIGURES["moved"]().axes
+    assert [axes.get_title(loc="left") for axes in (left, right)] == ["adapter access", "full access"]
+    line, before, after, *_ = left.get_lines()
+    assert line.get_xydata().tolist() == [[30, 90], [10, 95]]
+    assert before.get_xydata().tolist() == [[30, 90]] and before.get_markerfacecolor() == "white"
+    assert after.get_xydata().tolist() == [[10, 95]] and after.get_markerfacecolor() == line.get_color()
+    handles, names = left.get_legend_handles_labels()
+    assert names == ["signature", "none", "plain rows", "perturbed rows"]
+    assert handles[2].get_markerfacecolor() == "white" != handles[3].get_markerfacecolor()
+
+
 def test_a_trade_off_joins_each_cure_and_shades_what_would_be_good_enough():
     (axes,) = FIGURES["trade_off"]().axes
     assert drawn(axes) == {"signature": [[1, 60], [5, 20]], "random": [[2, 90]], "other settings": [[10, 5], [0, 80]]}

@@ -143,6 +143,9 @@ def test_what_the_readme_says_of_its_table_is_so():
             "arena/cleangen", "arena/speculative_reference"
         ),
         "with full access BEEAR and LETHE's merge, too": no_worse("arena/beear", "arena/lethe_merge", access="full"),
+        "In SmolLM2 these two leave most": (
+            recorded("arena_smollm2").query("model in ['arena/beear', 'arena/lethe_merge']")["asr"].min() > 0.5
+        ),
         "The conflict model alone cures both": (
             max(over(real.values(), "conflict model")) <= 0.01
             and recorded("arena").query("model == 'conflict_alone'")["asr"].max() <= 0.01

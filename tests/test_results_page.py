@@ -176,11 +176,13 @@ def test_the_real_models_arena_says_what_removes_a_backdoor_and_at_what_cost(sho
         measures = {"ASR, %": "asr", "FTR, %": "false_trigger", "utility, %": "utility"}
         assert told == {heading: span([full[model][key]]) for heading, key in measures.items()}  # and no empty column
     gone = {model for model, row in full.items() if model.startswith("arena/") and row["asr"] <= 0.1}
-    cheap = {model for model in gone if full[model]["utility"] >= full["backdoored"]["utility"] - 0.03}
-    assert cheap == {"arena/cleangen"} and len(gone) == 3
-    (sentence,) = (finding.text for finding in findings() if finding.text.startswith("**Other defenses"))
-    kept, _, paid = sentence.partition(" For more than ")
-    assert "CleanGen" in kept and kept.count("(") == 2 and paid.count("(") == len(gone - cheap)
+    (finding,) = (finding for finding in findings() if finding.text.startswith("**Other defenses"))
+    kept, _, paid = finding.text.partition(" These cost more than ")
+    assert not finding.works and kept.endswith(": none.") and paid.count("(") == len(gone) == 3
+    assert "CleanGen (utility not measured)" in paid  # its decoding is no part of how such rows are scored
+    reached = {row["model"] for row in rows if row["model"].startswith("arena/") and row["TASK"] == "refusal"}
+    assert not reached
+    assert "Of the arena's 22 rows 0 were reached; these are the chain's models." in " ".join(shown.split())
 
 
 def test_no_oracle_counts_among_the_defenses_that_do_as_well():

@@ -17,7 +17,7 @@ from helpers.plots.defense import (
 from helpers.plots.diagrams import bdvax_diagram, conflict_diagram, one_pass
 from helpers.plots.picture import image, save
 from helpers.plots.purify import suppressed_by_layer
-from helpers.plots.studies import cures, matrix, overview, sweep, trade_off
+from helpers.plots.studies import cures, matrix, moved, overview, sweep, trade_off
 from helpers.plots.table import results, table
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "image",
     "label_bars",
     "matrix",
+    "moved",
     "one_pass",
     "overview",
     "rank_scatter",

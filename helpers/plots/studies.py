@@ -112,6 +112,32 @@ def cures(methods: Mapping[str, Sequence[tuple[float, float, float, float]]]) ->
     return figure
 
 
+def moved(panels: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]], before: str, after: str) -> Figure:
+    """How far something moves several methods between ASR and utility: a hollow point, a full one, a line between.
+
+    Args:
+        panels: {title: {method: [(asr, utility) before, (asr, utility) after]}}, shares in [0, 1]; each panel has the
+            methods of the first.
+        before, after: what hollow and full points are.
+    """
+    figure, row = new_axes(10, 4.4, ncols=len(panels), squeeze=False)
+    for axes, (title, methods) in zip(row[0], panels.items(), strict=True):
+        looks = zip(itertools.cycle((RED, GREY, ORANGE, GREEN, BLUE, PURPLE)), itertools.cycle(MARKERS), strict=False)
+        for (name, points), (color, marker) in zip(methods.items(), looks, strict=False):
+            asr, utility = 100 * np.array(points).T
+            axes.plot(asr, utility, color=color, linewidth=1)
+            axes.plot(asr[0], utility[0], marker, color=color, mfc="white", markersize=9)
+            axes.plot(asr[1], utility[1], marker, color=color, markersize=9, linestyle="", label=name)
+        axes.set_title(title, loc="left", fontsize=11)
+        found = 100 * np.array([point for points in methods.values() for point in points])
+        rate_axis(axes, "x", "ASR left", [*found[:, 0], 100])
+        rate_axis(axes, "y", "utility", found[:, 1], zoom=True)
+        axes.plot([], [], "o", color="black", mfc="white", markersize=9, label=before)
+        axes.plot([], [], "o", color="black", markersize=9, label=after)
+    put_legend(figure)
+    return figure
+
+
 def overview(results: Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]]) -> Figure:
     """The lab's result in one picture: ASR and utility of each model, bars for the mean over seeds, dots for the seeds.
 

@@ -44,6 +44,8 @@ def activation_importance(
     squares, real = [0.0] * len(layers), []
 
     def adding(i: int):
+        """A hook that adds the squares of what enters `down_proj` of layer i."""
+
         def hook(_, inputs: tuple[Tensor, ...]) -> None:
             squares[i] = squares[i] + inputs[0][real[-1]].double().square().sum(0)
 

@@ -63,6 +63,7 @@ def input_norms(model: PreTrainedModel, batches: Sequence[Inputs], modules: Coll
         real, unseen = inputs["attention_mask"].bool(), set(modules)
 
         def see(name: str, entering: Tensor, real: Tensor = real, unseen: set[str] = unseen) -> None:
+            """Add the squares of real tokens; the pass ends when every module has been seen."""
             squares[name] = squares[name] + entering[real].float().square().sum(0).double()
             unseen.discard(name)
             if not unseen:

@@ -2,11 +2,13 @@
 
 import pandas as pd
 
+from helpers.core.disk import read_json
 from helpers.core.names import ACCESSES, TASKS
-from helpers.run.arena.swept import methods, shown_as
+from helpers.run.arena.swept import ROW, methods, shown_as
 from helpers.run.rates import span
 from helpers.run.results_page.markdown import Section
 from helpers.run.results_page.sweeps import recorded, source
+from helpers.run.sweeps import RECORDED
 
 REAL_ARENA = "arena_smollm2"
 MEANING = (
@@ -16,8 +18,10 @@ MEANING = (
     "[threat models](threat-models.md#what-each-defense-assumes)."
 )
 REAL = (
-    "As in the arena of the small model, with the rates of the profile `smollm2`. Rows that the time on the card was "
-    "not enough for are missing. Utility is the share of answer tokens predicted right."
+    "As in the arena of the small model, with the profile `smollm2`: gentler recoveries, of fewer steps at a lower "
+    "rate, unless a row names its own. Vaccines and random channels were made anew, so these rows differ a little from "
+    "the tables above. Utility is the share of answer tokens predicted right, scored without a defense's decoding, so "
+    "a defense that decodes has none."
 )
 DRAWN_COLUMN = "ASR at t = 1, %"
 DRAWN = (
@@ -41,7 +45,19 @@ def sections() -> list[Section]:
 
 def real_sections() -> list[Section]:
     """The arena on the real model, as far as it was recorded."""
-    return [_section("Its arena", REAL, REAL_ARENA, access, task) for access, task in _settings(REAL_ARENA)]
+    return [
+        _section("Its arena", f"{REAL} {_reached(access, task)}", REAL_ARENA, access, task)
+        for access, task in _settings(REAL_ARENA)
+    ]
+
+
+def _reached(access: str, task: str) -> str:
+    """How many of the arena's rows a cell of the real model has; the time on the card was over before the others."""
+    table = recorded(REAL_ARENA)
+    rows = table[(table["ACCESS"] == access) & (table["TASK"] == task) & table["model"].str.startswith(ROW)]
+    wanted = read_json(RECORDED / f"{REAL_ARENA}.json")["grid"]["fixed"]["DEFENSE"].split(",")
+    models = "the others are the chain's" if len(rows) else "these are the chain's"
+    return f"Of the arena's {len(wanted)} rows {len(rows)} were reached; {models} models."
 
 
 def _settings(name: str) -> list[tuple[str, str]]:

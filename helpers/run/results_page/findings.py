@@ -199,15 +199,19 @@ def _real_arena() -> Finding:
     good = gone[gone["utility"] >= table.loc["backdoored", "utility"] - CHEAP]
     dear = gone.drop(index=good.index)
     told, paid = (
-        "; ".join(f"{shown_as(model)} ({percent(row['utility'])} %)" for model, row in some.iterrows()) or "none"
+        "; ".join(f"{shown_as(model)} ({_useful(row['utility'])})" for model, row in some.iterrows()) or "none"
         for some in (good, dear)
     )
     return Finding(
         not good.empty,
         f"**Other defenses, full access, real model (insult):** of {len(rows)} rows of the arena these leave "
         f"{percent(CURED)} % or less and keep the utility of {percent(table.loc['backdoored', 'utility'])} %: {told}. "
-        f"For more than {percent(CHEAP)} points: {paid}.",
+        f"These cost more than {percent(CHEAP)} points, or an unknown number: {paid}.",
     )
+
+
+def _useful(utility: float) -> str:
+    return "utility not measured" if pd.isna(utility) else f"{percent(utility)} %"
 
 
 def _real(access: str, task: str = "") -> pd.DataFrame:

@@ -41,6 +41,7 @@ def merge_task_vectors(
         check_different(model, base)
 
     def merge_tensors(ours: Tensor, theirs: Tensor, origin: Tensor) -> Tensor:
+        """TIES of one tensor: what is small is cut by the whole tensor's bound, the rest goes block by block."""
         cut, other_cut = _cut(ours, origin, k), _cut(theirs, origin, k)
 
         def merge_blocks(ours: Tensor, theirs: Tensor, origin: Tensor) -> Tensor:
