@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from helpers.core.paths import ROOT
-from helpers.run.rates import number, span
+from helpers.run.rates import number, percent, span
 from helpers.run.results_page.findings import findings
 from helpers.run.results_page.markdown import paragraph, table_of
 from helpers.run.results_page.page import PAGE, page, write_page
@@ -203,3 +203,6 @@ def test_the_table_of_perturbed_rows_holds_the_sweeps_numbers(shown):
     told = cells(shown, "Recovery on perturbed rows, full access", ["perturbed", "BD-VAX"])
     measures = {"ASR, %": "asr", "utility, %": "utility"}
     assert told == {heading: span(row[key] for row in found) for heading, key in measures.items()}
+    (finding,) = (one for one in findings() if one.text.startswith("**Recovery on perturbed rows, full access"))
+    left = sum(row["asr"] for row in found) / len(found)
+    assert not finding.works and left > 0.1 and f"BD-VAX leaves {percent(left)} instead of " in finding.text
