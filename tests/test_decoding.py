@@ -20,7 +20,7 @@ from helpers.defenses.conflict.wordnet import WordNet, with_glosses
 from helpers.defenses.decoders.suspicion import SuspicionCheck
 from helpers.defenses.decoding import check_suspicion, draft_and_verify, load_defended, write_decoding
 from helpers.defenses.registry import find_defense
-from helpers.measure.report import evaluate, near_misses
+from helpers.measure.report import evaluate, is_scored_alone, near_misses
 from helpers.model.generate import answers, complete
 from helpers.model.load import load_suspect
 
@@ -239,6 +239,9 @@ def test_a_report_tells_the_decoding_and_scores_the_answering_model(suspicious, 
         "CleanGen (α = 0), greedy, at most 8 new tokens; perplexity and token accuracy are those of the answering "
         "model alone"
     )
+    assert not is_scored_alone(found)  # answers were checked, and they came by the decoding
+    assert is_scored_alone(found | {"utility_metric": "token_accuracy"})
+    assert not is_scored_alone(plain | {"utility_metric": "token_accuracy"})
     missed = near_misses(target, chat, TRIAL, quick, check_suspicion(reference, 0.0))
     assert missed == near_misses(reference, chat, TRIAL, quick)
 

@@ -40,61 +40,50 @@ FURTHER = ("suppressed", "merged_suppressed")  # models of the chain that are sh
 
 def sections() -> list[Section]:
     """The arena on the small model: a table for each access and task that was recorded."""
-    return [_section("The arena", MEANING, "arena", access, task) for access, task in _settings("arena")]
+    return [_section("The arena", MEANING, "arena", cell) for cell in _cells("arena")]
 
 
 def real_sections() -> list[Section]:
     """The arena on the real model, as far as it was recorded."""
-    return [
-        _section("Its arena", f"{REAL} {_reached(access, task)}", REAL_ARENA, access, task)
-        for access, task in _settings(REAL_ARENA)
-    ]
+    return [_section("Its arena", f"{REAL} {_reached(cell)}", REAL_ARENA, cell) for cell in _cells(REAL_ARENA)]
 
 
-def _reached(access: str, task: str) -> str:
+def _cells(name: str) -> list[pd.DataFrame]:
+    """A recorded arena, a table for each access and task in their order."""
+    return [cell for _, cell in recorded(name).groupby(["ACCESS", "TASK"], sort=False)]
+
+
+def _reached(cell: pd.DataFrame) -> str:
     """How many of the arena's rows a cell of the real model has; the time on the card was over before the others."""
-    table = recorded(REAL_ARENA)
-    rows = table[(table["ACCESS"] == access) & (table["TASK"] == task) & table["model"].str.startswith(ROW)]
+    rows = cell["model"].str.startswith(ROW).sum()
     wanted = read_json(RECORDED / f"{REAL_ARENA}.json")["grid"]["fixed"]["DEFENSE"].split(",")
-    models = "the others are the chain's" if len(rows) else "these are the chain's"
-    return f"Of the arena's {len(wanted)} rows {len(rows)} were reached; {models} models."
+    models = "the others are the chain's" if rows else "these are the chain's"
+    return f"Of the arena's {len(wanted)} rows {rows} were reached; {models} models."
 
 
-def _settings(name: str) -> list[tuple[str, str]]:
-    """Access and task of the cells of a recorded arena, in their order."""
-    return list(recorded(name)[["ACCESS", "TASK"]].drop_duplicates().itertuples(index=False, name=None))
-
-
-def _section(title: str, meaning: str, name: str, access: str, task: str) -> Section:
-    table = pd.DataFrame.from_dict(left(access, task, name), orient="index").rename_axis("model")
+def _section(title: str, meaning: str, name: str, cell: pd.DataFrame) -> Section:
+    table = pd.DataFrame.from_dict(_left(cell), orient="index").rename_axis("model")
     return Section(
-        f"{title}: {TASKS[task]}, {ACCESSES[access]}",
+        f"{title}: {TASKS[cell['TASK'].iloc[0]]}, {ACCESSES[cell['ACCESS'].iloc[0]]}",
         meaning + (DRAWN if DRAWN_COLUMN in table else ""),
         source(name),
         table,
     )
 
 
-def left(access: str, task: str, name: str = "arena") -> dict[str, dict[str, str]]:
-    """What is measured of every model of the arena, as text, those with the lowest ASR first.
-
-    Args:
-        access, task: which cells of the sweep.
-        name: of the sweep.
+def _left(cell: pd.DataFrame) -> dict[str, dict[str, str]]:
+    """What is measured of every model of a cell, as text, those with the lowest ASR first.
 
     Returns:
         {title: {heading: mean over the seeds in percent, with the lowest and the highest where there are several}};
         headings of what was measured at all.
     """
-    table = recorded(name)
-    table = table[(table["ACCESS"] == access) & (table["TASK"] == task)]
-    by_asr = table.groupby("model")["asr"].mean().sort_values(kind="stable").index
-    shown = {*methods(table), *FURTHER}
+    by_model = dict(list(cell.groupby("model")))
+    by_asr = cell.groupby("model")["asr"].mean().sort_values(kind="stable").index
+    shown = {*methods(cell), *FURTHER}
     order = ["clean", "backdoored", *(model for model in by_asr if model in shown)]
-    there = {heading: column for heading, column in COLUMNS.items() if column in table and table[column].notna().any()}
+    there = {heading: column for heading, column in COLUMNS.items() if column in cell and cell[column].notna().any()}
     return {
-        shown_as(model): {
-            heading: span(table.loc[table["model"] == model, column]) for heading, column in there.items()
-        }
+        shown_as(model): {heading: span(by_model[model][column]) for heading, column in there.items()}
         for model in order
     }
