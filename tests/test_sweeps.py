@@ -27,6 +27,7 @@ from helpers.core.profile_files import load_profile
 from helpers.core.run_names import run_folder
 from helpers.core.stages import METHODS, notebooks_of
 from helpers.core.store import Run
+from helpers.measure.report import ALONE
 from helpers.run import cluster as workers
 from helpers.run import sweeps
 from helpers.run.grid import Grid, plan_sweep, read_grid
@@ -69,7 +70,8 @@ def measured(folder):
     log(f"measure {SEED} {tau}")
     return {"asr": tau, "asr_interval": [0, 1], "labels": {"payload": 1, "answer": 0, "degenerate": 0, "silent": 0},
             "n": 1, "utility": float(cut.result["weights"]), "right_under_trigger": None, "false_trigger": 0.0,
-            "perplexity": 1.0} | ({"sampled": {"asr": tau / 2}} if SEED == 1 else {})
+            "perplexity": 1.0, "utility_metric": "exact_match", "decoding": "greedy"
+            } | ({"sampled": {"asr": tau / 2}} if SEED == 1 else {})
 run.stage("evaluate/purified", measured, uses=[], parents=[cut])"""
 GRID = Grid(notebooks=["01", "05", "06"], grid={"SEED": [1, 2], "adapter.suppress.tau": [0.2, 0.4]})
 
@@ -214,6 +216,17 @@ def test_a_sweep_runs_shared_nodes_once_and_a_rerun_runs_nothing(swept, schedule
     wider = Grid(notebooks=GRID.notebooks, grid=GRID.grid | {"adapter.suppress.tau": [0.4, 0.6]})
     assert len(sweep("both", wider, scheduler(), folder=lab / "notebooks")) == 4
     assert len(log(lab)) == 14  # cut and measure, for two seeds at the one new share
+
+
+def test_a_utility_without_the_defense_s_decoding_stays_empty(swept):
+    plan = plan_sweep("both", GRID, swept / "notebooks")
+    name = sweeps.results(plan, {})["manifest"].iloc[1]
+    manifest = read_json(plan.root / name)
+    manifest["result"] |= {"utility_metric": "token_accuracy", "decoding": f"CleanGen, greedy; {ALONE}"}
+    write_json(plan.root / name, manifest)
+    table = sweeps.results(plan, {})
+    assert table["utility"].isna().tolist() == table["perplexity"].isna().tolist() == [False, True, False, False]
+    assert table["asr"].tolist() == [0.2, 0.4, 0.2, 0.4]  # answers are always written by the decoding
 
 
 def test_several_grids_make_one_plan(lab):

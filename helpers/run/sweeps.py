@@ -20,6 +20,7 @@ from helpers.core.errors import LabError
 from helpers.core.locks import hold
 from helpers.core.paths import MANIFEST, ROOT, runs_folder
 from helpers.core.store import Run, Stage
+from helpers.measure.report import is_scored_alone
 from helpers.run.cluster import ATTEMPTS, dask_client
 from helpers.run.execution import NOTEBOOKS, execute
 from helpers.run.grid import DONE, PLAN, TABLE, Grid, Node, Plan, is_finished, plan_sweep, settings_of
@@ -147,11 +148,13 @@ def results(plan: Plan, errors: Mapping[str, str]) -> pd.DataFrame:
 
 
 def _of_a_model(stage: Stage) -> dict[str, Any]:
-    """What a report says of its model."""
+    """What a report says of its model; its utility stays empty where it was measured without the defense's decoding."""
     low, high = stage.result["asr_interval"]
+    untold = ("utility", "perplexity") if is_scored_alone(stage.result) else ()
     return {
         "model": stage.name.removeprefix("evaluate/"),
         **{measure: stage.result[measure] for measure in MEASURES},
+        **dict.fromkeys(untold),
         **{"asr_low": low, "asr_high": high, **stage.result["labels"]},
         **sampled_asr(stage.result),
     }
