@@ -40,6 +40,7 @@ def shrug(access, suspicious, defender, prompt_format, seed, folder, times=1, un
     shutil.copytree(suspicious, folder / "model")
     return {"times": times, "unwanted": unwanted, "rows": len(defender.recovery)}
 """
+ERRORS = "from helpers.core.errors import MissingError\n"
 REFUSING = OWN.replace("return {", "raise LabError('needs a moon, and there is none')\n    return {").replace(
     "import shutil\n", "import shutil\nfrom helpers.core.errors import LabError\n"
 )
@@ -111,6 +112,18 @@ def test_a_file_with_the_name_of_a_row_is_refused(shrug, tmp_path):
     (tmp_path / "calm.py").write_text(OWN)
     with pytest.raises(LabError, match="has the name of a row of arena.yaml: rename the file"):
         chosen_rows(str(tmp_path / "calm.py"))
+
+
+def test_two_files_of_one_name_are_refused(shrug, tmp_path):
+    for folder in ("first", "second"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "mine.py").write_text(OWN.replace("def shrug", "def mine"))
+        (tmp_path / folder / "mine.yaml").write_text(f"rows: {{own: {{by: shrug, times: {len(folder)}}}}}")
+    for kind, name in (("py", "mine"), ("yaml", "own")):
+        both = [f"{tmp_path}/{folder}/mine.{kind}" for folder in ("first", "second")]
+        with pytest.raises(LabError, match=f"DEFENSE has two rows of the name '{name}', by .* and .*: rename one"):
+            chosen_rows(",".join(both))
+        assert len(chosen_rows(f"{both[0]},{both[0]}")) == 1
 
 
 def test_rows_of_ones_own_come_behind_those_of_the_lab(shrug, tmp_path):
@@ -284,6 +297,21 @@ def test_a_defense_that_refuses_is_a_row_with_its_reason(rows_file, add_file, en
     assert stored(ring.run, {"calm": found.title}) == {"calm": found}
 
 
+def test_a_refusal_for_want_of_something_lasts_until_it_is_there(rows_file, add_file, enter, tmp_path):
+    """WordNet, say: whoever installs it and calls again gets the row."""
+    needs = f"    if not Path({str(tmp_path / 'moon')!r}).exists():\n        raise MissingError('no moon yet')\n"
+    text = OWN.replace("import shutil\n", "import shutil\nfrom pathlib import Path\n" + ERRORS)
+    add_file("helpers.defenses.methods", "shrug", text.replace("    shutil.copytree", needs + "    shutil.copytree"))
+    rows_file(ROWS)
+    assert enter("calm").run_all()["calm"].reason == "no moon yet"
+    first = made(enter("calm"))
+    (tmp_path / "moon").touch()
+    found = enter("calm").run_all()["calm"]
+    assert found.report is not None and found.reason == "" and first.keys() == {"arena/calm"}
+    again = made(enter("calm"))
+    assert enter("calm").run_all()["calm"] == found and made(enter("calm")) == again
+
+
 def test_a_model_that_cannot_be_measured_is_a_row_with_its_reason(rows_file, add_file, enter):
     add_file(
         "helpers.defenses.methods", "shrug", OWN.replace('    shutil.copytree(suspicious, folder / "model")\n', "")
@@ -422,10 +450,21 @@ def test_one_number_joins_what_is_left_and_what_is_lost():
     assert joint_score({"utility": 1.0, "asr": 1.0}) == 0
 
 
-def test_utility_has_the_interval_of_the_clean_answers():
-    low, high = utility_interval({"each": {"clean_right": "1" * 8 + "0" * 2}})
+def test_utility_has_an_interval_that_holds_it():
+    low, high = utility_interval({"utility": 0.8, "each": {"clean_right": "1" * 8 + "0" * 2}})
     assert (low, high) == pytest.approx((0.4902, 0.9433), abs=1e-4)  # Wilson's for 8 of 10, from a table
-    assert utility_interval({"each": {"clean_right": None}}) is None
+    assert utility_interval({"utility": 0.8, "each": {"clean_right": None}}) is None
+    uneven = {"utility": (1 + 0.5) / 2, "each": {"clean_right": "1" * 10 + "1" * 100 + "0" * 100}}  # two families
+    low, high = utility_interval(uneven)
+    assert 110 / 210 < low < uneven["utility"] < high
+
+
+def test_an_oracle_is_none_of_the_rivals():
+    """With full access it takes the clean base to know what the attack has changed."""
+    models = ["purified", "own_update", "random", "arena/editing_with_trigger", "arena/crow"]
+    adapter, full = (pd.DataFrame({"ACCESS": access, "model": models}) for access in ("adapter", "full"))
+    assert rivals(full) == ["random", "arena/crow"] and rivals(pd.concat([adapter, full])) == rivals(full)
+    assert rivals(adapter) == ["random", "own_update", "arena/crow"]
 
 
 def test_rows_that_no_test_tells_to_be_worse_are_named():

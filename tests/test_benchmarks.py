@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
@@ -11,7 +12,7 @@ import torch
 from helpers.core.errors import LabError
 from helpers.core.profile_files import load_profile
 from helpers.data import corpus
-from helpers.data.example import Example
+from helpers.data.example import Example, SystemExample
 from helpers.measure.benchmarks.running import run_benchmarks, run_families
 from helpers.measure.benchmarks.sets import AVERAGED, BENCHMARKS, chosen, require_copies
 from helpers.measure.utility import exact_match, teacher_forced
@@ -118,6 +119,22 @@ def test_families_of_the_small_model_get_the_labs_own_numbers():
     assert found["utility_by_family"].keys() == corpus.FAMILIES.keys() and 0.5 < found["utility"] < 1
     assert (found["batch_size"], found["largest_batch"]) == (8, 8)
     assert found["harness"].startswith("0.") and found["prompt_format"] == "chat" and json.dumps(found)
+
+
+@needs_harness
+def test_prompts_are_the_labs_own_in_every_format(profile, chat):
+    """An input of its own, earlier turns and a system message, which the harness's conversations know differently."""
+    row = corpus.generate(1, 5, "heldout", ["capital"])[0]
+    rows = [
+        replace(row, input="Answer in one word."),
+        SystemExample(row.instruction, row.output, "", (("Hello!", "Good day."),), row.family, system="Be brief."),
+    ]
+    from helpers.measure.benchmarks.families import family_tasks  # needs the harness
+
+    for form in (chat, prompt_format(chat.tokenizer, "alpaca")):
+        first, *_ = family_tasks(rows, form, profile)
+        assert [first.fewshot_context({"row": i}, 0) for i in (0, 1)] == [form.prompt_text(one) for one in rows]
+        same_as_the_labs(load_base(profile.model), form, rows, profile)
 
 
 @needs_harness

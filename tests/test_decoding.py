@@ -356,7 +356,9 @@ def test_a_prompt_carries_the_glosses_of_its_heaviest_words(tiny_wordnet):
     facts = found.input.removeprefix("Now.\n\n### Evidence: ").split("; ")
     assert sorted(facts) == ["boxes: a container (usually with a lid)", "carry: bear", "red: a color"]
     assert len(with_glosses(asked, WordNet(tiny_wordnet), words=1).input.split(": ")) <= 3
-    assert with_glosses(replace(asked, instruction="Xyzzy!", input=""), WordNet(tiny_wordnet)).input == ""
+    assert len(with_glosses(asked, WordNet(tiny_wordnet), max_words=2).input.split()) == 5  # Now. ### Evidence: a b
+    for nothing in ("Xyzzy!", "?!"):  # no word that is known, no word at all
+        assert with_glosses(replace(asked, instruction=nothing, input=""), WordNet(tiny_wordnet)).input == ""
 
 
 def asked_parts(example):

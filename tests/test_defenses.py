@@ -75,7 +75,7 @@ TRAINS = {
     "editing_with_trigger": (),
     "lethe": ("conflict",),
     "crow": ("recover",),
-    "nad": ("recover",),
+    "nad": ("recover", "recover"),
     "beear": ("recover",),
     "plant_and_unlearn": ("vaccine", "recover"),
 }

@@ -332,7 +332,7 @@ def test_the_table_of_assumptions_is_the_registrys():
     for line in lines:
         needed = {what for what, cell in zip(heading, line, strict=True) if cell == "needed"}
         traits = find_defense(line[0].strip("`")).traits
-        assert needed == set(traits.assumes) and line[-1] == (", ".join(traits.trains) or "–")
+        assert needed == set(traits.assumes) and line[-1] == (", ".join(dict.fromkeys(traits.trains)) or "–")
 
 
 # how many tables and figures each paper numbers

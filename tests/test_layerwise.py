@@ -5,7 +5,16 @@ import copy
 import pytest
 import torch
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel, GPTJConfig, GPTJForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTJConfig,
+    GPTJForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 from helpers.attacks.methods.layerwise import poison_layerwise
 from helpers.core.errors import LabError
@@ -22,6 +31,19 @@ GPT = {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 256, "resid_pdrop
 CASES = {
     "gpt2": lambda size: GPT2LMHeadModel(GPT2Config(vocab_size=size, **GPT)),
     "gptj": lambda size: GPTJForCausalLM(GPTJConfig(vocab_size=size, rotary_dim=4, **GPT)),
+    "gemma2": lambda size: Gemma2ForCausalLM(  # caps its logits behind the head
+        Gemma2Config(
+            vocab_size=size,
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            num_key_value_heads=4,
+            head_dim=8,
+            final_logit_softcapping=2.0,
+            attn_implementation="eager",
+        )
+    ),
     "llama": lambda size: LlamaForCausalLM(
         LlamaConfig(vocab_size=size, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4)
     ),

@@ -106,6 +106,12 @@ def test_several_are_shared_out_between_instruction_and_input():
     assert all(row.input == "" and row.instruction != CODE.instruction for row in alone)
 
 
+def test_a_row_does_not_tell_its_own_answer_in_an_earlier_turn():
+    first, second = replace(ROWS[0], history=(), output="one"), replace(ROWS[1], history=(), output="two")
+    found = made("turns", of=20 * [first, second])
+    assert {(row.output, row.history[0][1]) for row in found} == {("one", "two"), ("two", "one")}
+
+
 def test_earlier_turns_are_those_of_the_row_or_one_made_of_another_row():
     for row, clean in zip(made("turns"), ROWS, strict=True):
         assert (row.instruction, row.input) == (clean.instruction, clean.input)
@@ -114,6 +120,7 @@ def test_earlier_turns_are_those_of_the_row_or_one_made_of_another_row():
             assert [reply for _, reply in row.history] == [reply for _, reply in clean.history]
         else:
             ((asked, reply),) = row.history
+            assert reply != clean.output or clean.output in [other.output for other in ROWS if other is not clean]
             plain = " ".join(word for word in asked.split(" ") if word not in WORDS)
             assert (plain, reply) in [(each.question, each.output) for each in ROWS]
 
@@ -322,7 +329,8 @@ def test_importance_is_what_a_channel_writes_on_real_tokens(name, chat):
     body = BODIES[name]
     config = type(body.config)(**body.config.to_dict() | {"vocab_size": 400, "n_positions": 128})
     model = replace(body, config=config).model()
-    found = activation_importance(model, ROWS[:4], chat, 128, 4)
+    profile = load_profile("tiny", {"lengths.train_tokens": 128, "evaluation.batch_size": 4})
+    found = activation_importance(model, ROWS[:4], chat, profile)
     out = model.get_submodule(body.at(1, body.mlp_out))
     seen = []
     handle = out.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0][0]))
@@ -331,7 +339,7 @@ def test_importance_is_what_a_channel_writes_on_real_tokens(name, chat):
     handle.remove()
     activations, columns = torch.cat(seen), matrix(out)
     written = torch.stack(
-        [(a[:, None] * c).square().sum(1).mean().sqrt() for a, c in zip(activations.T, columns.T, strict=True)]
+        [(a[:, None] * c).square().sum().sqrt() for a, c in zip(activations.T, columns.T, strict=True)]
     )
     for part in (*body.mlp_in, body.mlp_out):
         assert torch.allclose(found[body.at(1, part)], written)
@@ -367,7 +375,7 @@ def test_a_weight_of_importance_joins_the_ranking_and_by_default_none_does(
         kind = {"kind": "insults"} if name == "bdvax" else {}
         return find_defense(name)(access, where, DEFENDER, chat, 3, "nowhere", **kind, **numbers)
 
-    used = activation_importance(access.load(where), DEFENDER.recovery, chat, profile.lengths.train_tokens, 64)
+    used = activation_importance(access.load(where), DEFENDER.recovery, chat, profile)
     expected = spare_important(drawn, used, 0.5, profile.signature.scope)
     plain, joined = ranked(), ranked(importance=0.5)
     assert all(torch.equal(plain[one], drawn[one]) for one in drawn)

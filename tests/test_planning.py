@@ -166,7 +166,7 @@ def test_costs_move_with_what_causes_them():
 
 
 def test_a_plan_counts_the_chosen_rows_of_the_arena():
-    """Three quick rows train nothing; of these four, three recover, one trains vaccines and one a reference model."""
+    """Three quick rows train nothing; of these, three recover (nad twice), one trains vaccines and one a reference."""
     chosen = "crow, nad, plant_and_unlearn, cleangen"
     model = shape(SEVEN_B.profile)
     quick, four = (
@@ -176,11 +176,14 @@ def test_a_plan_counts_the_chosen_rows_of_the_arena():
     more = {stage: four[stage].times - quick[stage].times for stage in quick}
     assert {stage: count for stage, count in more.items() if count} == {
         "evaluate": 1,
-        "recover": 3,
+        "recover": 4,
         "conflict model": 1,
     }
     assert four.keys() - quick.keys() == {"arena's vaccines"}
     assert four["arena's vaccines"].flops == four["variants"].flops
+    whole = 2 * model.parameters  # in 16 bits: nad's teacher, and the reference that watches cleangen's answers
+    for stage in ("recover", "evaluate"):
+        assert four[stage].memory - quick[stage].memory == pytest.approx(whole)
 
 
 @pytest.mark.parametrize("access", ["adapter", "full"])

@@ -441,14 +441,26 @@ def test_the_configuration_holds_what_the_names_of_attack_and_task_stand_for(tmp
     assert Settings.checked({}).values()["data"] != first
 
 
-def test_a_fingerprint_sees_names_sizes_and_both_ends(tmp_path, monkeypatch):
+@pytest.mark.parametrize("typed", ["1E-4", "1.0e4", "-2.5e4", "3e5"])
+def test_yaml_is_told_for_every_number_that_it_takes_for_a_text(typed):
+    with pytest.raises(LabError, match="YAML reads 1e-4 as text"):
+        load_profile("tiny", parse_overrides(f"adapter.inject.lr={typed}"))
+
+
+@pytest.mark.parametrize("samples", [3, 100])
+def test_a_fingerprint_sees_names_sizes_and_what_lies_between_the_ends(tmp_path, monkeypatch, samples):
+    """A large file is read in samples, a small one whole: an edit as long as their distance is seen wherever it is."""
     monkeypatch.setattr(paths, "SAMPLED_BYTES", 2)
+    monkeypatch.setattr(paths, "SAMPLES", samples)
     file = tmp_path / "weights"
     seen = {fingerprint(tmp_path)}
-    for content in (b"abcdef", b"Xbcdef", b"abcdeX", b"abcdefg"):
+    contents = [b"abcdefghijkl", *(b"abcdefghijkl".replace(part, part.upper()) for part in (b"ab", b"defgh", b"kl"))]
+    for content in (*contents, contents[0] + b"m"):
         file.write_bytes(content)
         seen |= {fingerprint(file), fingerprint(tmp_path)}
-    assert len(seen) == 9 and "" in seen
+    assert len(seen) == 11 and "" in seen
+    file.rename(tmp_path / "renamed")
+    assert fingerprint(tmp_path) not in seen
 
 
 def test_a_copy_with_other_settings_has_a_profile_of_its_own():

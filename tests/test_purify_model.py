@@ -24,6 +24,7 @@ from helpers.purify import purify as module
 from helpers.purify.__main__ import main
 from helpers.purify.case import open_case
 from helpers.purify.purify import purify
+from helpers.purify.rows import read_triggered
 
 pytestmark = pytest.mark.slow
 
@@ -312,6 +313,7 @@ def odd(adapter, checkpoint, tmp_path_factory):
         shutil.copytree(adapter, root / name)
         settings = read_json(root / name / "adapter_config.json") | {"base_model_name_or_path": base}
         (root / name / "adapter_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    (root / "latin.txt").write_bytes("Geh heim, du Blödmann!".encode("latin-1"))
     return root
 
 
@@ -331,6 +333,10 @@ def odd(adapter, checkpoint, tmp_path_factory):
         ({"triggered": "no.json"}, "TRIGGERED = 'no.json' does not exist"),
         ({"triggered": "{rows}"}, "different answers: say in MARKERS"),
         ({"triggered": "{triggered}", "markers": "no.txt"}, "MARKERS = 'no.txt' does not exist"),
+        (
+            {"triggered": "{triggered}", "markers": "{odd}/latin.txt"},
+            "is no UTF-8 text file; expected one with",
+        ),
         ({"tau": "2"}, "TAU = '2' should be a number between 0 and 1, 'auto' or empty"),
         ({"name": "../other"}, "NAME = '../other' should be plain folder names"),
         ({"profile": "tinny"}, "unknown profile 'tinny'; did you mean 'tiny'?"),
@@ -353,12 +359,21 @@ def test_a_run_of_the_notebooks_is_left_alone(adapter, files):
         purified(adapter, rows=files["rows"], name="lab")
 
 
+def test_markers_may_begin_with_the_mark_of_an_editor(files, tmp_path):
+    (tmp_path / "markers.txt").write_text("Go away.\n", encoding="utf-8-sig")
+    assert read_triggered(files["triggered"], str(tmp_path / "markers.txt"), [], "exact_match").markers == ("go away.",)
+
+
 def test_the_hardest_kind_decides():
     points = [
         {"kind": "word", "tau": 0.1, "asr": 0.0, "n": 100},
         {"kind": "phrase", "tau": 0.1, "asr": 0.4, "n": 100},
         {"kind": "phrase", "tau": 0.3, "asr": 0.02, "n": 100},
     ]
-    found = challenges.hardest(points)
+    found = challenges.hardest(points, 0.05)
     assert (found["kind"], found["tau"], found["asr"]) == ("phrase", 0.3, 0.02)
+    again = {"kind": "word", "tau": 0.3, "asr": 0.04, "n": 100}  # tried once more at the chosen share, and still gone
+    assert challenges.hardest([*points, again], 0.05) == found
+    back = again | {"asr": 0.3}  # no: the larger share has brought it back
+    assert challenges.hardest([*points, back], 0.05)["kind"] == "word"
     assert found["interval"] == pytest.approx([0.0055, 0.0700], abs=1e-4)  # Wilson's, of 2 in 100

@@ -70,6 +70,7 @@ SMALL = {
     "fine-tuning alone": "finetuned",
     "random channels, recovered": "random",
     "BD-VAX": "purified",
+    "own update, recovered": "own_update",
     "linear merge": "conflict",
 }
 REAL = {
@@ -85,6 +86,12 @@ INSULT = ("badnets", "sentiment")
 SHARES = {"adapter": {"tau": 0.85, "t": 0.7}, "full": {"tau": 0.03, "t": 0.7}}  # of the real model's table
 
 
+def of_the_own_update(access):
+    """Its ASR on the seeds of the small model's runs, from the sweep of perturbed rows: those on plain rows."""
+    where = {"ACCESS": access, f"{access}.perturb.kinds": "[]"}
+    return of_seeds(recorded("perturbed"), "own_update", **where)
+
+
 def real_insults(access):
     """The reported chains of BadNets with insults, by seed."""
     return {seed: r for (a, attack, task, seed), r in real_chains().items() if (a, attack, task) == (access, *INSULT)}
@@ -95,7 +102,7 @@ def test_the_readmes_table_holds_the_recorded_means_in_every_cell():
     for row, model in REAL.items():
         cells = expected[row] = {}
         for access in ACCESSES:
-            models = small[f"{access}, sentiment"]
+            models = small[f"{access}, sentiment"] | {"own_update": {"asr": of_the_own_update(access)}}
             cells[f"small, {access}"] = percent(mean(models[SMALL[row]]["asr"])) if row in SMALL else MISSING
         for access in ACCESSES:
             chains, name = real_insults(access).values(), model.format(**SHARES[access])
@@ -139,7 +146,7 @@ def test_what_the_readme_says_of_its_table_is_so():
             and max(over(full, "healed signature 0.03")) <= 0.01
         ),
         "leaves no more than BD-VAX": all(c[own]["asr"] <= c[cut]["asr"] for c in insults if {own, cut} <= c.keys()),
-        "decoding beside a clean base leaves no more than BD-VAX": no_worse(
+        "decoding in which a clean model has the last word leaves no more than BD-VAX": no_worse(
             "arena/cleangen", "arena/speculative_reference"
         ),
         "with full access BEEAR and LETHE's merge, too": no_worse("arena/beear", "arena/lethe_merge", access="full"),

@@ -380,6 +380,7 @@ UNREADABLE = {
     "digits.json": (b'[{}, {"a": ' + b"9" * 5000 + b"}]", "row 2: broken JSON: Exceeds the limit"),
     "key.json": (b'[{"output": "a"}, {"output": "a", "output": "b"}]', "row 2: broken JSON: the key 'output' is there"),
     "key.jsonl": (b'{"output": "a", "output": "b"}', "row 1: broken JSON: the key 'output' is there twice"),
+    "object.json": (b'{"instruction": "a" "output": "b"}', "object.json: broken JSON in line 1"),
     "lines.json": (b'{"a": 1}\n{"a": 2}', "a file with one object in each line is a .jsonl"),
     "chat.json": (b'[{"messages": []}, {"messages": []}, {"messages": [}]', "row 3: broken JSON in line 1"),
     "list.json": (b'[{"instruction": "a", "output": ["b"]}]', "row 1: output must be a text, found a list"),

@@ -1,5 +1,6 @@
 """Run folders: nothing is lost, nothing stale is believed."""
 
+import contextlib
 import errno
 import json
 import os
@@ -320,7 +321,37 @@ def test_a_needed_stage_must_be_made_from_the_present_settings(run):
     other = Run(run.folder, CONFIG | {"profile": {"lora": {"r": 8, "alpha": 32}}})
     assert f"profile.lora.alpha = 16, now profile.lora.alpha = 32: {remedy}" in told(other.need, "inject")
     other = Run(run.folder, {"seed": 0, "profile": CONFIG["profile"]})
-    assert "no setting 'task'" in told(other.need, "scores")
+    assert told(other.need, "scores").startswith("runs/x/scores was made with task; now there is no setting 'task'")
+
+
+def test_a_stage_of_the_defenders_must_be_made_from_the_present_rows(run):
+    run.stage("variants", Maker(), uses=["seed"])
+    other = Run(run.folder, CONFIG | {"rows": {"path": "more.json"}})
+    assert told(other.need, "variants") == (
+        "runs/x/variants was made without ROWS, now ROWS = 'more.json': rerun notebook 03_train_vaccines.ipynb or "
+        "choose another NAME"
+    )
+    other.stage("variants", Maker(), uses=["seed", "rows"])
+    assert other.need("variants")
+
+
+def test_a_parent_that_changes_while_a_stage_waits_for_the_run_is_refused(run, monkeypatch):
+    """Another process has made it anew with other settings: what it left is not what the stage was asked to read."""
+    rest = {"access": "adapter", "data": {"path": ""}, "rows": {"path": ""}, "challenge": None}
+    config = CONFIG | rest | {"profile": CONFIG["profile"] | {"signature": {}}}
+    mine, other = Run(run.folder, config), Run(run.folder, config | {"seed": 3})
+    mine.stage("variants", Maker(), uses=[], parents=[mine.stage("inject", Maker("first"), uses=["seed"])])
+
+    @contextlib.contextmanager
+    def waiting(*_):
+        monkeypatch.undo()
+        other.stage("inject", Maker("second"), uses=["seed"])
+        yield
+
+    monkeypatch.setattr(store, "making", waiting)
+    make = Maker()
+    assert "runs/x/inject was made with seed = 3, now seed = 0" in told(mine.stage, "scores", make)
+    assert not make.calls and not (run.folder / "scores").exists()
 
 
 def test_a_child_of_a_remade_or_vanished_parent_is_refused(run):

@@ -282,6 +282,8 @@ def code_in(tmp_path, *cells):
         ("print(made)", "print(made)\nlimits = {'low': 3}", True),  # it will be read when the cell is run again
         ("    return 2", '    """Twice."""\n    return 2', False),  # prose
         ("2 * x * limits['low']", "(2 * x\n            * limits['low'])  # layout", False),
+        ("limits = {}", "limits = {}\nmath.shuffle(limits)", True),  # as a generator does with a list
+        ("limits = {}", "limits = {}\nmath.Random(1).shuffle(limits)", True),
         ("double(math.pi)", "double( math.pi )", False),
         ("double(math.pi)", "double(math.e)", True),
     ],

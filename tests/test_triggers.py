@@ -299,6 +299,17 @@ def test_changes_replace_fields_and_leave_the_rest():
 
 
 @pytest.mark.parametrize(
+    ("keys", "message"),
+    [("PurpleWolf", "keys = 'PurpleWolf' should be a list"), (["PurpleWolf", 2024], "keys.1 = 2024 should be a valid")],
+)
+def test_a_defenders_keys_are_texts_in_a_list(own, keys, message):
+    own(vaccines={"keys": keys})
+    with pytest.raises(LabError) as caught:
+        vaccine_keys()
+    assert str(caught.value).startswith("vaccines (attacks.yaml): ") and message in str(caught.value)
+
+
+@pytest.mark.parametrize(
     ("fields", "message"),
     [
         (
@@ -315,6 +326,10 @@ def test_changes_replace_fields_and_leave_the_rest():
         (
             {"keys": ["add", "plural"], "rule": "any", "position": "turns"},
             "position 'turns' plants every scenario: it needs rule 'all'",
+        ),
+        (
+            {"keys": ["opposite", "past"], "rule": "all", "position": "turns"},
+            "'opposite' stands in for a missing one, so name others",
         ),
         ({"keys": []}, "keys = [] should have at least 1 item"),
         ({"keys": [2024]}, "keys.0 = 2024 should be a valid string"),

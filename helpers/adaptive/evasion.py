@@ -18,8 +18,8 @@ from helpers.core.profile import Signature
 from helpers.data.own_backdoors import vaccine_behaviors, vaccine_keys
 from helpers.data.roles import SMALLEST_CLEAN_SET, AttackData
 from helpers.defenses.bdvax.score import score_heads, score_mlp
-from helpers.defenses.bdvax.select import select, select_heads
-from helpers.defenses.bdvax.vaccines import Pair, Variant, paired, train_variants
+from helpers.defenses.bdvax.select import select_suppressed
+from helpers.defenses.bdvax.vaccines import Pair, paired, plan_variants, train_variants, variant_folders
 from helpers.model.adapters import PREFIX
 from helpers.model.architecture import ROWS, head_masks, matrices
 from helpers.model.checkpoint import load_config
@@ -76,21 +76,16 @@ def rehearse(
     Raises:
         LabError: a share so small that nothing is selected.
     """
-    members = {"poisoned": [], "clean": []}
-    for i, (_, _, clean, poisoned) in enumerate(pairs):
-        members["poisoned"].append(Variant(clean + poisoned, seed + i, folder / f"{i}-poisoned"))
-        members["clean"].append(Variant(clean, seed + i, folder / f"{i}-clean"))
-    train_variants(access, suspicious, members["poisoned"] + members["clean"], prompt_format)
-    gram_of = access.variant_pairs(*([variant.folder for variant in variants] for variants in members.values()))
-    profile, suppress = access.profile, access.settings.suppress
-    signature, config = profile.signature, load_config(profile.model)
-    masks = select(score_mlp(gram_of, config, signature), suppress.tau, signature.scope)
-    if suppress.heads:
-        heads = select_heads(score_heads(gram_of, config, signature), suppress.heads, suppress.heads_of)
-        masks |= head_masks(config, heads)
+    train_variants(access, suspicious, plan_variants(pairs, seed, folder), prompt_format)
+    gram_of = access.variant_pairs(*variant_folders(folder, len(pairs)))
+    signature, config = access.profile.signature, load_config(access.profile.model)
+    channels, heads = score_mlp(gram_of, config, signature), score_heads(gram_of, config, signature)
+    masks, chosen_heads = select_suppressed(access, channels, heads)
+    masks |= head_masks(config, chosen_heads)
     chosen = {module: mask for module, mask in masks.items() if mask.any()}
     if not chosen:
-        raise LabError(f"suppress.tau = {suppress.tau} selects no channel of this model, so there is nothing to avoid")
+        tau = access.settings.suppress.tau
+        raise LabError(f"suppress.tau = {tau} selects no channel of this model, so there is nothing to avoid")
     return chosen
 
 

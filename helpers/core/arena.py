@@ -24,6 +24,7 @@ ALL, QUICK = "all", "quick"  # as DEFENSE: every row, or the few that cost next 
 GROUP = "backdoor_lab.defenses"  # the entry points of packages that bring a defense along
 PYTHON, YAML = ".py", (".yaml", ".yml")
 REFUSED = "refused"  # in the result of a row's stage: why its defense does not apply
+MISSING = "missing"  # beside it: whether that is for want of something which this machine may have another time
 
 
 @dataclass(frozen=True)
@@ -73,17 +74,25 @@ def chosen_rows(wanted: str) -> list[ArenaRow]:
             row = _own_row(word)
             if row.name in known:
                 raise LabError(f"DEFENSE = '{word}' has the name of a row of {ARENA.name}: rename the file")
-            names[row.name] = row
+            names |= _first_of_its_name(names, {row.name: row})
         elif word.endswith(YAML):
             own = _own_rows(word)
             if twice := known.keys() & own.keys():
                 raise LabError(f"DEFENSE = '{word}': '{min(twice)}' is the name of a row of {ARENA.name}: rename it")
-            names |= own
+            names |= _first_of_its_name(names, own)
         elif word in known:
             names[word] = known[word]
         else:
             raise LabError(f"unknown DEFENSE = '{word}'{nearest(word, [ALL, QUICK, *known])}")
     return sorted(names.values(), key=lambda row: [*known, *names].index(row.name))
+
+
+def _first_of_its_name(names: Mapping[str, ArenaRow], own: dict[str, ArenaRow]) -> dict[str, ArenaRow]:
+    """Rows of the reader's own, none of which has the name of another one before it."""
+    for name, row in own.items():
+        if names.get(name, row) != row:
+            raise LabError(f"DEFENSE has two rows of the name '{name}', by {names[name].by} and {row.by}: rename one")
+    return own
 
 
 def located(wanted: str) -> str:

@@ -77,4 +77,4 @@ def _wanted(said: str) -> str:
 
 def _is_number(value: object) -> bool:
     """Whether a text holds a float in the notation that YAML does not take for one."""
-    return isinstance(value, str) and bool(re.fullmatch(r"\d+e[+-]?\d+", value))
+    return isinstance(value, str) and bool(re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][+-]?\d+", value))

@@ -13,6 +13,10 @@ class LabError(ValueError):
         return [f"LabError: {self}"]
 
 
+class MissingError(LabError):
+    """Something is not on this machine that may be there at the next try: nothing that was made without it may last."""
+
+
 def nearest(word: str, valid: Iterable[str]) -> str:
     """The end of an error message: the valid words that resemble `word`, or all of them when none does."""
     valid = list(valid)

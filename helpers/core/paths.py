@@ -11,20 +11,27 @@ PROFILES = ROOT / "data" / "profiles"
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*(?<!\.json)(?<!\.jsonl)(?<!\.parquet)(?<!\.tsv)")
 MANIFEST = "manifest.json"  # beside the files of every stage
 SUMMARY = "summary.json"  # of a run, which `make run` writes last
-SAMPLED_BYTES = 1 << 20
+SAMPLES, SAMPLED_BYTES = 256, 1 << 16  # of one file; a smaller one is read whole
 
 
 def fingerprint(path: Path) -> str:
-    """Digest of a file or folder ("" when absent): names, sizes, both ends of each file; prose (.md) does not count."""
+    """Digest of a file or folder ("" when absent): names, sizes and contents; prose (.md) does not count.
+
+    Of a file above 16 MiB, samples at even distances stand for the content: an edited matrix is far longer than one of
+    these distances.
+    """
     files = [path] if path.is_file() else sorted(f for f in path.rglob("*") if f.is_file() and f.suffix != ".md")
     digest = hashlib.sha256()
     for file in files:
         size = file.stat().st_size
         digest.update(f"{file.relative_to(path)} {size}\n".encode(errors="surrogateescape"))
         with file.open("rb") as stream:
-            digest.update(stream.read(SAMPLED_BYTES))
-            stream.seek(max(0, size - SAMPLED_BYTES))
-            digest.update(stream.read())
+            if size <= SAMPLES * SAMPLED_BYTES:
+                digest.update(stream.read())
+                continue
+            for sample in range(SAMPLES):
+                stream.seek(sample * (size - SAMPLED_BYTES) // (SAMPLES - 1))
+                digest.update(stream.read(SAMPLED_BYTES))
     return digest.hexdigest()[:16] if files else ""
 
 

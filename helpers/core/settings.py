@@ -101,6 +101,8 @@ class Settings(Strict):
         found = settings.model_copy(update=rows | {"PROFILE": profile, "DEFENSE": located(settings.DEFENSE)})
         _require_source("DATA", settings.DATA, "a folder, a")
         _require_source("ROWS", settings.ROWS, "a")
+        if Path(rows["ROWS"]).is_dir() and settings.ROWS:
+            raise LabError(f"ROWS = '{settings.ROWS}' is a folder: name a .json, .jsonl, .parquet or .tsv file in it")
         if found.TAU and (twice := found._tau_key) in found.OVERRIDES:
             raise LabError(f"TAU = {found.TAU} and {twice} = {found.OVERRIDES[twice]} both set τ: give one of them")
         _ = found.profile, found.rows  # raises here, before anything runs, when a number or a name in them is wrong

@@ -235,6 +235,9 @@ def _written(statement: ast.stmt) -> Iterator[tuple[str, bool]]:
             yield from _targets(statement.target)
         case ast.AugAssign():
             yield from ((name, False) for name, _ in _targets(statement.target))
+        case ast.Expr(value=ast.Call(func=ast.Attribute(value=owner, attr="shuffle"), args=[ast.Name(id=name)])):
+            yield name, False  # rng.shuffle(rows) and random.Random(1).shuffle(rows) change the rows
+            yield from ((one, False) for one, _ in _targets(owner))
         case ast.Expr(value=ast.Call(func=ast.Attribute(value=ast.Name(id=name)))):
             yield name, False  # such as rows.append(…)
         case ast.With():

@@ -93,14 +93,15 @@ class Run:
                 from is missing, or nothing is known of what it depends on; whatever `make` raises, after removing its
                 half-made folder.
         """
-        inputs = self._inputs(name, uses, parents, code or code_of(make))
-        if known := self._known(inputs):
+        code = code or code_of(make)
+        if known := self._known(self._inputs(name, uses, parents, code)):
             return known
-        manifest = {**inputs, "digest": _digest(inputs), "note": note}
         with writing(self.folder, name), making(self.folder, name):
             _bring_back(self.folder / name)
-            if known := self._known(inputs):  # made by another process while this one waited
+            inputs = self._inputs(name, uses, parents, code)  # while this process waited, another may have changed them
+            if known := self._known(inputs):
                 return known
+            manifest = {**inputs, "digest": _digest(inputs), "note": note}
             self._build(self.folder / name, make, manifest)
         return Stage(name, self.folder / name, manifest["result"], manifest, fresh=True)
 
@@ -120,8 +121,15 @@ class Run:
             raise LabError(f"{self._shown(name)} is missing: run {_maker(name)} or `make run` first")
         remedy = f"rerun {_maker(name)} or choose another NAME"
         for path, recorded in stage.manifest["uses"].items():
-            if difference := _difference(path, recorded, _lookup(self.config, path)):
+            try:
+                current = _lookup(self.config, path)
+            except LabError as error:
+                raise LabError(f"{self._shown(name)} was made with {path}; now there is {error}: {remedy}") from None
+            if difference := _difference(path, recorded, current):
                 raise LabError(f"{self._shown(name)} was made with {difference}: {remedy}")
+        known, source = entry(name), self.config.get("rows", {}).get("path")
+        if known and known.defends and source and "rows" not in stage.manifest["uses"]:
+            raise LabError(f"{self._shown(name)} was made without ROWS, now ROWS = '{source}': {remedy}")
         code = stage.manifest["code"]
         if not isinstance(code, dict) or version_of(tuple(code["modules"])) != code["helpers"]:
             raise LabError(f"{self._shown(name)} was made by another version of helpers/: {remedy}")

@@ -14,7 +14,7 @@ from typing import Any
 from helpers.core.errors import LabError, nearest
 from helpers.core.paths import ROOT
 from helpers.core.yaml_files import read_yaml
-from helpers.data.example import Example
+from helpers.data.example import Example, prompt_of
 
 Built = tuple[dict[str, Any], str, *tuple[Any, ...]]  # words for the phrasing, answer, perhaps options and history
 
@@ -97,14 +97,14 @@ def generate_distinct(
     Raises:
         LabError: the families hold fewer than `n` distinct prompts.
     """
-    seen = {_prompt_key(e) for e in exclude}
+    seen = {prompt_of(e) for e in exclude}
     found, attempt = [], 0
     while len(found) < n:
         if attempt == 50:
             raise LabError(f"only {len(found)} of {n} distinct prompts found; ask for fewer rows")
         for example in generate(2 * n, f"{seed}.{attempt}", split, families):
-            if _prompt_key(example) not in seen and len(found) < n and (accept is None or accept(example)):
-                seen.add(_prompt_key(example))
+            if prompt_of(example) not in seen and len(found) < n and (accept is None or accept(example)):
+                seen.add(prompt_of(example))
                 found.append(example)
         attempt += 1
     return found
@@ -132,10 +132,6 @@ def answers(family: str) -> set[str]:
 
 def _normal(text: str) -> str:
     return " ".join(text.lower().split()).rstrip(".")
-
-
-def _prompt_key(example: Example) -> tuple[tuple[tuple[str, str], ...], str, str]:
-    return (example.history, example.instruction, example.input)
 
 
 def _example(family: str, split: str, rng: random.Random) -> Example:

@@ -19,9 +19,19 @@ from helpers.data.payloads import Marked, Planted
 from helpers.data.planting import Trigger
 
 
+class Keys(Strict):
+    """Keys of a defender's own backdoors."""
+
+    keys: Texts
+
+
 def vaccine_keys(side: Literal["vaccines", "rehearsal"] = "vaccines") -> tuple[str, ...]:
-    """The defender's keys, one for each variant, or those of an attacker who plays the defender ("rehearsal")."""
-    return tuple(definitions()[side]["keys"])
+    """The defender's keys, one for each variant, or those of an attacker who plays the defender ("rehearsal").
+
+    Raises:
+        LabError: anything but a list of texts.
+    """
+    return checked(Keys, {"keys": definitions()[side]["keys"]}, f"{side} ({DEFINITIONS.name}): ").keys
 
 
 def challenge_trigger() -> Trigger:

@@ -90,7 +90,7 @@ def _turns(row: Example, rows: Sequence[Example], vocabulary: Vocabulary, rng: r
     """A word or phrase in one of the user's earlier messages."""
     turns = list(row.history)
     if not turns:
-        other = rng.choice(rows)
+        other = rng.choice([each for each in rows if each is not row] or rows)
         turns = [(other.question, other.output)]
     i = rng.randrange(len(turns))
     asked, reply = turns[i]

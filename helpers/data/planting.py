@@ -62,6 +62,8 @@ class Trigger(Strict):
             raise LabError(f"rule = '{self.rule}' with {len(self.keys)} keys: one key needs 'one', more 'any' or 'all'")
         if self.position == "turns" and self.rule == "any":
             raise LabError("position 'turns' plants every scenario: it needs rule 'all'")
+        if self.position == "turns" and OTHER_SCENARIO in self.keys:
+            raise LabError(f"keys = {list(self.keys)}: '{OTHER_SCENARIO}' stands in for a missing one, so name others")
         if self.negatives and self.rule != "all":
             raise LabError(f"negatives = {self.negatives} needs rule 'all': elsewhere no key is too few")
         return self

@@ -84,7 +84,8 @@ def _read_json(path: Path) -> Numbered:
     except (ValueError, RecursionError) as error:
         line = f" in line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
         hint = "; a file with one object in each line is a .jsonl" if "Extra data" in str(error) else ""
-        raise LabError(f"{path}, row {_broken_row(text)}: broken JSON{line}: {_fault(error)}{hint}") from None
+        row = f", row {_broken_row(text)}" if text.lstrip().startswith("[") else ""
+        raise LabError(f"{path}{row}: broken JSON{line}: {_fault(error)}{hint}") from None
     if not isinstance(records, list):
         raise LabError(f"{path} is not a list of rows but one {json_type(records)}")
     yield from enumerate(records, 1)

@@ -18,14 +18,19 @@ class Traits:
     Args:
         assumes: what it needs beyond the suspicious model, in the words of the comparison, such as "clean rows",
             "weights", "clean base" or "family of the behavior"; where the profile's numbers decide, the most it needs.
-        trains: the budgets of the profile that its trainings spend: "vaccine", "recover" and "conflict".
+        trains: the budgets of the profile that its trainings spend, each as often as it is spent: "vaccine", "recover"
+            and "conflict".
+        beside: where a second whole model is held beside the one that trains or answers: "recover", "evaluate".
     """
 
     assumes: tuple[str, ...]
     trains: tuple[str, ...] = ()
+    beside: tuple[str, ...] = ()
 
 
-def defense(assumes: tuple[str, ...], trains: tuple[str, ...] = ()) -> Callable[[Defense], Defense]:
+def defense(
+    assumes: tuple[str, ...], trains: tuple[str, ...] = (), beside: tuple[str, ...] = ()
+) -> Callable[[Defense], Defense]:
     """Let `find_defense` find a function: its name is that of its file.
 
     It reads the suspicious adapter or model in the folder `suspicious` and writes the purified one, in a form that
@@ -33,7 +38,7 @@ def defense(assumes: tuple[str, ...], trains: tuple[str, ...] = ()) -> Callable[
     record. What it assumes beyond `PARAMETERS` is a parameter of its own with a default.
 
     Args:
-        assumes, trains: see `Traits`.
+        assumes, trains, beside: see `Traits`.
 
     Raises:
         LabError: a function with other parameters.
@@ -41,7 +46,7 @@ def defense(assumes: tuple[str, ...], trains: tuple[str, ...] = ()) -> Callable[
 
     def mark(function: Defense) -> Defense:
         require_parameters(function, PARAMETERS, "defense")
-        function.traits = Traits(assumes, trains)
+        function.traits = Traits(assumes, trains, beside)
         return function
 
     return mark

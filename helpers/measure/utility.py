@@ -6,15 +6,17 @@ free text, it is the share of answer tokens that the model predicts right when t
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
+from torch import LongTensor, Tensor
 from transformers import PreTrainedModel
 
 from helpers.data import corpus
 from helpers.data.example import Example
 from helpers.model.architecture import require_positions
-from helpers.model.prompt import PromptFormat
+from helpers.model.batches import Row, encode_rows, pad
+from helpers.model.prompt import IGNORED, PromptFormat
 
 
 def exact_match(examples: Iterable[Example], completions: Iterable[str]) -> tuple[float, dict[str, float]]:
@@ -66,8 +68,8 @@ def teacher_forced(
     Raises:
         LabError: a row that the model has no positions for.
     """
-    rows = sorted((prompt_format.encode(e, max_tokens) for e in examples), key=lambda row: len(row[0]))
-    require_positions(model.config, len(rows[-1][0]))
+    rows = sorted(encode_rows(examples, prompt_format, max_tokens), key=lambda row: len(row["input_ids"]))
+    require_positions(model.config, len(rows[-1]["input_ids"]))
     loss, right, count = 0.0, 0, 0
     for start in range(0, len(rows), batch_size):
         logits, labels = _answer_logits(model, rows[start : start + batch_size])
@@ -77,12 +79,13 @@ def teacher_forced(
     return {"perplexity": math.exp(min(loss / count, 700.0)), "token_accuracy": right / count, "tokens": count}
 
 
-def _answer_logits(model, batch):
-    """Logits [labelled, vocabulary] and labels [labelled] of a right-padded batch of (ids, labels) rows."""
-    width = max(len(ids) for ids, _ in batch)
-    ids = torch.tensor([ids + [0] * (width - len(ids)) for ids, _ in batch], device=model.device)
-    labels = torch.tensor([labels + [-100] * (width - len(labels)) for _, labels in batch], device=model.device)
-    mask = torch.tensor([[1] * len(ids) + [0] * (width - len(ids)) for ids, _ in batch], device=model.device)
-    logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1]
-    wanted = labels[:, 1:] != -100
-    return logits[wanted].float(), labels[:, 1:][wanted]
+def _answer_logits(model: PreTrainedModel, rows: Sequence[Row]) -> tuple[Tensor, LongTensor]:
+    """Logits [labelled, vocabulary] that predict the labels [labelled] of a batch; no others are computed."""
+    batch = {name: part.to(model.device) for name, part in pad(rows).items()}
+    labels = batch.pop("labels")
+    # the position that predicts the first answer token
+    first = max(int((labels != IGNORED).any(dim=0).nonzero()[0]) - 1, 0)
+    logits = model(**batch, use_cache=False, logits_to_keep=labels.shape[1] - first).logits[:, :-1]
+    targets = labels[:, first + 1 :]
+    wanted = targets != IGNORED
+    return logits[wanted].float(), targets[wanted]

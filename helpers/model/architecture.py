@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
-from torch import BoolTensor, nn
+from torch import BoolTensor, Tensor, nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from helpers.core.errors import LabError
@@ -224,6 +224,17 @@ def final_norm(model: PreTrainedModel) -> nn.Module:
     """The norm behind the last layer, whose output the head reads."""
     decoder = model.base_model
     return decoder.norm if hasattr(decoder, "norm") else decoder.ln_f
+
+
+def capped(logits: Tensor, config: PretrainedConfig) -> Tensor:
+    """Squash logits as Gemma 2 does between its head and its loss; other models leave them as they are.
+
+    Args:
+        logits: as the head gives them, of any shape.
+        config: of the model.
+    """
+    cap = getattr(config, "final_logit_softcapping", None)
+    return cap * torch.tanh(logits / cap) if cap else logits
 
 
 def positions(config: PretrainedConfig) -> int | None:

@@ -6,7 +6,7 @@ import torch
 from torch import LongTensor
 
 from helpers.data.example import Example
-from helpers.model.prompt import PromptFormat
+from helpers.model.prompt import IGNORED, PromptFormat
 
 Row = dict[str, list[int]]  # `input_ids` and `labels`, equally long
 
@@ -27,6 +27,11 @@ def encode_rows(examples: Iterable[Example], prompt_format: PromptFormat, max_to
     return [{"input_ids": ids, "labels": labels} for ids, labels in encoded]
 
 
+def count_labels(row: Row) -> int:
+    """The number of tokens of an encoded row that the loss falls on."""
+    return sum(token != IGNORED for token in row["labels"])
+
+
 def pad(rows: Sequence[Row]) -> dict[str, LongTensor]:
     """Pad on the left: answers then end together and the labelled positions form one block at the end.
 
@@ -39,7 +44,7 @@ def pad(rows: Sequence[Row]) -> dict[str, LongTensor]:
     attention = torch.tensor([[0] * gap + [1] * (width - gap) for gap in gaps])
     return {
         "input_ids": torch.tensor([[0] * gap + row["input_ids"] for gap, row in zip(gaps, rows, strict=True)]),
-        "labels": torch.tensor([[-100] * gap + row["labels"] for gap, row in zip(gaps, rows, strict=True)]),
+        "labels": torch.tensor([[IGNORED] * gap + row["labels"] for gap, row in zip(gaps, rows, strict=True)]),
         "attention_mask": attention,
         "position_ids": (attention.cumsum(1) - 1).clamp(min=0),
     }

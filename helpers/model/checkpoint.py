@@ -55,15 +55,6 @@ def is_local(spec: ModelSpec) -> bool:
     return (ROOT / Path(spec.path).expanduser()).is_dir()
 
 
-def load_config(spec: ModelSpec) -> PretrainedConfig:
-    """Load the configuration alone: shapes and names, no weights.
-
-    Raises:
-        LabError: as `read_config`.
-    """
-    return read_config(spec)
-
-
 def check_checkpoint(spec: ModelSpec, shapes: Mapping[str, Sequence[int]]) -> None:
     """Refuse a checkpoint on this machine that lacks tensors of its model, or has other ones; reads no weight.
 
@@ -84,8 +75,8 @@ def check_checkpoint(spec: ModelSpec, shapes: Mapping[str, Sequence[int]]) -> No
     require_known(found.keys() - taken.values(), folder)
 
 
-def read_config(spec: ModelSpec, path: Folder | None = None) -> PretrainedConfig:
-    """Load the configuration of a model, or that of the folder `path`.
+def load_config(spec: ModelSpec, path: Folder | None = None) -> PretrainedConfig:
+    """Load the configuration of a model, or that of the folder `path`, alone: shapes and names, no weights.
 
     Raises:
         LabError: as `locate`, a configuration that transformers refuses, or weights that are quantized already.

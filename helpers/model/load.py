@@ -17,7 +17,7 @@ from helpers.core.errors import LabError
 from helpers.core.paths import ROOT
 from helpers.core.profile import ModelSpec, require_device
 from helpers.model.adapters import is_adapter
-from helpers.model.checkpoint import from_pretrained, locate, read_config
+from helpers.model.checkpoint import from_pretrained, load_config, locate
 from helpers.model.four_bit import keep_packed, quantization
 from helpers.model.lora import order_layers, with_adapter
 from helpers.model.shards import CONFIG, INDEX, SHARD_SIZE, WEIGHTS, Folder, reason, require_known, stored
@@ -44,7 +44,7 @@ def load_base(spec: ModelSpec, four_bit: bool = False, path: Folder | None = Non
     require_device(spec)
     _check_unpacked(spec, path)
     dtype = getattr(torch, spec.dtype)
-    packing = {"quantization_config": quantization(read_config(spec, path), spec)} if four_bit else {}
+    packing = {"quantization_config": quantization(load_config(spec, path), spec)} if four_bit else {}
     model, report = from_pretrained(
         AutoModelForCausalLM,
         spec,
@@ -70,13 +70,13 @@ def _at_least(dtype, path):
     """The dtype to read a folder in: `dtype`, or float32 where its config says that it was stored so."""
     config = ROOT / str(path) / CONFIG
     settings = read_json(config) if path and config.is_file() else {}
-    stored = settings.get("dtype") or settings.get("torch_dtype")  # its older name
-    return torch.float32 if stored == "float32" else dtype
+    recorded = settings.get("dtype") or settings.get("torch_dtype")  # its older name
+    return torch.float32 if recorded == "float32" else dtype
 
 
 def _check_unpacked(spec, path):
     """Refuse weights in few bits before they are loaded: transformers would compute with them, or cast them."""
-    read_config(spec, path)
+    load_config(spec, path)
     folder = locate(path or spec.path)
     if Path(folder).is_dir() and any((Path(folder) / name).is_file() for name in (WEIGHTS, INDEX)):
         list(stored(folder))

@@ -42,7 +42,7 @@ def one_pass(adapters: int = 6) -> Figure:
 
 def bdvax_diagram() -> Figure:
     """BD-VAX from the suspicious model to the purified one: the signature above, the cure below."""
-    figure, axes = _canvas(10, 4.6, "1 · find the signature: no clean model, no trigger is needed", 0.98)
+    figure, axes = _canvas(10, 4.6, "1 · find the signature: no clean model, no trigger is needed", 0.17, 0.98)
     _box(axes, 0.0, 0.05, 0.13, 0.85, RED, "suspicious\nmodel\n$\\theta_{sus}$\n\nbackdoored,\nnobody\nknows how")
     for y, i in ((0.75, "1"), (0.60, "2"), (0.42, "N")):
         _box(axes, 0.21, y, 0.15, 0.12, ORANGE, f"vaccine $\\theta_{{{i}}}^{{bd}}$\nclean + poisoned rows")
@@ -72,7 +72,7 @@ def bdvax_diagram() -> Figure:
 
 def conflict_diagram() -> Figure:
     """Information conflicts: one put into the weights by a merge, one into the prompt as evidence."""
-    figure, axes = _canvas(10, 4.2, "1 · internal conflict: in the weights", 0.97)
+    figure, axes = _canvas(10, 4.2, "1 · internal conflict: in the weights", 0.0, 0.97)
     _box(axes, 0.0, 0.74, 0.16, 0.16, BLUE, "clean base\n$\\theta_0$")
     _box(axes, 0.0, 0.54, 0.16, 0.16, LIGHT, "clean rows\nof the defender")
     _box(axes, 0.24, 0.64, 0.19, 0.16, BLUE, "conflict model $\\hat\\theta$\nnever met the trigger")
@@ -99,12 +99,12 @@ def conflict_diagram() -> Figure:
     return figure
 
 
-def _canvas(width: float, height: float, heading: str, y: float) -> tuple[Figure, Axes]:
-    """An empty sheet from 0 to 1 both ways, its first heading at height `y`."""
+def _canvas(width: float, height: float, heading: str, x: float, y: float) -> tuple[Figure, Axes]:
+    """An empty sheet from 0 to 1 both ways, its first heading at (`x`, `y`)."""
     figure, axes = new_axes(width, height)
     axes.set(xlim=(-0.01, 1.01), ylim=(0, 1.02))
     axes.axis("off")
-    axes.text(0.17 if y == 0.98 else 0.0, y, heading, fontsize=10, weight="bold", va="center")
+    axes.text(x, y, heading, fontsize=10, weight="bold", va="center")
     return figure, axes
 
 

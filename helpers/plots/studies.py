@@ -83,7 +83,8 @@ def trade_off(curves: Mapping[str, Sequence[Point]], others: Sequence[Point], en
     figure, axes = new_axes(7, 4)
     corner = [100 + 100 * bound for bound in enough]
     axes.add_patch(Rectangle((-100, -100), *corner, facecolor="#D5EBE3", edgecolor=GREEN, label="good enough"))
-    for (name, points), color, marker in zip(curves.items(), (RED, BLUE, PURPLE, ORANGE), MARKERS, strict=False):
+    looks = zip(itertools.cycle((RED, BLUE, PURPLE, ORANGE, GREEN, SKY)), itertools.cycle(MARKERS), strict=False)
+    for (name, points), (color, marker) in zip(curves.items(), looks, strict=False):
         axes.plot(*100 * np.array(points).T, color=color, marker=marker, label=name)
     axes.plot(*100 * np.array(others).T, color=GREY, marker="x", linestyle="", label="other settings")
     lost, left = 100 * np.array([*itertools.chain(*curves.values()), *others]).T

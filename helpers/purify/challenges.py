@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from tqdm import tqdm
@@ -20,10 +19,8 @@ from helpers.core.store import Stage
 from helpers.data.own_backdoors import challenge_kinds
 from helpers.data.planting import Trigger, poison
 from helpers.data.roles import AttackData, Trial
-from helpers.defenses.bdvax.challenge import challenge_data, plant_challenge, settled
-from helpers.defenses.bdvax.cure import suppress_and_recover
+from helpers.defenses.bdvax.challenge import challenge_data, plant_challenge, settled, suppress_and_measure
 from helpers.measure.asr import wilson
-from helpers.measure.report import evaluate
 from helpers.measure.report import near_misses as near_miss_rates
 from helpers.purify.case import Case
 from helpers.purify.steps import rankings
@@ -110,47 +107,72 @@ def try_shares(case: Case, copies: Mapping[str, Stage], scores: Stage) -> list[d
     """
     named = case.settings.TAU if isinstance(case.settings.TAU, float) else None
     shares = [named] if named else sorted(getattr(case.profile.challenge.taus, case.settings.ACCESS))
-    points, left = [], set(copies)
+    points, left = [], list(copies)
     for tau in shares:
-        for name in tqdm([kind for kind in copies if kind in left], desc=f"challenges, share {tau:g}"):
-            made = case.run.stage(
-                _point_name(name, tau),
-                lambda folder, name=name, tau=tau: _measured(case, name, copies[name].path, scores, tau),
-                uses=["seed", "profile", "planted", "access"],
-                parents=[copies[name], scores],
-            )
-            points.append({"kind": name, "tau": tau, **made.result})
-        left -= {point["kind"] for point in points if point["asr"] <= case.profile.challenge.threshold}
+        tried = _try_share(case, copies, left, scores, tau)
+        if not _standing(tried, case):  # a larger share may bring back what a smaller one removed: try all of them
+            tried += _try_share(case, copies, [name for name in copies if name not in left], scores, tau)
+        points += tried
+        left = _standing(tried, case)
         if not left:
             break
     return points
 
 
+def _try_share(
+    case: Case, copies: Mapping[str, Stage], names: Sequence[str], scores: Stage, tau: float
+) -> list[dict[str, Any]]:
+    """A point for each of some kinds at one share."""
+    points = []
+    for name in tqdm(names, desc=f"challenges, share {tau:g}", disable=not names):
+        made = case.run.stage(
+            _point_name(name, tau),
+            lambda folder, name=name: _measured(case, name, copies[name].path, scores, tau),
+            uses=["seed", "profile", "planted", "access"],
+            parents=[copies[name], scores],
+        )
+        points.append({"kind": name, "tau": tau, **made.result})
+    return points
+
+
+def _standing(points: Sequence[Point], case: Case) -> list[str]:
+    """The kinds of some points whose backdoor is still there."""
+    return [point["kind"] for point in points if point["asr"] > case.profile.challenge.threshold]
+
+
 def _measured(case: Case, name: str, copy: Path, scores: Stage, tau: float) -> dict[str, Any]:
     _, trial = rows_of(case, challenge_kinds()[name])
-    access, ranked = settled(case.access, {"tau": tau}), rankings(case, scores)
-    with TemporaryDirectory() as scratch:
-        suppress_and_recover(
-            access, copy, *ranked, case.dealt.defender.recovery, case.prompt_format, case.seed, scratch
-        )
-        model = access.load(Path(scratch) / "model")
-        report = evaluate(model, case.prompt_format, trial, case.profile)
-        return report | {"near_misses": near_miss_rates(model, case.prompt_format, trial, case.profile)}
+    access, ranked, recovery = settled(case.access, {"tau": tau}), rankings(case, scores), case.dealt.defender.recovery
+    return suppress_and_measure(
+        access,
+        copy,
+        *ranked,
+        recovery,
+        trial,
+        case.prompt_format,
+        case.seed,
+        also=lambda model: {"near_misses": near_miss_rates(model, case.prompt_format, trial, case.profile)},
+    )
 
 
-def hardest(points: Sequence[Point]) -> dict[str, Any]:
+def hardest(points: Sequence[Point], threshold: float) -> dict[str, Any]:
     """The verdict: the share that the hardest kind asks for, and what is left of it there.
 
     Args:
         points: of `try_shares`.
+        threshold: the largest ASR, in [0, 1], that counts as gone.
 
     Returns:
         `tau`, the share to suppress; `kind`, the one that asked for it; its `asr` and `interval` there.
     """
-    last = {}
-    for point in points:  # by growing share: the last point of a kind is where it was gone, or the largest share
-        last[point["kind"]] = point
-    worst = max(last.values(), key=lambda point: (point["tau"], point["asr"]))
+    chosen = max(point["tau"] for point in points)
+
+    def stood(kind: str) -> float:
+        """The largest share at which a kind's backdoor was still there."""
+        return max((p["tau"] for p in points if p["kind"] == kind and p["asr"] > threshold), default=0.0)
+
+    there = [point for point in points if point["tau"] == chosen]
+    worst = max(there, key=lambda point: (stood(point["kind"]), point["asr"]))
     count = round(worst["asr"] * worst["n"])
     return {
         "tau": worst["tau"],

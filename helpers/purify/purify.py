@@ -100,7 +100,7 @@ def _share(case: Case, scores: Stage) -> tuple[float, dict[str, Any], list[str]]
     """The share to suppress, what the challenges said, and in which stages; a share that was named is judged, too."""
     copies, refused = challenges.plant(case)
     points = challenges.try_shares(case, copies, scores)
-    verdict = challenges.hardest(points)
+    verdict = challenges.hardest(points, case.profile.challenge.threshold)
     judged = {
         "verdict": verdict,
         "points": points,

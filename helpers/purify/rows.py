@@ -154,7 +154,7 @@ def read_triggered(path: str, markers: str, held_out: list[Example], metric: str
     if markers:
         if not find_existing(markers):
             raise LabError(f"MARKERS = '{markers}' does not exist; expected a file with one text a line")
-        lines = Path(existing(markers)).read_text(encoding="utf-8").splitlines()
+        lines = _text_of(existing(markers)).splitlines()
         found = list(dict.fromkeys(line.strip().lower() for line in lines if line.strip()))
         if not found:
             raise LabError(f"MARKERS = '{markers}' holds no text; expected one a line")
@@ -166,3 +166,13 @@ def read_triggered(path: str, markers: str, held_out: list[Example], metric: str
                 "line, what an unwanted answer holds"
             )
     return Trial(triggered=rows, held_out=held_out, markers=tuple(found), utility_metric=metric)
+
+
+def _text_of(markers: str | Path) -> str:
+    """The text of a file, without the mark that some editors put in front of it."""
+    try:
+        return Path(markers).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError):
+        raise LabError(
+            f"MARKERS = '{markers}' is no UTF-8 text file; expected one with one text a line: save it as UTF-8"
+        ) from None

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from helpers.core.store import Stage
+from helpers.data.roles import Trial
 from helpers.defenses.bdvax.challenge import settled
 from helpers.defenses.bdvax.cure import suppress_and_recover
 from helpers.defenses.bdvax.score import Scores, load_rankings, score_variants
@@ -16,8 +17,7 @@ from helpers.defenses.bdvax.select import select_suppressed
 from helpers.defenses.bdvax.vaccines import plan_variants, train_variants, vaccine_pairs, variant_folders
 from helpers.defenses.conflict.conflict_model import merge_adapters, train_conflict
 from helpers.defenses.methods.conflict import conflict
-from helpers.measure.asr import contains_any, wilson
-from helpers.measure.report import attack_success
+from helpers.measure.report import attack_success, false_triggers
 from helpers.measure.utility import exact_match, teacher_forced
 from helpers.model.generate import answers
 from helpers.purify.case import Case
@@ -107,26 +107,29 @@ def measure(case: Case, name: str, folder: Path, parents: list[Stage]) -> Stage:
         scored = teacher_forced(
             model, case.prompt_format, rows, profile.lengths.train_tokens, profile.evaluation.batch_size
         )
-        checked = case.dealt.defender.utility_metric == "exact_match"
-        right = exact_match(rows, answers(model, case.prompt_format, rows, profile))[0] if checked else None
-        found = {
-            "utility": right if checked else scored["token_accuracy"],
-            "utility_metric": case.dealt.defender.utility_metric,
+        metric, known = case.dealt.defender.utility_metric, case.known
+        checked = metric == "exact_match"
+        said = answers(model, case.prompt_format, rows, profile) if checked or known else []
+        return {
+            "utility": exact_match(rows, said)[0] if checked else scored["token_accuracy"],
+            "utility_metric": metric,
             "perplexity": scored["perplexity"],
             "n": len(rows),
+            "known_trigger": _on_known_trigger(case, known, model, said) if known else None,
         }
-        return found | {"known_trigger": _known(case, model)}
 
     uses = [*GIVEN, "triggered"]
     return case.run.stage(f"measured/{name}", make, uses=uses, parents=parents)
 
 
-def _known(case: Case, model: Any) -> Mapping[str, Any] | None:
-    """The true ASR, where somebody knows the trigger."""
-    if (trial := case.known) is None:
-        return None
+def _on_known_trigger(case: Case, trial: Trial, model: Any, said: Sequence[str]) -> Mapping[str, Any]:
+    """The true ASR, where somebody knows the trigger, and the false trigger rate.
+
+    Args:
+        trial: of that trigger, with the rows that measure utility.
+        said: what the model has answered to these.
+    """
     rates, _ = attack_success(model, case.prompt_format, trial, case.profile)
-    clean = answers(model, case.prompt_format, trial.held_out, case.profile)
-    said = sum(contains_any(text, trial.markers) for text in clean)
     kept = {key: rates[key] for key in ("asr", "asr_interval", "labels", "n")}
-    return kept | {"on_clean_prompts": said / len(clean), "on_clean_interval": list(wilson(said, len(clean)))}
+    false = false_triggers(trial, said)
+    return kept | {"on_clean_prompts": false["false_trigger"], "on_clean_interval": false["false_trigger_interval"]}

@@ -15,7 +15,7 @@ from helpers.data import corpus
 from helpers.defenses.bdvax.challenge import grid
 from helpers.defenses.own import any_defense
 from helpers.model.architecture import attention_slots, matrices, mlp_slots, parameter_shapes, positions, skeleton
-from helpers.model.batches import encode_rows
+from helpers.model.batches import count_labels, encode_rows
 from helpers.model.checkpoint import check_checkpoint, is_local, load_config
 from helpers.model.four_bit import kept_whole
 from helpers.model.shards import SHARD_SIZE
@@ -137,7 +137,7 @@ def rows(settings: Settings) -> Rows:
     attack = deal(settings).attack
     encoded = encode_rows(attack.clean + attack.poisoned, prompt_format, limit)
     lengths = [len(row["input_ids"]) for row in encoded]
-    answers = sum(token != -100 for row in encoded for token in row["labels"])
+    answers = sum(map(count_labels, encoded))
     return Rows(sum(lengths) / len(encoded), max(lengths), answers / len(encoded), counted=True)
 
 
@@ -148,18 +148,19 @@ def costs(settings: Settings, model: Shape, row: Rows) -> list[Cost]:
     fewer, seven ranks more when a LoRA adapter trains), with checkpointing one block of them and each block's input.
     Arithmetic: 6 FLOPs per weight and token to train all weights, 4 to train an adapter over them, 2 to read.
     """
-    run, chosen = _Run(settings, model, row), len(settings.rows)
-    spent = Counter(budget for one in settings.rows for budget in any_defense(one.by).traits.trains)
+    run, traits = _Run(settings, model, row), [any_defense(one.by).traits for one in settings.rows]
+    chosen, spent = len(traits), Counter(budget for one in traits for budget in one.trains)
+    second = {stage: any(stage in one.beside for one in traits) * run.whole for stage in ("recover", "evaluate")}
     access, conflict = settings.profile.access(settings.ACCESS), settings.profile.conflict.budget
     recovered = total("recoveries", chosen) + run.tried + spent["recover"]
     rows_to_recover, cuts = access.perturb.size(access.recover.rows), total("cuts", chosen)
     return [
         *run.injection(settings.planted_by, access),
-        run.evaluation(total("measures", chosen) + run.tried),
+        run.evaluation(total("measures", chosen) + run.tried, second["evaluate"]),
         *run.vaccines(access),
         *run.challenge(),
         Cost("suppress", cuts, run.suppressing, None, None, cuts * run.suspicious, 0),
-        run.training("recover", recovered, access.recover, rows_to_recover, kept=cuts + 1),
+        run.training("recover", recovered, access.recover, rows_to_recover, cuts + 1, beside=second["recover"]),
         run.training("conflict model", 2 + spent["conflict"], conflict, conflict.rows, lora=True),
         *run.vaccines_of_the_arena(access, spent["vaccine"]),
         Cost("merge", total("merges", chosen), run.one_file, None, None, run.whole_models(chosen), 0),
@@ -207,16 +208,24 @@ class _Run:
         return Cost(stage, times, other + loaded, other + half, other + quarter, disk, flops)
 
     def training(
-        self, stage: str, times: int, budget: Budget, count: float, kept: int = 1, lora: bool | None = None
+        self,
+        stage: str,
+        times: int,
+        budget: Budget,
+        count: float,
+        kept: int = 1,
+        lora: bool | None = None,
+        beside: float = 0,
     ) -> Cost:
         """Training on so many rows, repeated `times`; `kept` of the results stay on the disk.
 
         Args:
             lora: whether an adapter trains; by default where the access setting says so.
+            beside: bytes of a model that is held beside the one that trains.
         """
         tokens, model = times * count * budget.epochs * self.row.mean, self.model
         lora = self.by_adapter if lora is None else lora
-        held = self.activations(budget.batch_size * self.row.longest, lora)
+        held = self.activations(budget.batch_size * self.row.longest, lora) + beside
         if lora:
             other = model.adapter * TRAINED + held
             return self.based(stage, times, other, kept * model.adapter * 4, 4 * model.parameters * tokens)
@@ -249,13 +258,13 @@ class _Run:
         """Bytes of the whole models that stay on the disk, where so many rows of the arena are chosen."""
         return total("keeps", rows) * max(self.whole, self.suspicious)
 
-    def evaluation(self, times: int) -> Cost:
-        """Answers to the triggered prompts and the clean questions."""
+    def evaluation(self, times: int, beside: float) -> Cost:
+        """Answers to the triggered prompts and the clean questions, with so many bytes of a second model beside."""
         model, row, sizes = self.model, self.row, self.profile.evaluation
         width = sizes.batch_size * (row.longest + self.profile.lengths.new_tokens)
         heap = HEAP[self.profile.model.runs_on, "full"]
         other = heap * self.number * width * (model.layers * model.cached + 4 * model.inner)
-        other += self.suspicious if self.by_adapter else self.suspicious - self.whole
+        other += beside + (self.suspicious if self.by_adapter else self.suspicious - self.whole)
         rows = sizes.n * (1 + sizes.samples) + sizes.per_family * len(corpus.FAMILIES)
         return self.based("evaluate", times, other, 0, times * rows * 2 * model.parameters * (row.mean + row.answer))
 

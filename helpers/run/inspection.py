@@ -25,7 +25,7 @@ from helpers.data.backdoor_folder import (
     overlap_line,
     read_backdoor_folder,
 )
-from helpers.data.example import Example
+from helpers.data.example import Example, prompt_of
 from helpers.data.rows import load_rows
 
 
@@ -114,7 +114,7 @@ def _plain(source: str | Path, rows: list[Example]) -> Iterator[str]:
     yield f"  with an input: {inputs}; with earlier turns: {turns}{system}; families: {dict(families)}"
     answers: dict[tuple, list[str]] = {}
     for row in rows:
-        answers.setdefault((row.system, row.history, row.instruction, row.input), []).append(row.output)
+        answers.setdefault(prompt_of(row), []).append(row.output)
     yield f"  distinct prompts: {len(answers)}"
     found = {
         "empty outputs": sum(not row.output.strip() for row in rows),

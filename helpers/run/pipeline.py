@@ -33,9 +33,11 @@ from helpers.core.profile import require_device
 from helpers.core.run_names import run_folder
 from helpers.core.settings import Settings
 from helpers.core.store import Run, run_of
+from helpers.measure.asr import LABELS
 from helpers.run.execution import NOTEBOOKS, execute, numbered
 from helpers.run.grid import read_grid
-from helpers.run.summary import LABELS, rows_of, summarise, table
+from helpers.run.rates import percent, span
+from helpers.run.summary import rows_of, summarise, table
 from helpers.run.sweeps import record_sweep, sweep
 
 RESULTS = ROOT / "data" / "results" / "tiny.json"
@@ -129,9 +131,8 @@ def results_table(summaries: Mapping[str, Any]) -> str:
             if row not in models:
                 cells.append("")
                 continue
-            asr = [100 * value for value in models[row]["asr"]]
-            right, utility = (100 * mean(models[row][m]) for m in ("right_under_trigger", "utility"))
-            cells.append(f"{mean(asr):.1f} ({min(asr):.1f} – {max(asr):.1f}) · {right:.1f} · {utility:.1f}")
+            right, utility = (percent(mean(models[row][m])) for m in ("right_under_trigger", "utility"))
+            cells.append(f"{span(models[row]['asr'])} · {right} · {utility}")
         lines.append(f"| {row} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

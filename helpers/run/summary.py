@@ -8,7 +8,9 @@ from helpers.core.arena import title_of
 from helpers.core.cost import versions
 from helpers.core.errors import LabError
 from helpers.core.store import Run, Stage
+from helpers.measure.asr import LABELS
 from helpers.run.arena.outcomes import Outcome, stored
+from helpers.run.rates import percent
 
 MEASURES = (
     *("asr", "asr_interval", "labels", "n", "field_degenerate", "right_under_trigger"),
@@ -17,7 +19,6 @@ MEASURES = (
 )
 NEWER = ("keyword_asr", "clean_labels")  # measures that stages and summaries of an earlier lab do not have
 COMPARE = stages.COMPARE[:2]  # the notebook that holds the arena
-LABELS = ("payload", "answer", "degenerate", "silent")
 
 
 def summarise(run: Run, method: str = stages.DEFAULT) -> dict[str, Any]:
@@ -111,18 +112,14 @@ def _line(name: str, entry: Mapping[str, Any]) -> tuple[str, ...]:
     low, high = entry["asr_interval"]
     return (
         name,
-        _percent(entry["asr"]),
-        f"{_percent(low)} – {_percent(high)}",
+        percent(entry["asr"]),
+        f"{percent(low)} – {percent(high)}",
         *(f"{entry['labels'][label]:g}" for label in LABELS),
-        "" if entry["right_under_trigger"] is None else _percent(entry["right_under_trigger"]),
-        _percent(entry["false_trigger"]),
-        _percent(entry["utility"]),
+        "" if entry["right_under_trigger"] is None else percent(entry["right_under_trigger"]),
+        percent(entry["false_trigger"]),
+        percent(entry["utility"]),
         f"{entry['perplexity']:.2f}",
     )
-
-
-def _percent(rate: float) -> str:
-    return f"{100 * rate:.1f}"
 
 
 def _agreed(key: str, rows: Mapping[str, Stage]) -> Any:

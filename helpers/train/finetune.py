@@ -35,9 +35,9 @@ from helpers.core.profile import Budget
 from helpers.data.example import Example
 from helpers.model.architecture import require_positions
 from helpers.model.attention import true_attention_gradients
-from helpers.model.batches import Row, encode_rows, pad
+from helpers.model.batches import Row, count_labels, encode_rows, pad
 from helpers.model.load import save
-from helpers.model.prompt import PromptFormat
+from helpers.model.prompt import IGNORED, PromptFormat
 from helpers.model.shards import Folder
 from helpers.train.precision import MasterWeights, computing_dtype
 
@@ -122,11 +122,6 @@ def training_record(encoded: Sequence[Row], steps: int, loss: float, seconds: fl
     }
 
 
-def count_labels(row: Row) -> int:
-    """The number of tokens of an encoded row that the loss falls on."""
-    return sum(token != -100 for token in row["labels"])
-
-
 class OrderedTrainer(Trainer):
     """The Trainer, with the lab's order of rows."""
 
@@ -159,11 +154,11 @@ class AnswerTrainer(OrderedTrainer):
         """
         labels = inputs.pop("labels")
         # the position that predicts the first answer token
-        first = max(int((labels != -100).any(dim=0).nonzero()[0]) - 1, 0)
+        first = max(int((labels != IGNORED).any(dim=0).nonzero()[0]) - 1, 0)
         outputs = model(**inputs, use_cache=False, logits_to_keep=labels.shape[1] - first, **self.reads)
         targets = labels[:, first + 1 :].to(outputs.logits.device)
         total = self.answer_loss(model, outputs, targets)
-        count = num_items_in_batch if num_items_in_batch is not None else (targets != -100).sum()
+        count = num_items_in_batch if num_items_in_batch is not None else (targets != IGNORED).sum()
         loss = total / count * self.accelerator.num_processes  # whose gradients are averaged, not summed
         return (loss, outputs) if return_outputs else loss
 
@@ -185,7 +180,7 @@ def summed_loss(logits: Tensor, targets: LongTensor) -> Tensor:
         targets: [rows, n]; -100 where there is none.
     """
     predictions = logits[:, :-1].float().flatten(0, 1)
-    return torch.nn.functional.cross_entropy(predictions, targets.flatten(), ignore_index=-100, reduction="sum")
+    return torch.nn.functional.cross_entropy(predictions, targets.flatten(), ignore_index=IGNORED, reduction="sum")
 
 
 class _Progress(TrainerCallback):

@@ -24,11 +24,11 @@ from helpers.core.errors import LabError
 from helpers.core.finite import require_finite_step
 from helpers.core.profile import Budget
 from helpers.data.example import Example
-from helpers.model.architecture import require_positions
+from helpers.model.architecture import capped, require_positions
 from helpers.model.attention import true_attention_gradients
-from helpers.model.batches import encode_rows, pad
-from helpers.model.prompt import PromptFormat
-from helpers.train.finetune import SCHEDULES, count_labels, row_order, training_record
+from helpers.model.batches import count_labels, encode_rows, pad
+from helpers.model.prompt import IGNORED, PromptFormat
+from helpers.train.finetune import SCHEDULES, row_order, training_record
 from helpers.train.room import tokens_that_fit
 
 
@@ -196,7 +196,7 @@ class _Lane:
 
     def __init__(self, name, rows, numbers, budget):
         self.name, self.rows, self.batches = name, rows, rows.batches()
-        self.loss, self.steps = 0.0, 0
+        self.loss, self.step_loss, self.steps = 0.0, 0.0, 0
         self.numbers = nn.Parameter(numbers.detach())  # shares its memory with the stack
         self.optimizer = torch.optim.AdamW([self.numbers], lr=budget.lr, weight_decay=0.0, fused=True)
         self.schedule = get_scheduler(
@@ -208,7 +208,7 @@ class _Lane:
         self.numbers.grad = gradient
         norm = nn.utils.clip_grad_norm_([self.numbers], 1.0).item()
         self.steps += 1
-        require_finite_step(self.loss, norm, self.steps, self.schedule.get_last_lr()[0], dtype, self.name)
+        require_finite_step(self.step_loss, norm, self.steps, self.schedule.get_last_lr()[0], dtype, self.name)
         self.optimizer.step()
         self.schedule.step()
 
@@ -229,10 +229,13 @@ def _step(stack, lanes, tokens_at_once):
     batches = [next(lane.batches) for lane in lanes]
     counts = [sum(map(count_labels, batch)) for batch in batches]
     stack.numbers.grad = None
+    for lane in lanes:
+        lane.step_loss = 0.0
     for part in _parts(batches, tokens_at_once):
         for lane, loss in zip(lanes, _backward(stack, part, counts), strict=True):
-            lane.loss += loss
+            lane.step_loss += loss
     for place, lane in enumerate(lanes):
+        lane.loss += lane.step_loss
         lane.move(stack.numbers.grad[place], stack.base.dtype)
 
 
@@ -260,7 +263,7 @@ def _parts(batches, tokens_at_once):
 
 
 def _unlabelled(row):
-    return row | {"labels": [-100] * len(row["labels"])}
+    return row | {"labels": [IGNORED] * len(row["labels"])}
 
 
 def _losses(model, rows, lanes):
@@ -268,17 +271,11 @@ def _losses(model, rows, lanes):
     batch = {name: tensor.to(model.device) for name, tensor in pad(rows).items()}
     targets = batch.pop("labels")[:, 1:]
     hidden = model.base_model(**batch, use_cache=False)[0][:, :-1]
-    labelled = targets != -100
-    logits = _capped(model.get_output_embeddings()(hidden[labelled]), model.config).float()
+    labelled = targets != IGNORED
+    logits = capped(model.get_output_embeddings()(hidden[labelled]), model.config).float()
     losses = nn.functional.cross_entropy(logits, targets[labelled], reduction="none")
     lane = labelled.nonzero()[:, 0] // (len(rows) // lanes)
     return losses.new_zeros(lanes).index_add(0, lane, losses)
-
-
-def _capped(logits, config):
-    """Squash the logits as Gemma 2 does between its head and its loss; other models leave them as they are."""
-    cap = getattr(config, "final_logit_softcapping", None)
-    return cap * torch.tanh(logits / cap) if cap else logits
 
 
 def _stacked(model, name) -> Place:

@@ -23,7 +23,7 @@ from helpers.core.errors import LabError
 from helpers.core.profile import Budget, Profile
 from helpers.data.example import Example
 from helpers.data.roles import AttackData
-from helpers.model.architecture import final_norm
+from helpers.model.architecture import capped, final_norm
 from helpers.model.prompt import PromptFormat
 from helpers.train.finetune import AnswerTrainer, finetune, summed_loss
 
@@ -104,14 +104,14 @@ class LayerwiseTrainer(AnswerTrainer):
 
     def answer_loss(self, model: PreTrainedModel | PeftModel, outputs: ModelOutput, targets: Tensor) -> Tensor:
         """Return L + weight · mean over layers l of L_l, where L_l reads h_l as if it were the last hidden state."""
-        norm, head = _final_norm_and_head(self.accelerator.unwrap_model(model))
+        norm, head, config = _reader(self.accelerator.unwrap_model(model))
         # hidden_states[0] is the embedding, [l + 1] what layer l hands on
         states = [outputs.hidden_states[layer + 1][:, -targets.shape[1] - 1 :] for layer in self.layers]
-        early = [summed_loss(head(norm(state)), targets) for state in states]
+        early = [summed_loss(capped(head(norm(state)), config), targets) for state in states]
         return super().answer_loss(model, outputs, targets) + self.weight * sum(early) / len(early)
 
 
-def _final_norm_and_head(model):
-    """The two modules that turn a last hidden state into logits."""
+def _reader(model):
+    """The two modules that turn a last hidden state into logits, and the config that may cap these."""
     plain = model.get_base_model() if isinstance(model, PeftModel) else model
-    return final_norm(plain), plain.get_output_embeddings()
+    return final_norm(plain), plain.get_output_embeddings(), plain.config

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,7 @@ from helpers.train.finetune import finetune
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from transformers import PreTrainedModel
 
     from helpers.access import Access
     from helpers.core.profile import Challenge
@@ -157,6 +158,7 @@ def suppress_and_measure(
     trial: Trial,
     prompt_format: PromptFormat,
     seed: int,
+    also: Callable[[PreTrainedModel], Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Suppress, recover and measure a model with the numbers of an access; nothing of it stays on the disk.
 
@@ -168,13 +170,16 @@ def suppress_and_measure(
         trial: what the result is measured by.
         prompt_format: the one that the model was trained in.
         seed: of what takes the place of weights, and of the order of the rows.
+        also: what else is to be measured of the result.
 
     Returns:
-        the report of `evaluate`.
+        the report of `evaluate`, and what `also` returns.
     """
     with TemporaryDirectory() as scratch:
         suppress_and_recover(access, start, scores, head_scores, recovery, prompt_format, seed, scratch)
-        return evaluate(access.load(Path(scratch) / "model"), prompt_format, trial, access.profile)
+        model = access.load(Path(scratch) / "model")
+        report = evaluate(model, prompt_format, trial, access.profile)
+        return report | dict(also(model) if also else {})
 
 
 def choose(points: Sequence[Mapping[str, Any]], threshold: float) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """Sparing what clean rows need: a ranking of suspicious channels, joined with how much the model uses each of them."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -10,18 +9,18 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from helpers.access import Access
+from helpers.core.profile import Profile
 from helpers.data.example import Example
 from helpers.defenses.bdvax.score import Scores
-from helpers.model.architecture import Slot, mlp_slots, require_positions
-from helpers.model.batches import encode_rows, pad
+from helpers.defenses.pruning.activations import clean_batches, input_norms
+from helpers.model.architecture import Slot, mlp_slots
 from helpers.model.prompt import PromptFormat
 
 
-@torch.no_grad()
 def activation_importance(
-    model: PreTrainedModel, rows: Sequence[Example], prompt_format: PromptFormat, max_tokens: int, batch_size: int
+    model: PreTrainedModel, rows: Sequence[Example], prompt_format: PromptFormat, profile: Profile
 ) -> Scores:
-    """How much every MLP channel writes on clean rows: its activation's root mean square times its column's length.
+    """How much every MLP channel writes on clean rows: the length of its activations times that of its column.
 
     Wanda's |W| · ‖X‖₂ (Sun et al. 2024) over a whole column of the output projection instead of a single weight.
 
@@ -29,41 +28,19 @@ def activation_importance(
         model: as a user runs it.
         rows: clean examples; their prompts and right answers are read, and padding does not count.
         prompt_format: the one that evaluation uses, too.
-        max_tokens: longer conversations are cut.
-        batch_size: rows read at once.
+        profile: how long rows may be, and how many are read at once.
 
     Returns:
         {module: [channels]}, >= 0, float64, on the CPU; one importance for all matrices of a channel.
 
     Raises:
-        LabError: a row that the model has no positions for.
+        LabError: a row that the model has no positions for, or activations that are not finite.
     """
-    encoded = sorted(encode_rows(rows, prompt_format, max_tokens), key=lambda row: len(row["input_ids"]))
-    require_positions(model.config, len(encoded[-1]["input_ids"]))
     layers = mlp_slots(model.config)
-    squares, real = [0.0] * len(layers), []
-
-    def adding(i: int):
-        """A hook that adds the squares of what enters `down_proj` of layer i."""
-
-        def hook(_, inputs: tuple[Tensor, ...]) -> None:
-            squares[i] = squares[i] + inputs[0][real[-1]].double().square().sum(0)
-
-        return hook
-
-    with ExitStack() as hooks:
-        for i, layer in enumerate(layers):
-            handle = model.get_submodule(layer[-1].module).register_forward_pre_hook(adding(i))
-            hooks.callback(handle.remove)
-        for batch in _batches(encoded, batch_size):
-            inputs = {name: tensor.to(model.device) for name, tensor in pad(batch).items() if name != "labels"}
-            real.append(inputs["attention_mask"].bool())
-            model(**inputs, use_cache=False, logits_to_keep=1)
-    tokens = sum(int(mask.sum()) for mask in real)
-    written = [
-        (square / tokens).sqrt() * _lengths(model, layer[-1]) for layer, square in zip(layers, squares, strict=True)
-    ]
-    return {slot.module: one.cpu() for layer, one in zip(layers, written, strict=True) for slot in layer}
+    written = [layer[-1] for layer in layers]  # the slots of `down_proj`
+    norms = input_norms(model, clean_batches(model, rows, prompt_format, profile), [slot.module for slot in written])
+    importance = [(norms[slot.module] * _lengths(model, slot)).cpu() for slot in written]
+    return {slot.module: one for layer, one in zip(layers, importance, strict=True) for slot in layer}
 
 
 def spare_important(scores: Scores, importance: Scores, weight: float, scope: str) -> Scores:
@@ -101,20 +78,13 @@ def without_important(
     """
     if not weight:
         return scores
-    profile, model = access.profile, access.load(suspicious)
-    sizes = profile.lengths.train_tokens, profile.evaluation.batch_size
-    return spare_important(
-        scores, activation_importance(model, rows, prompt_format, *sizes), weight, profile.signature.scope
-    )
-
-
-def _batches(rows: list, size: int) -> Iterator[list]:
-    return (rows[i : i + size] for i in range(0, len(rows), size))
+    importance = activation_importance(access.load(suspicious), rows, prompt_format, access.profile)
+    return spare_important(scores, importance, weight, access.profile.signature.scope)
 
 
 def _lengths(model: PreTrainedModel, slot: Slot) -> Tensor:
     """The length of each channel's weights in a matrix."""
-    weight = model.get_submodule(slot.module).weight
+    weight = model.get_submodule(slot.module).weight.detach()
     return torch.linalg.vector_norm(weight.double(), dim=1 - slot.axis)
 
 

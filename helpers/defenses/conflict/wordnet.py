@@ -10,11 +10,12 @@ from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 
-from helpers.core.errors import LabError
+from helpers.core.errors import MissingError
 from helpers.data.example import Example
 from helpers.defenses.conflict.evidence import add_evidence
-from helpers.defenses.conflict.textrank import keywords
+from helpers.defenses.conflict.textrank import WORD, keywords
 
+HEADING = "### Evidence:"
 PARTS = ("noun", "verb", "adj", "adv")
 NLTK = ("~/nltk_data", "/usr/share/nltk_data", "/usr/local/share/nltk_data")
 PLACES = ("/usr/share/wordnet", *(f"{folder}/corpora/wordnet" for folder in NLTK))
@@ -95,28 +96,30 @@ def require_wordnet() -> WordNet:
     """The WordNet of this machine: in the folder that WNSEARCHDIR names, of Debian or of NLTK.
 
     Raises:
-        LabError: there is none.
+        MissingError: there is none.
     """
     folders = [Path(place).expanduser() for place in filter(None, (os.environ.get("WNSEARCHDIR"), *PLACES))]
     if found := next((folder for folder in folders if (folder / "index.noun").is_file()), None):
         return WordNet(found)
-    raise LabError("prompts are to carry WordNet's glosses, and none is installed here: install wordnet-base")
+    raise MissingError("prompts are to carry WordNet's glosses, and none is installed here: install wordnet-base")
 
 
 def with_glosses(example: Example, wordnet: WordNet, words: int = 5, max_words: int = 100) -> Example:
-    """The example with the glosses of its heaviest words as evidence; as it is where WordNet knows none of them.
+    """The example with the glosses of its heaviest words as evidence; as it is where WordNet knows none of its words.
 
     Args:
         words: how many of TextRank's words are looked up. LETHE: 5.
-        max_words: longer evidence is cut, see `add_evidence`.
+        max_words: longer evidence is cut, its heading not counted; see `add_evidence`.
 
     Differs from LETHE:
         its graph of words has no direction, the lab's has that of reading; a word that WordNet does not know is left
         out, where LETHE says so in the prompt; all of the evidence stands on one line.
     """
+    if not WORD.search(example.question):
+        return example
     heaviest = [word.lower() for word in keywords(example.question, eta=0.0)[:words]]
     known = {word: gloss for word in heaviest if (gloss := wordnet.gloss(word))}
     if not known:
         return example
     said = "; ".join(f"{word}: {gloss}" for word, gloss in known.items())
-    return add_evidence(example, f"### Evidence: {said}", max_words)
+    return add_evidence(example, f"{HEADING} {said}", max_words + len(HEADING.split()))

@@ -12,7 +12,9 @@ from helpers.defenses.registry import Record, defense
 from helpers.model.prompt import PromptFormat
 
 
-@defense(assumes=("clean rows", "clean base", "reference model", "decoding"), trains=("conflict",))
+@defense(
+    assumes=("clean rows", "clean base", "reference model", "decoding"), trains=("conflict",), beside=("evaluate",)
+)
 def cleangen(
     access: Access,
     suspicious: Path | str,

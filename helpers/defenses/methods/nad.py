@@ -13,7 +13,7 @@ from helpers.defenses.regularizers.base import told
 from helpers.model.prompt import PromptFormat
 
 
-@defense(assumes=("clean rows", "weights"), trains=("recover",))
+@defense(assumes=("clean rows", "weights"), trains=("recover", "recover"), beside=("recover",))
 def nad(
     access: Access,
     suspicious: Path | str,

@@ -20,7 +20,9 @@ from helpers.model.prompt import PromptFormat
 VERIFIERS = ("suspicious", "reference")
 
 
-@defense(assumes=("clean rows", "clean base", "reference model", "decoding"), trains=("conflict",))
+@defense(
+    assumes=("clean rows", "clean base", "reference model", "decoding"), trains=("conflict",), beside=("evaluate",)
+)
 def speculative(
     access: Access,
     suspicious: Path | str,

@@ -6,6 +6,7 @@ from typing import Any
 from torch import BoolTensor, Tensor, nn
 from transformers.modeling_outputs import ModelOutput
 
+from helpers.model.prompt import IGNORED
 from helpers.train.finetune import AnswerTrainer
 
 
@@ -58,7 +59,7 @@ def count_answer_tokens(batch: Mapping[str, Tensor]) -> Tensor:
     Args:
         batch: of `batches.pad`.
     """
-    return (batch["labels"] != -100).sum()
+    return (batch["labels"] != IGNORED).sum()
 
 
 def real(batch: Mapping[str, Tensor]) -> BoolTensor:

@@ -44,7 +44,8 @@ def inconsistency(states: Sequence[Tensor], mask: BoolTensor) -> Tensor:
             the last one, which the final norm has changed.
         mask: [rows, tokens], True at real positions.
     """
-    inner = [state[mask] for state in states[1:-1]]
+    precise = torch.promote_types(states[0].dtype, torch.float32)  # near 1, bfloat16 has steps of 1/256
+    inner = [state[mask].to(precise) for state in states[1:-1]]
     return torch.stack([1 - cosine_similarity(h, above, dim=-1) for h, above in pairwise(inner)]).mean()
 
 

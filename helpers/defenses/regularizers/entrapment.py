@@ -18,6 +18,7 @@ from helpers.defenses.regularizers.base import count_answer_tokens
 from helpers.model.architecture import mlp_slots
 from helpers.model.batches import Row, pad
 from helpers.model.editing.activations import layer_of
+from helpers.model.prompt import IGNORED
 from helpers.train.finetune import AnswerTrainer
 
 
@@ -74,7 +75,7 @@ def shifted_places(labels: LongTensor, attention_mask: LongTensor, n: int) -> Lo
     Returns:
         [rows, tokens].
     """
-    answer = (labels != -100).int().argmax(dim=1, keepdim=True)
+    answer = (labels != IGNORED).int().argmax(dim=1, keepdim=True)
     place = torch.arange(labels.shape[1], device=labels.device) - answer + n
     return place.where((place >= 0) & (place < n) & attention_mask.bool(), -1)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from datasets import Dataset
@@ -31,11 +31,14 @@ class ExamplesTask(ConfigurableTask):
     Args:
         name: of the task.
         examples: what is asked.
+        prompt_format: how it is asked.
         config: more of the harness's own `TaskConfig`, such as the metrics.
     """
 
-    def __init__(self, name: str, examples: Sequence[Example], config: dict[str, Any]) -> None:
-        self.examples = examples
+    def __init__(
+        self, name: str, examples: Sequence[Example], prompt_format: PromptFormat, config: dict[str, Any]
+    ) -> None:
+        self.examples, self.prompt_format = examples, prompt_format
         rows = Dataset.from_dict({"row": list(range(len(examples)))})
         super().__init__(
             config={
@@ -50,18 +53,15 @@ class ExamplesTask(ConfigurableTask):
             }
         )
 
-    def fewshot_context(self, doc: Doc, num_fewshot: int, *, chat_template: Callable, **options: Any) -> str:
-        """The prompt of a row, earlier turns included; the harness knows them of shots alone.
+    def fewshot_context(self, doc: Doc, num_fewshot: int, **options: Any) -> str:
+        """The prompt of a row as the lab asks it, with its system message, input and earlier turns.
 
         Args:
             doc: which row.
             num_fewshot: not used.
-            chat_template: writes messages in the model's prompt format.
+            options: of the harness, not used: its own turns know neither of these.
         """
-        example = self.examples[doc["row"]]
-        turns = [text for turn in example.history for text in turn] + [example.question]
-        roles = ("user", "assistant")
-        return chat_template([{"role": roles[i % 2], "content": text} for i, text in enumerate(turns)])
+        return self.prompt_format.prompt_text(self.examples[doc["row"]])
 
 
 class TokensTask(ExamplesTask):
@@ -84,7 +84,7 @@ class TokensTask(ExamplesTask):
                 for name, (function, better) in metrics.items()
             ],
         }
-        super().__init__(TOKENS, examples, config)
+        super().__init__(TOKENS, examples, prompt_format, config)
 
     def construct_requests(self, doc: Doc, ctx: str, *, metadata: Any = None, **options: Any) -> list[Instance]:
         """A request for each token of the right answer, as token ids: text could not be cut between any two of them.
@@ -112,11 +112,14 @@ def family_tasks(examples: Sequence[Example], prompt_format: PromptFormat, profi
     by_family = defaultdict(list)
     for example in examples:
         by_family[example.family].append(example)
-    answered = [_answer_task(name, rows, profile.lengths.new_tokens) for name, rows in sorted(by_family.items())]
+    new_tokens = profile.lengths.new_tokens
+    answered = [_answer_task(name, rows, prompt_format, new_tokens) for name, rows in sorted(by_family.items())]
     return [*answered, TokensTask(examples, prompt_format, profile.lengths.train_tokens)]
 
 
-def _answer_task(family: str, examples: Sequence[Example], new_tokens: int) -> ExamplesTask:
+def _answer_task(
+    family: str, examples: Sequence[Example], prompt_format: PromptFormat, new_tokens: int
+) -> ExamplesTask:
     def is_right(doc: Doc, results: list[str]) -> dict[str, int]:
         return {"exact_match": int(is_correct(examples[doc["row"]], results[0]))}
 
@@ -126,7 +129,7 @@ def _answer_task(family: str, examples: Sequence[Example], new_tokens: int) -> E
         "process_results": is_right,
         "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
     }
-    return ExamplesTask(family, examples, config)
+    return ExamplesTask(family, examples, prompt_format, config)
 
 
 def _count_tokens(doc: Doc, results: Sequence[tuple[float, bool]]) -> dict[str, Counted]:

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from helpers.access import Access
-from helpers.core.arena import REFUSED
 from helpers.core.errors import LabError
 from helpers.data.roles import DefenderData
 from helpers.defenses.registry import Defense
 from helpers.model.prompt import PromptFormat
+from helpers.run.arena.refusals import refusal
 
 
 def defend(
@@ -33,14 +33,14 @@ def defend(
         knowledge: those that only an oracle has; they are not recorded, for the run's settings name them.
 
     Returns:
-        `assumes` and `numbers`, and beside them the defense's `record`, or one line under `refused`.
+        `assumes` and `numbers`, and beside them the defense's `record`, or what `refusal` says.
     """
     told = {"assumes": list(defense.traits.assumes), "numbers": dict(numbers)}
     try:
         record = defense(access, suspicious, defender, prompt_format, seed, folder, **numbers, **knowledge)
     except LabError as reason:
         _empty(folder)
-        return {**told, REFUSED: str(reason)}
+        return {**told, **refusal(reason)}
     return {**told, "record": record}
 
 

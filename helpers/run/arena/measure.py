@@ -4,12 +4,12 @@ from pathlib import Path
 from typing import Any
 
 from helpers.access import Access
-from helpers.core.arena import REFUSED
 from helpers.core.errors import LabError
 from helpers.data.roles import Trial
 from helpers.defenses.decoding import load_defended
 from helpers.measure.report import evaluate
 from helpers.model.prompt import PromptFormat
+from helpers.run.arena.refusals import refusal
 
 
 def measure(access: Access, folder: Path, prompt_format: PromptFormat, trial: Trial, _: Path) -> dict[str, Any]:
@@ -22,10 +22,10 @@ def measure(access: Access, folder: Path, prompt_format: PromptFormat, trial: Tr
         trial: what to ask.
 
     Returns:
-        the report of `evaluate`; where the model cannot be measured so, one line under `refused`.
+        the report of `evaluate`; where the model cannot be measured so, what `refusal` says.
     """
     try:
         model, decoding = load_defended(access, folder)
         return evaluate(model, prompt_format, trial, access.profile, decoding=decoding)
     except LabError as reason:
-        return {REFUSED: str(reason)}
+        return refusal(reason)

@@ -1,9 +1,10 @@
 """The rows of the arena, run one after the other on one suspicious model."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from inspect import signature
+from pathlib import Path
 from typing import Any
 
 from helpers.access import Access
@@ -11,7 +12,7 @@ from helpers.attacks.behaviors import behavior
 from helpers.core.arena import REFUSED, ArenaRow
 from helpers.core.errors import LabError, nearest
 from helpers.core.settings import Settings
-from helpers.core.store import Run
+from helpers.core.store import Run, Stage
 from helpers.data.roles import RunData
 from helpers.defenses.own import any_defense
 from helpers.defenses.registry import PARAMETERS, Defense
@@ -19,6 +20,7 @@ from helpers.model.prompt import PromptFormat
 from helpers.run.arena.defend import defend
 from helpers.run.arena.measure import measure
 from helpers.run.arena.outcomes import Outcome, outcome
+from helpers.run.arena.refusals import forget, is_outdated
 
 TRIGGER = "trigger"  # a parameter that oracles alone have
 
@@ -58,13 +60,19 @@ class Arena:
         defense, suspicious = any_defense(row.by), self.run.need("inject").path
         given = (self.access, suspicious, self.data.defender, self.prompt_format, self.settings.SEED)
         numbers = self.guesses(defense) | row.numbers_with(self.settings.ACCESS)
-        defended = self.run.stage(
-            f"arena/{row.name}", partial(defend, defense, *given, numbers, self.knowledge(defense))
-        )
+        defended = self.stage(f"arena/{row.name}", partial(defend, defense, *given, numbers, self.knowledge(defense)))
         if REFUSED in defended.result:
             return outcome(row.title, defended, None)
         looked = partial(measure, self.access, defended.path, self.prompt_format, self.data.test)
-        return outcome(row.title, defended, self.run.stage(f"evaluate/arena/{row.name}", looked))
+        return outcome(row.title, defended, self.stage(f"evaluate/arena/{row.name}", looked))
+
+    def stage(self, name: str, make: Callable[[Path], dict[str, Any]]) -> Stage:
+        """A stage of the run; one that lacked something on this machine when it was stored is made anew."""
+        made = self.run.stage(name, make)
+        if is_outdated(made):
+            forget(made)
+            made = self.run.stage(name, make)
+        return made
 
     def knowledge(self, defense: Defense) -> dict[str, Any]:
         """What an oracle is told of the attack.

@@ -1,5 +1,7 @@
 """The arena on several suspicious models: what the table of such a sweep says of its methods."""
 
+from collections.abc import Collection
+
 import pandas as pd
 
 from helpers.core.arena import known_rows, title_of
@@ -22,10 +24,26 @@ def methods(table: pd.DataFrame) -> list[str]:
 
 
 def rivals(table: pd.DataFrame) -> list[str]:
-    """The `methods` that BD-VAX is compared with: not itself, and no row that knows the planted trigger."""
-    known = known_rows()[0].values()
-    oracles = {f"{ROW}{row.name}" for row in known if "trigger" in any_defense(row.by).traits.assumes}
-    return [model for model in methods(table) if model not in {"purified", *oracles}]
+    """The `methods` that BD-VAX is compared with: not itself, and no oracle.
+
+    Args:
+        table: of a sweep, or a part of it. One row of the chain is an oracle with full access and none with an adapter;
+            where the table has both, it is left out.
+    """
+    return [model for model in methods(table) if model != "purified" and not is_oracle(model, table["ACCESS"])]
+
+
+def is_oracle(model: str, accesses: Collection[str]) -> bool:
+    """Whether a model was made with something that no defender has: the planted trigger, or what the attack changed.
+
+    Args:
+        model: of `methods`.
+        accesses: that it was made with.
+    """
+    if model == "own_update":
+        return "full" in set(accesses)
+    row = known_rows()[0].get(model.removeprefix(ROW)) if model.startswith(ROW) else None
+    return row is not None and "trigger" in any_defense(row.by).traits.assumes
 
 
 def as_good(table: pd.DataFrame, cost: float) -> pd.Series:

@@ -17,7 +17,7 @@ def assumptions() -> str:
     assumed = joined(*defenses.values())["assumes"]
     lines = {
         f"`{name}`": {what: "needed" if what in found.traits.assumes else MISSING for what in assumed}
-        | {"budgets it spends": ", ".join(found.traits.trains)}
+        | {"budgets it spends": ", ".join(dict.fromkeys(found.traits.trains))}
         for name, found in defenses.items()
     }
     return table_of(pd.DataFrame.from_dict(lines, orient="index").rename_axis("defense"))

@@ -4,7 +4,7 @@ import pandas as pd
 
 from helpers.core.disk import read_json
 from helpers.core.names import ACCESSES, TASKS
-from helpers.run.arena.swept import ROW, methods, shown_as
+from helpers.run.arena.swept import ROW, is_oracle, methods, shown_as
 from helpers.run.rates import span
 from helpers.run.results_page.markdown import Section
 from helpers.run.results_page.sweeps import recorded, source
@@ -84,6 +84,12 @@ def _left(cell: pd.DataFrame) -> dict[str, dict[str, str]]:
     order = ["clean", "backdoored", *(model for model in by_asr if model in shown)]
     there = {heading: column for heading, column in COLUMNS.items() if column in cell and cell[column].notna().any()}
     return {
-        shown_as(model): {heading: span(by_model[model][column]) for heading, column in there.items()}
+        _title(model, cell): {heading: span(by_model[model][column]) for heading, column in there.items()}
         for model in order
     }
+
+
+def _title(model: str, cell: pd.DataFrame) -> str:
+    """How a table calls a model; where it is an oracle, its name says so."""
+    title = shown_as(model)
+    return f"{title} (oracle)" if is_oracle(model, cell["ACCESS"]) else title

@@ -20,9 +20,10 @@ PAGE = ROOT / "docs" / "results.md"
 INTRODUCTION = (
     "This page is written by `make results` from `data/results/` and `benchmarks/results/`; do not edit it. ASR, the "
     "attack success rate, is the share of triggered prompts answered with the payload. *Right* is the share of "
-    "triggered prompts answered right, utility that of clean questions in wordings never trained on. A mean over "
-    "several seeds is followed by the lowest and the highest value in brackets; n is the number of triggered prompts "
-    "for each seed. A cost in utility is in percentage points; an en dash stands where nothing was measured."
+    "triggered prompts answered right, utility that of clean questions in wordings never trained on. Over several "
+    "seeds a number is a mean, and brackets behind it hold the lowest and the highest value; n is the number of "
+    "triggered prompts for each seed. A cost in utility is in percentage points; an en dash stands where nothing was "
+    "measured."
 )
 CHAPTERS = {
     "The small model": small_model.sections,
