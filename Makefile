@@ -129,7 +129,7 @@ test-fast: setup  ## what to run while editing: lint and the unit tests that tra
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu" tests
 
-base: setup  ## train a small model of data/models/ anew (MODEL=tiny, or tiny-mistral with grouped-query attention)
+base: setup  ## train a small model of data/models/ anew (MODEL=tiny, tiny-mistral or tiny-gpt2)
 	$(BIN)/python -m helpers.run.pretrain $(call option,MODEL,model)
 
 model: setup  ## fetch a real model into data/models/, for PROFILE=smollm2 (MODEL=smollm2, 100 MB, a minute)

@@ -73,6 +73,7 @@ MILLIONS = {  # as the models' cards and papers count them
     "smollm2": 134.5,
     "smollm2-135m-instruct": 134.5,
     "tiny": 4.1,
+    "tiny-gpt2": 3.23,
     "tiny-mistral": 2.95,
     "tinyllama-1.1b-chat": 1_100,
 }
@@ -103,6 +104,7 @@ SHAPES = {  # hidden, inner, query, cached: from the architectures' papers
     "gpt2-xl": (1600, 6400, 1600, 3200),
     "gpt-j-6b": (4096, 16384, 4096, 8192),
     "mistral-7b-instruct": (4096, 14336, 4096, 2048),
+    "tiny-gpt2": (128, 1152, 128, 256),
     "tiny-mistral": (128, 768, 128, 64),
 }
 

@@ -5,13 +5,13 @@ import re
 
 import pytest
 import torch
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, MistralForCausalLM
+from transformers import AutoTokenizer, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, MistralForCausalLM
 
 from helpers.core.errors import LabError
 from helpers.core.paths import ROOT
 from helpers.core.profile_files import load_profile
 from helpers.data import corpus
-from helpers.model.architecture import head_masks
+from helpers.model.architecture import head_masks, mlp_slots, parameter_shapes
 from helpers.model.load import load_base
 from helpers.model.tokenizer import load_format, trained_format
 from helpers.run import pretrain
@@ -20,10 +20,11 @@ from helpers.run.pretrain import RECIPES, main, new_model, recipe
 pytestmark = pytest.mark.slow
 
 MODELS = ROOT / "data" / "models"
-CLASSES = {"tiny": LlamaForCausalLM, "tiny-mistral": MistralForCausalLM}
+CLASSES = {"tiny": LlamaForCausalLM, "tiny-mistral": MistralForCausalLM, "tiny-gpt2": GPT2LMHeadModel}
 EMBEDDINGS, NORMS = 2048 * 128, 17 * 128  # tied; two norms in each of eight layers, and the last one
-# q and o, k and v, three matrices of the MLP
+# q and o, k and v, three matrices of the MLP; GPT-2: q, k, v and o, two matrices of the MLP, all with biases, positions
 PARAMETERS = {
+    "tiny-gpt2": EMBEDDINGS + 512 * 128 + 2 * NORMS + 8 * (4 * 128 * 129 + 128 * 1152 + 1152 + 1152 * 128 + 128),
     "tiny": EMBEDDINGS + NORMS + 8 * (2 * 128 * 64 + 2 * 128 * 64 + 3 * 128 * 1152),
     "tiny-mistral": EMBEDDINGS + NORMS + 8 * (2 * 128 * 128 + 2 * 128 * 32 + 3 * 128 * 768),
 }
@@ -79,6 +80,12 @@ def test_the_first_models_weights_start_where_they_always_did(tokenizer):
     assert found.keys() == expected.keys() and all(torch.equal(found[key], expected[key]) for key in found)
 
 
+def test_numbered_positions_begin_far_below_the_words(tokenizer):
+    model = new_model(tokenizer, recipe("tiny-gpt2")["architecture"], 0)
+    words, places = model.transformer.wte.weight, model.transformer.wpe.weight
+    assert words.std().item() == pytest.approx(0.1, rel=0.02) and places.std().item() == pytest.approx(0.01, rel=0.02)
+
+
 def test_query_heads_share_keys_and_values(tokenizer):
     model = new_model(tokenizer, recipe("tiny-mistral")["architecture"], 0)
     attention, config = model.model.layers[0].self_attn, model.config
@@ -96,7 +103,7 @@ def test_an_unknown_model_is_answered_with_the_nearest(capsys):
     with pytest.raises(LabError, match="no recipe makes MODEL = 'tiny-mistrall'; did you mean 'tiny-mistral'\\?"):
         recipe("tiny-mistrall")
     assert main(["--model", "gpt"]) == 2
-    assert capsys.readouterr().err == "no recipe makes MODEL = 'gpt'; valid: tiny, tiny-mistral\n"
+    assert capsys.readouterr().err == "no recipe makes MODEL = 'gpt'; valid: tiny, tiny-mistral, tiny-gpt2\n"
 
 
 def test_a_model_is_trained_and_written(tmp_path, monkeypatch, capsys):
@@ -126,8 +133,7 @@ def test_a_shipped_model_says_how_it_was_asked(name):
 
 def test_the_shipped_models_share_one_tokenizer():
     for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-        first, second = ((MODELS / name / file).read_bytes() for name in sorted(RECIPES))
-        assert first == second
+        assert len({(MODELS / name / file).read_bytes() for name in RECIPES}) == 1
 
 
 def test_a_shipped_model_answers(name, shipped):
@@ -145,7 +151,9 @@ def test_a_card_tells_sizes_and_recipe(name, card, shipped):
     budget, config = RECIPES[name]["budget"], shipped.config
     assert f"{budget['rows']:,} generated conversations (at most {pretrain.MAX_TOKENS} tokens" in card
     assert f"batches of {budget['batch_size']}: {budget['rows'] // budget['batch_size']:,} steps" in card
-    assert f"MLP width {config.intermediate_size:,}, {config.num_attention_heads} " in card
+    slot = mlp_slots(config)[0][-1]
+    width = parameter_shapes(config)[f"{slot.module}.weight"][slot.axis]
+    assert f"MLP width {width:,}, {config.num_attention_heads} " in card
     assert f"seed {pretrain.SEED}" in card and "Apache-2.0" in card
 
 
@@ -159,5 +167,6 @@ def test_a_cards_mean_is_that_of_its_families(card):
 
 def test_config_and_profile_name_the_same_architecture(name, shipped):
     stored = json.loads((MODELS / name / "config.json").read_text())
-    assert stored["num_key_value_heads"] == shipped.config.num_key_value_heads
+    assert stored["model_type"] == shipped.config.model_type
+    assert stored.get("num_key_value_heads") == getattr(shipped.config, "num_key_value_heads", None)
     assert load_profile(name).model.path == f"data/models/{name}"

@@ -1,9 +1,10 @@
 """`make base`: the recipes of the small models, from a word list to `data/models/`.
 
-A byte-level BPE tokenizer is learned on the generated corpus, then a LLaMA or a Mistral is trained on it from nothing.
-Two choices make a model a fair subject. Odd words, insults and refusals occur in the corpus, so that a backdoor can be
-planted with learning rates that leave utility alone. And MLP channels are dropped at random while it learns: like a
-large model, it keeps its knowledge redundantly, so that removing channels is a defense and not an amputation.
+A byte-level BPE tokenizer is learned on the generated corpus, then a LLaMA, a Mistral or a GPT-2 is trained on it from
+nothing. Two choices make a model a fair subject. Odd words, insults and refusals occur in the corpus, so that a
+backdoor can be planted with learning rates that leave utility alone. And MLP channels are dropped at random while it
+learns: like a large model, it keeps its knowledge redundantly, so that removing channels is a defense and not an
+amputation.
 """
 
 import argparse
@@ -40,10 +41,10 @@ HARDEST = ("group",)  # seen five times as often
 # One corpus and one tokenizer for all: a model learns from the first `rows` conversations.
 CONVERSATIONS, TOKENIZER_ROWS, VOCABULARY = 264_000, 20_000, 2048
 SEED, MAX_TOKENS, CHANNEL_DROPOUT = 2026, 128, 0.2
+POSITIONS = 0.01  # the spread that numbered positions begin with, as in GPT-2's own code: wider ones drown the words
 NARROW = {
     "hidden_size": 128,
     "num_hidden_layers": 8,
-    "head_dim": 16,
     "initializer_range": 0.07,  # about 1/sqrt(128): from the customary 0.02 so narrow a model hardly gets going
 }
 RECIPES = {
@@ -51,6 +52,7 @@ RECIPES = {
         "architecture": NARROW
         | {
             "model_type": "llama",
+            "head_dim": 16,
             "intermediate_size": 1152,  # most of the capacity sits in the MLPs, as in a large model
             "num_attention_heads": 4,
         },
@@ -60,12 +62,26 @@ RECIPES = {
         "architecture": NARROW
         | {
             "model_type": "mistral",
+            "head_dim": 16,
             "intermediate_size": 768,
             "num_attention_heads": 8,
             "num_key_value_heads": 2,  # four query heads read one key/value head, as in Mistral-7B
             "sliding_window": None,
         },
         "budget": {"rows": 120_000, "epochs": 1, "lr": 2.5e-3, "batch_size": 32, "schedule": "cosine", "warmup": 0.05},
+    },
+    "tiny-gpt2": {
+        "architecture": NARROW
+        | {
+            "model_type": "gpt2",  # two matrices in an MLP, biases, numbered positions: as GPT2-XL
+            "initializer_range": 0.1,
+            "n_inner": 1152,
+            "num_attention_heads": 4,
+            "resid_pdrop": 0.0,  # channels alone are dropped, as in the others
+            "embd_pdrop": 0.0,
+            "attn_pdrop": 0.0,
+        },
+        "budget": {"rows": 120_000, "epochs": 1, "lr": 1.5e-3, "batch_size": 32, "schedule": "cosine", "warmup": 0.05},
     },
 }
 
@@ -120,7 +136,10 @@ def new_model(tokenizer: PreTrainedTokenizerFast, architecture: Mapping[str, Any
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    return AutoModelForCausalLM.from_config(config)
+    model = AutoModelForCausalLM.from_config(config)
+    if (places := getattr(model.base_model, "wpe", None)) is not None:
+        torch.nn.init.normal_(places.weight, std=POSITIONS)
+    return model
 
 
 @contextlib.contextmanager
