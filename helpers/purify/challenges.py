@@ -124,7 +124,7 @@ def _try_share(
 ) -> list[dict[str, Any]]:
     """A point for each of some kinds at one share."""
     points = []
-    for name in tqdm(names, desc=f"challenges, share {tau:g}", disable=not names):
+    for name in tqdm(names, desc=f"challenges, share {tau:g}") if names else ():
         made = case.run.stage(
             _point_name(name, tau),
             lambda folder, name=name: _measured(case, name, copies[name].path, scores, tau),
