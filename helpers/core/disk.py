@@ -22,6 +22,12 @@ def settle(folder: Path) -> None:
         sync(path)
 
 
+def clear(folder: Path) -> None:
+    """Remove everything in a folder, and leave the folder."""
+    for path in folder.iterdir():
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
 def sync(path: Path) -> None:
     """Have a file's content, or a folder's names, on the disk before this returns."""
     descriptor = os.open(path, os.O_RDONLY)

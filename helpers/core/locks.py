@@ -20,7 +20,8 @@ import psutil
 from helpers.core.errors import LabError
 
 LOCKS = "locks"
-WITHOUT = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)  # what a file system without locks answers
+# what a file system without locks answers, or one that locks only what is open for writing, which no folder can be
+WITHOUT = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF)
 
 
 @contextmanager
@@ -65,12 +66,28 @@ def making(folder: Path, name: str) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Keep a folder that is there, of whatever kind, for this process.
+
+    Raises:
+        LabError: another process keeps it.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        if not _locked(descriptor, fcntl.LOCK_EX):
+            raise LabError(f"another process writes to {folder}: wait until it has ended, then try again")
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def _opened(path: Path) -> IO[str]:
     path.parent.mkdir(parents=True, exist_ok=True)
     return path.open("a+", encoding="utf-8")  # NFS locks only what is open for writing
 
 
-def _locked(file: IO[str], kind: int, wait: bool = False) -> bool:
+def _locked(file: IO[str] | int, kind: int, wait: bool = False) -> bool:
     """Lock an open file, until it is closed; False when another process has locked it."""
     try:
         fcntl.flock(file, kind if wait else kind | fcntl.LOCK_NB)

@@ -20,7 +20,9 @@ from torch import Tensor
 from transformers import AutoConfig, PretrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
+from helpers.core.disk import clear
 from helpers.core.errors import LabError, nearest
+from helpers.core.locks import alone_in
 
 Folder = Path | str  # in which a checkpoint, an adapter or a delta lies
 
@@ -209,21 +211,22 @@ def whole_or_nothing(folder: Folder) -> Iterator[Path]:
     """A folder to write to, which takes its name when the block has ended well and is removed when it has not.
 
     Raises:
-        LabError: there is something in `folder` already.
+        LabError: there is something in `folder` already, or another process writes to it.
     """
     folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise LabError(f"{folder} is not empty: choose another folder, or remove it")
     partial = folder.with_name(f".partial-{folder.name}")
-    shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        if folder.exists():
-            folder.rmdir()
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True, exist_ok=True)
+    with alone_in(partial):
+        try:
+            if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+                raise LabError(f"{folder} is not empty: choose another folder, or remove it")
+            clear(partial)  # of what a process that was killed has left
+            yield partial
+            if folder.exists():
+                folder.rmdir()
+            partial.rename(folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 def stored(folder: Folder) -> Iterator[tuple[str, list[int]]]:

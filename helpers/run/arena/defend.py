@@ -1,11 +1,11 @@
 """A row's defense, called. How its model is measured lies elsewhere: an edit of a measure trains nothing anew."""
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from helpers.access import Access
+from helpers.core.disk import clear
 from helpers.core.errors import LabError
 from helpers.data.roles import DefenderData
 from helpers.defenses.registry import Defense
@@ -39,11 +39,6 @@ def defend(
     try:
         record = defense(access, suspicious, defender, prompt_format, seed, folder, **numbers, **knowledge)
     except LabError as reason:
-        _empty(folder)
+        clear(folder)
         return {**told, **refusal(reason)}
     return {**told, "record": record}
-
-
-def _empty(folder: Path) -> None:
-    for path in folder.iterdir():
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
