@@ -63,7 +63,8 @@ def _vaccines() -> Section:
     return Section(
         "Training vaccines on a CPU",
         f"{record['adapters']} adapters of {record['rows']} rows each on the small model's 4-bit base, against PEFT, "
-        "which trains one after the other.",
+        "which trains one after the other. MB is what the process held at most while a way ran; the ways ran in one "
+        "process, in the order of the table, so a later one may hold what an earlier one left.",
         _source("vaccines"),
         pd.concat(parts, names=["batch"]),
         digits=2,
