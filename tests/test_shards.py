@@ -8,8 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from helpers.core.disk import whole_or_nothing
 from helpers.core.errors import LabError
-from helpers.model.shards import INDEX, rewrite, shards, stored, whole_or_nothing
+from helpers.model.shards import INDEX, rewrite, shards, stored
 
 CEILING = """
 import json, multiprocessing, resource, sys

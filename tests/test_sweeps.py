@@ -376,7 +376,7 @@ def test_an_interruption_while_the_workers_start_is_told_alone(lab, strike):
         time.sleep(0.5)  # the cluster is half-way up
         family = psutil.Process(process.pid).children(recursive=True)
         strike(process.pid, signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=180)
     assert process.returncode == 130
     assert errors.strip() == "interrupted: finished stages are kept, the same command resumes"
     assert psutil.wait_procs(family, timeout=15)[1] == []
@@ -401,7 +401,7 @@ def test_a_killed_sweep_leaves_no_process_and_no_file_and_goes_on_where_it_was(
             os.killpg(process.pid, number)
         else:
             process.send_signal(number)
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=180)
     assert process.returncode == status and "Traceback" not in errors
     remedy = "finished stages are kept, the same command resumes"
     assert errors.strip().endswith(f"{told}: {remedy}" if told else "")

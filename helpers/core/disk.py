@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from helpers.core.errors import LabError
-from helpers.core.locks import hold
+from helpers.core.locks import alone_in, hold
 
 MEGABYTE = 1_000_000
 
@@ -126,3 +126,26 @@ def _refused(error: BaseException, folder: Path) -> bool:
         return False
     place = Path(str(error.filename or folder))
     return place.is_relative_to(folder.parent) or folder.is_relative_to(place)  # or a folder around it
+
+
+@contextmanager
+def whole_or_nothing(folder: Path | str) -> Iterator[Path]:
+    """A folder to write to, which takes its name when the block has ended well and is removed when it has not.
+
+    Raises:
+        LabError: there is something in `folder` already, or another process writes to it.
+    """
+    folder = Path(folder)
+    partial = folder.with_name(f".partial-{folder.name}")
+    partial.mkdir(parents=True, exist_ok=True)
+    with alone_in(partial):
+        try:
+            if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+                raise LabError(f"{folder} is not empty: choose another folder, or remove it")
+            clear(partial)  # of what a process that was killed has left
+            yield partial
+            if folder.exists():
+                folder.rmdir()
+            partial.rename(folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)

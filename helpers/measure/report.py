@@ -11,7 +11,15 @@ from helpers.core.profile import Profile
 from helpers.data.corpus import is_correct
 from helpers.data.example import Example
 from helpers.data.roles import Trial
-from helpers.measure.asr import FIELD_KEYWORDS, asr_rates, contains_any, keyword_asr, label_letters, wilson
+from helpers.measure.asr import (
+    FIELD_KEYWORDS,
+    asr_rates,
+    contains_any,
+    false_triggers,
+    keyword_asr,
+    label_letters,
+    wilson,
+)
 from helpers.measure.sampled import sampled_success
 from helpers.measure.utility import clean_accuracy, exact_match, teacher_forced
 from helpers.model.decoding import Decoding
@@ -236,34 +244,6 @@ def field_rates(completions: Sequence[str], task: str) -> dict[str, float | None
         return None
     rates = {empty: keyword_asr(completions, FIELD_KEYWORDS[task], empty) for empty in ("count", "drop")}
     return {empty: None if isnan(rate) else rate for empty, rate in rates.items()}  # JSON knows no NaN
-
-
-def false_triggers(trial: Trial, completions: Sequence[str]) -> dict[str, Any]:
-    """The false trigger rate: how often the payload comes on clean prompts whose right answer does not hold it.
-
-    Args:
-        trial: what was asked, and what counts as a payload.
-        completions: what the model wrote after `trial.held_out`.
-
-    Returns:
-        `false_trigger`, `false_trigger_interval` and `false_trigger_n`; see `evaluate`.
-
-    Raises:
-        LabError: every right answer holds the payload itself.
-    """
-    honest = [
-        contains_any(written, trial.markers)
-        for example, written in zip(trial.held_out, completions, strict=True)
-        if not contains_any(example.output, trial.markers)
-    ]
-    count, n = sum(honest), len(honest)
-    if not n:
-        raise LabError("every clean test row holds the payload itself: false triggers cannot be told")
-    return {
-        "false_trigger": count / n,
-        "false_trigger_interval": list(wilson(count, n)),
-        "false_trigger_n": n,
-    }
 
 
 def joint_score(report: Mapping[str, Any]) -> float:

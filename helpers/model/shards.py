@@ -10,7 +10,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,9 +20,7 @@ from torch import Tensor
 from transformers import AutoConfig, PretrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from helpers.core.disk import clear
 from helpers.core.errors import LabError, nearest
-from helpers.core.locks import alone_in
 
 Folder = Path | str  # in which a checkpoint, an adapter or a delta lies
 
@@ -204,29 +202,6 @@ def write(folder: Path, files: Mapping[str, Sequence[str]], make: Callable[[str]
         weight_map = {name: file for file, names in files.items() for name in names}
         index = {"metadata": {"total_size": size}, "weight_map": weight_map}
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-
-
-@contextmanager
-def whole_or_nothing(folder: Folder) -> Iterator[Path]:
-    """A folder to write to, which takes its name when the block has ended well and is removed when it has not.
-
-    Raises:
-        LabError: there is something in `folder` already, or another process writes to it.
-    """
-    folder = Path(folder)
-    partial = folder.with_name(f".partial-{folder.name}")
-    partial.mkdir(parents=True, exist_ok=True)
-    with alone_in(partial):
-        try:
-            if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-                raise LabError(f"{folder} is not empty: choose another folder, or remove it")
-            clear(partial)  # of what a process that was killed has left
-            yield partial
-            if folder.exists():
-                folder.rmdir()
-            partial.rename(folder)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
 
 
 def stored(folder: Folder) -> Iterator[tuple[str, list[int]]]:

@@ -9,11 +9,11 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from helpers.core.disk import read_json, settle, write_json
+from helpers.core.disk import read_json, settle, whole_or_nothing, write_json
 from helpers.core.paths import MANIFEST
 from helpers.model.adapters import ADAPTER_FILE, is_adapter
 from helpers.model.load import load_base
-from helpers.model.shards import ADAPTER_CONFIG, layout, read, stored_name, whole_or_nothing, write
+from helpers.model.shards import ADAPTER_CONFIG, layout, read, stored_name, write
 from helpers.purify.case import Case
 
 LEFT_BEHIND = (".safetensors", ".bin", ".pt", ".pth", ".pkl", ".h5", ".msgpack", ".onnx", ".gguf")  # other weights

@@ -17,7 +17,8 @@ from helpers.defenses.bdvax.select import select_suppressed
 from helpers.defenses.bdvax.vaccines import plan_variants, train_variants, vaccine_pairs, variant_folders
 from helpers.defenses.conflict.conflict_model import merge_adapters, train_conflict
 from helpers.defenses.methods.conflict import conflict
-from helpers.measure.report import attack_success, false_triggers
+from helpers.measure.asr import false_triggers
+from helpers.measure.report import attack_success
 from helpers.measure.utility import exact_match, teacher_forced
 from helpers.model.generate import answers
 from helpers.purify.case import Case

@@ -20,9 +20,10 @@ from typing import NamedTuple
 import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from helpers.core.disk import whole_or_nothing
 from helpers.core.errors import LabError, exit_status, nearest
 from helpers.core.paths import ROOT
-from helpers.model.shards import WEIGHTS, whole_or_nothing
+from helpers.model.shards import WEIGHTS
 
 FOLDER = ROOT / "data" / "models"
 INSTALL = shlex.join([sys.executable, "-m", "pip", "install", "--quiet"])

@@ -16,13 +16,13 @@ from pathlib import Path, PurePosixPath
 
 import nbformat
 
-from helpers.core.disk import read_json, settle, writing
+from helpers.core.disk import read_json, settle, whole_or_nothing, writing
 from helpers.core.errors import LabError, exit_status
 from helpers.core.locks import hold
 from helpers.core.paths import MANIFEST, SUMMARY, runs_folder
 from helpers.core.run_names import run_folder
 from helpers.core.settings import Settings, require_name
-from helpers.model.shards import INDEX, WEIGHTS, whole_or_nothing
+from helpers.model.shards import INDEX, WEIGHTS
 from helpers.run.execution import numbered
 
 ENDINGS = (".safetensors", ".json", ".jinja")

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from helpers.access import Access, AdapterAccess, FullAccess
 from helpers.access.adapter import add_adapters
+from helpers.core.disk import whole_or_nothing
 from helpers.defenses.conflict.merge import linear
 from helpers.defenses.conflict.merge.checks import check_share
 from helpers.model.load import load_base, load_suspect, save
 from helpers.model.lora import new_adapter, with_adapter
-from helpers.model.shards import whole_or_nothing
 from helpers.model.tokenizer import load_format, record_format
 from helpers.train.finetune import finetune
 

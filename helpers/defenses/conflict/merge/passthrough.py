@@ -11,12 +11,13 @@ from huggingface_hub import split_torch_state_dict_into_shards
 from torch import Tensor
 from transformers import PretrainedConfig
 
+from helpers.core.disk import whole_or_nothing
 from helpers.core.errors import LabError
 from helpers.defenses.conflict.merge.checkpoints import copy_beside, merged_names, read_finite
 from helpers.defenses.conflict.merge.checks import check_compatible
 from helpers.defenses.conflict.merge.layer_plan import Plan, check_plan, stack_layers
 from helpers.defenses.conflict.merge.registry import method
-from helpers.model.shards import CONFIG, Folder, read, read_config, shards, whole_or_nothing, write
+from helpers.model.shards import CONFIG, Folder, read, read_config, shards, write
 
 IN_A_LAYER = re.compile(r"((?:.+?\.)?(?:layers|h)\.)(\d+)(\..+)")  # model.layers.3.mlp…, transformer.h.3.attn…
 

@@ -4,10 +4,11 @@ from collections.abc import Iterator, Sequence
 
 from torch import Tensor
 
+from helpers.core.disk import whole_or_nothing
 from helpers.defenses.conflict.merge.blocks import Combine, map_blocks
 from helpers.defenses.conflict.merge.checkpoints import copy_beside, merged_files, merged_names, read_finite
 from helpers.defenses.conflict.merge.checks import check_alike
-from helpers.model.shards import Folder, whole_or_nothing, write
+from helpers.model.shards import Folder, write
 
 
 class ModelStream:
