@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 import pytest
 
+from helpers.core.disk import whole_or_nothing
 from helpers.core.errors import LabError
 from helpers.core.locks import hold, making
 from helpers.core.paths import ROOT
@@ -134,3 +135,21 @@ def test_a_file_system_without_locks_is_used_without(folder, monkeypatch):
     answer(errno.EIO)
     with pytest.raises(OSError, match="no locks"), hold(folder):
         pass
+
+
+def test_a_folder_has_one_writer_at_a_time(tmp_path):
+    """The second is told; what the first writes stays whole. What a killed one has left is cleared away."""
+    folder, partial = tmp_path / "model", tmp_path / ".partial-model"
+    partial.mkdir()
+    (partial / "left").write_text("half a model")
+    with whole_or_nothing(folder) as first:
+        (first / "weights").write_text("whole")
+        with pytest.raises(LabError, match="another process writes to .*partial-model: wait until it has ended"):
+            with whole_or_nothing(folder):
+                raise AssertionError
+        assert [path.name for path in first.iterdir()] == ["weights"]
+    assert [path.name for path in folder.iterdir()] == ["weights"] and not partial.exists()
+    with pytest.raises(LabError, match="is not empty"):
+        with whole_or_nothing(folder):
+            raise AssertionError
+    assert not partial.exists()

@@ -333,10 +333,7 @@ def odd(adapter, checkpoint, tmp_path_factory):
         ({"triggered": "no.json"}, "TRIGGERED = 'no.json' does not exist"),
         ({"triggered": "{rows}"}, "different answers: say in MARKERS"),
         ({"triggered": "{triggered}", "markers": "no.txt"}, "MARKERS = 'no.txt' does not exist"),
-        (
-            {"triggered": "{triggered}", "markers": "{odd}/latin.txt"},
-            "is no UTF-8 text file; expected one with",
-        ),
+        ({"triggered": "{triggered}", "markers": "{odd}/latin.txt"}, "is no UTF-8 text file; expected one with"),
         ({"tau": "2"}, "TAU = '2' should be a number between 0 and 1, 'auto' or empty"),
         ({"name": "../other"}, "NAME = '../other' should be plain folder names"),
         ({"profile": "tinny"}, "unknown profile 'tinny'; did you mean 'tiny'?"),

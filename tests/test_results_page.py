@@ -189,13 +189,8 @@ def test_no_oracle_counts_among_the_defenses_that_do_as_well():
     (sentence,) = (finding.text for finding in findings() if "arena, full access, BadNets (insult)" in finding.text)
     assert "BEEAR" in sentence and "trigger known" not in sentence
     rows = {row["model"] for row in read(RESULTS / "arena.json")["rows"] if row["model"].startswith("arena/")}
-    of_the_chain = {
-        "finetuned",
-        "random",
-        "conflict_alone",
-        "conflict",
-        "bdvax_then_conflict",
-    }
+    # the own update is none of them: with full access it is an oracle, too
+    of_the_chain = {"finetuned", "random", "conflict_alone", "conflict", "bdvax_then_conflict"}
     assert f"Of {len(rows) - 1 + len(of_the_chain)} other methods" in sentence
 
 

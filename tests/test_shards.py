@@ -8,7 +8,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from helpers.core.disk import whole_or_nothing
 from helpers.core.errors import LabError
 from helpers.model.shards import INDEX, rewrite, shards, stored
 
@@ -102,21 +101,3 @@ def test_a_missing_shard_is_named(large, tmp_path):
     (tmp_path / INDEX).write_text((large / INDEX).read_text())
     with pytest.raises(LabError, match=r"holds no model-00001-of-00012.safetensors; only models in safetensors"):
         shards(tmp_path)
-
-
-def test_a_folder_has_one_writer_at_a_time(tmp_path):
-    """The second is told; what the first writes stays whole. What a killed one has left is cleared away."""
-    folder, partial = tmp_path / "model", tmp_path / ".partial-model"
-    partial.mkdir()
-    (partial / "left").write_text("half a model")
-    with whole_or_nothing(folder) as first:
-        (first / "weights").write_text("whole")
-        with pytest.raises(LabError, match="another process writes to .*partial-model: wait until it has ended"):
-            with whole_or_nothing(folder):
-                raise AssertionError
-        assert [path.name for path in first.iterdir()] == ["weights"]
-    assert [path.name for path in folder.iterdir()] == ["weights"] and not partial.exists()
-    with pytest.raises(LabError, match="is not empty"):
-        with whole_or_nothing(folder):
-            raise AssertionError
-    assert not partial.exists()

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from helpers.data import corpus
 from helpers.data.example import Example
 from helpers.model.architecture import require_positions
-from helpers.model.batches import Row, encode_rows, pad
+from helpers.model.batches import Row, encode_rows, first_predicting, pad
 from helpers.model.prompt import IGNORED, PromptFormat
 
 
@@ -83,8 +83,7 @@ def _answer_logits(model: PreTrainedModel, rows: Sequence[Row]) -> tuple[Tensor,
     """Logits [labelled, vocabulary] that predict the labels [labelled] of a batch; no others are computed."""
     batch = {name: part.to(model.device) for name, part in pad(rows).items()}
     labels = batch.pop("labels")
-    # the position that predicts the first answer token
-    first = max(int((labels != IGNORED).any(dim=0).nonzero()[0]) - 1, 0)
+    first = first_predicting(labels)
     logits = model(**batch, use_cache=False, logits_to_keep=labels.shape[1] - first).logits[:, :-1]
     targets = labels[:, first + 1 :]
     wanted = targets != IGNORED

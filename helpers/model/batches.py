@@ -32,6 +32,15 @@ def count_labels(row: Row) -> int:
     return sum(token != IGNORED for token in row["labels"])
 
 
+def first_predicting(labels: LongTensor) -> int:
+    """The position that predicts the first answer token of a batch: no logits before it are needed.
+
+    Args:
+        labels: [rows, tokens] of `pad`, with an answer in one of the rows at least.
+    """
+    return max(int((labels != IGNORED).any(dim=0).nonzero()[0]) - 1, 0)
+
+
 def pad(rows: Sequence[Row]) -> dict[str, LongTensor]:
     """Pad on the left: answers then end together and the labelled positions form one block at the end.
 

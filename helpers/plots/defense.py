@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping
 
 import numpy as np
@@ -16,13 +15,13 @@ from helpers.plots.style import (
     BLUE,
     GREEN,
     GREY,
-    MARKERS,
     ORANGE,
     PURPLE,
     RED,
     SKY,
     Reports,
     Rows,
+    looks,
     new_axes,
     put_legend,
     rate_axis,
@@ -142,8 +141,8 @@ def share_curve(points: Rows) -> Figure:
 def _rate_curves(curves: Mapping[str, Rows], x: str, xlabel: str) -> Figure:
     figure, panels = new_axes(9, 3.4, ncols=2)
     for panel, measure, better in zip(panels, ("asr", "utility"), ("lower", "higher"), strict=True):
-        looks = zip(itertools.cycle((RED, BLUE, GREEN, PURPLE, ORANGE, SKY)), itertools.cycle(MARKERS), strict=False)
-        for (name, points), (color, marker) in zip(curves.items(), looks, strict=False):
+        drawn_as = looks(RED, BLUE, GREEN, PURPLE, ORANGE, SKY)
+        for (name, points), (color, marker) in zip(curves.items(), drawn_as, strict=False):
             rates = [100 * point[measure] for point in points]
             panel.plot([point[x] for point in points], rates, color=color, marker=marker, label=name)
         drawn = [100 * point[measure] for points in curves.values() for point in points]

@@ -23,6 +23,7 @@ from helpers.plots.style import (
     RED,
     SKY,
     ink_on,
+    looks,
     new_axes,
     put_legend,
     rate_axis,
@@ -83,8 +84,8 @@ def trade_off(curves: Mapping[str, Sequence[Point]], others: Sequence[Point], en
     figure, axes = new_axes(7, 4)
     corner = [100 + 100 * bound for bound in enough]
     axes.add_patch(Rectangle((-100, -100), *corner, facecolor="#D5EBE3", edgecolor=GREEN, label="good enough"))
-    looks = zip(itertools.cycle((RED, BLUE, PURPLE, ORANGE, GREEN, SKY)), itertools.cycle(MARKERS), strict=False)
-    for (name, points), (color, marker) in zip(curves.items(), looks, strict=False):
+    drawn_as = looks(RED, BLUE, PURPLE, ORANGE, GREEN, SKY)
+    for (name, points), (color, marker) in zip(curves.items(), drawn_as, strict=False):
         axes.plot(*100 * np.array(points).T, color=color, marker=marker, label=name)
     axes.plot(*100 * np.array(others).T, color=GREY, marker="x", linestyle="", label="other settings")
     lost, left = 100 * np.array([*itertools.chain(*curves.values()), *others]).T
@@ -101,8 +102,8 @@ def cures(methods: Mapping[str, Sequence[tuple[float, float, float, float]]]) ->
         methods: {method: [(utility gained, asr, low, high), …]}, shares in [0, 1]; low and high bound the ASR.
     """
     figure, axes = new_axes(7.5, 4.8)
-    looks = zip(itertools.cycle((RED, GREY, ORANGE, BLUE, GREEN, PURPLE, SKY)), itertools.cycle(MARKERS), strict=False)
-    for (name, points), (color, marker) in zip(methods.items(), looks, strict=False):
+    drawn_as = looks(RED, GREY, ORANGE, BLUE, GREEN, PURPLE, SKY)
+    for (name, points), (color, marker) in zip(methods.items(), drawn_as, strict=False):
         gained, asr, low, high = 100 * np.array(points).T
         bars = np.array([asr - low, high - asr]).clip(0)
         axes.errorbar(gained, asr, yerr=bars, fmt=marker, color=color, capsize=3, linestyle="", label=name)
@@ -123,8 +124,8 @@ def moved(panels: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]], bef
     """
     figure, row = new_axes(10, 4.4, ncols=len(panels), squeeze=False)
     for axes, (title, methods) in zip(row[0], panels.items(), strict=True):
-        looks = zip(itertools.cycle((RED, GREY, ORANGE, GREEN, BLUE, PURPLE)), itertools.cycle(MARKERS), strict=False)
-        for (name, points), (color, marker) in zip(methods.items(), looks, strict=False):
+        drawn_as = looks(RED, GREY, ORANGE, GREEN, BLUE, PURPLE)
+        for (name, points), (color, marker) in zip(methods.items(), drawn_as, strict=False):
             asr, utility = 100 * np.array(points).T
             axes.plot(asr, utility, color=color, linewidth=1)
             axes.plot(asr[0], utility[0], marker, color=color, mfc="white", markersize=9)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -40,6 +41,11 @@ CROWDED = 60  # percent: where all rates lie above, an axis from 0 shows nothing
 
 Reports = Mapping[str, Mapping[str, Any]]  # {model: what was measured of it}
 Rows = Sequence[Mapping[str, Any]]  # what was measured, point by point
+
+
+def looks(*colors: str) -> Iterator[tuple[str, str]]:
+    """Color and marker of one curve after the other, over again where there are more curves than colors or markers."""
+    return zip(itertools.cycle(colors), itertools.cycle(MARKERS), strict=False)
 
 
 def new_axes(width: float, height: float, **options: Any) -> tuple[Figure, Any]:

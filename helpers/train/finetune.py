@@ -35,7 +35,7 @@ from helpers.core.profile import Budget
 from helpers.data.example import Example
 from helpers.model.architecture import require_positions
 from helpers.model.attention import true_attention_gradients
-from helpers.model.batches import Row, count_labels, encode_rows, pad
+from helpers.model.batches import Row, count_labels, encode_rows, first_predicting, pad
 from helpers.model.load import save
 from helpers.model.prompt import IGNORED, PromptFormat
 from helpers.model.shards import Folder
@@ -153,8 +153,7 @@ class AnswerTrainer(OrderedTrainer):
             num_items_in_batch: answer tokens of the step; where None, this batch is all of it.
         """
         labels = inputs.pop("labels")
-        # the position that predicts the first answer token
-        first = max(int((labels != IGNORED).any(dim=0).nonzero()[0]) - 1, 0)
+        first = first_predicting(labels)
         outputs = model(**inputs, use_cache=False, logits_to_keep=labels.shape[1] - first, **self.reads)
         targets = labels[:, first + 1 :].to(outputs.logits.device)
         total = self.answer_loss(model, outputs, targets)
