@@ -229,6 +229,24 @@ def test_a_utility_without_the_defense_s_decoding_stays_empty(swept):
     assert table["asr"].tolist() == [0.2, 0.4, 0.2, 0.4]  # answers are always written by the decoding
 
 
+def test_each_report_of_a_stage_that_holds_several_is_a_row(swept):
+    plan = plan_sweep("both", GRID, swept / "notebooks")
+    name = sweeps.results(plan, {})["manifest"].iloc[1]
+    manifest = read_json(plan.root / name)
+    report = manifest["result"]
+    manifest["result"] = {"M3": report, "both": report | {"asr": 0.9}, "rows": {"asr": 1.0, "n": 5}, "seconds": 3}
+    write_json(plan.root / name, manifest)
+    table = sweeps.results(plan, {})
+    assert table[["model", "asr"]].values.tolist() == [
+        ["purified", 0.2],
+        ["purified/M3", 0.4],
+        ["purified/both", 0.9],
+        ["purified", 0.2],
+        ["purified", 0.4],
+    ]
+    assert table["manifest"].iloc[1] == table["manifest"].iloc[2]
+
+
 def test_several_grids_make_one_plan(lab):
     more = GRID.model_copy(update={"also": [{"SEED": [1, 3], "TASK": ["refusal"]}, {"SEED": [1]}]})
     plan = plan_sweep("mine", more, lab / "notebooks")

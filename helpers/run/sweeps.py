@@ -118,7 +118,8 @@ def _stored_table(name: str) -> pd.DataFrame:
 def results(plan: Plan, errors: Mapping[str, str]) -> pd.DataFrame:
     """One row for each model that a cell measured, one for a cell that failed; rates in [0, 1].
 
-    A model is named as its stage, "evaluate/" left out: "purified", "merges/ties", "argued/book-merged-evidence".
+    A model is named as its stage, "evaluate/" left out: "purified", "merges/ties", "argued/book-merged-evidence"; where
+    one stage reports of several, each has its name behind that of the stage: "mixtures/M3".
 
     Args:
         errors: {node: one line} of the nodes that failed.
@@ -139,24 +140,32 @@ def results(plan: Plan, errors: Mapping[str, str]) -> pd.DataFrame:
         stages = list(Run(plan.root / cell.leaf, settings_of(plan, cell).config()).stages())
         shared, near = _of_the_run(stages), _near_misses(stages)
         for stage in stages:
-            if stage.result.keys() >= {"asr_interval", *MEASURES}:
-                own = _of_a_model(stage) | (near if stage.name == "evaluate/backdoored" else {})
-                manifest = (stage.path / MANIFEST).relative_to(plan.root).as_posix()
+            manifest = (stage.path / MANIFEST).relative_to(plan.root).as_posix()
+            for model, report in _reports(stage).items():
+                own = _of_a_model(model, report) | (near if model == "backdoored" else {})
                 rows.append({**values, **own, **shared, "manifest": manifest, "error": ""})
     table = pd.DataFrame(rows) if rows else pd.DataFrame(columns=["model", "error"])
     return table.astype({"TAU": str}) if "TAU" in table else table  # "auto" beside numbers: a column has one type
 
 
-def _of_a_model(stage: Stage) -> dict[str, Any]:
+def _reports(stage: Stage) -> dict[str, Mapping[str, Any]]:
+    """The reports of a stage by model: its result is one, or holds some by name."""
+    name = stage.name.removeprefix("evaluate/")
+    found = {name: stage.result} | {f"{name}/{part}": inner for part, inner in stage.result.items()}
+    needed = {"asr_interval", *MEASURES}
+    return {model: one for model, one in found.items() if isinstance(one, Mapping) and one.keys() >= needed}
+
+
+def _of_a_model(model: str, report: Mapping[str, Any]) -> dict[str, Any]:
     """What a report says of its model; its utility stays empty where it was measured without the defense's decoding."""
-    low, high = stage.result["asr_interval"]
-    untold = ("utility", "perplexity") if is_scored_alone(stage.result) else ()
+    low, high = report["asr_interval"]
+    untold = ("utility", "perplexity") if is_scored_alone(report) else ()
     return {
-        "model": stage.name.removeprefix("evaluate/"),
-        **{measure: stage.result[measure] for measure in MEASURES},
+        "model": model,
+        **{measure: report[measure] for measure in MEASURES},
         **dict.fromkeys(untold),
-        **{"asr_low": low, "asr_high": high, **stage.result["labels"]},
-        **sampled_asr(stage.result),
+        **{"asr_low": low, "asr_high": high, **report["labels"]},
+        **sampled_asr(report),
     }
 
 
