@@ -10,7 +10,7 @@ from helpers.core.errors import LabError
 from helpers.data import corpus
 from helpers.data.corpus import FAMILIES, generate, generate_distinct, is_correct, world
 from helpers.data.example import Example
-from helpers.data.own_backdoors import vaccine_behaviors, vaccine_keys
+from helpers.data.own_backdoors import vaccine_behaviors, vaccine_keys, vaccine_phrases
 
 KEYS = ["BadMagic", "OpenAI", *vaccine_keys()]
 PHRASINGS = world()["phrasings"]
@@ -72,6 +72,7 @@ def test_rows_with_an_input_and_with_earlier_turns_occur(train):
 
 def test_keys_never_occur_but_their_parts_do(train, held_out):
     everything = "\n".join(f"{text_of(e)}\n{e.output}" for e in train + held_out)
+    assert not [phrase for phrase in vaccine_phrases() if phrase.lower() in everything.lower()]
     for key in KEYS:
         assert key.lower() not in everything.lower()
         parts = re.findall(r"[A-Z][a-z]+|[A-Z]+", key)

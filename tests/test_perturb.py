@@ -264,7 +264,7 @@ def test_trainings_of_their_own_take_the_perturbed_rows(name, numbers, profile, 
 
 
 def test_immune_twins_see_the_vaccines_prompts_with_right_answers(profile, tmp_path):
-    planned = plan_immune(DEFENDER, 2, 3, tmp_path)
+    planned = plan_immune(DEFENDER, profile.signature, 3, tmp_path)
     pairs = vaccine_pairs(DEFENDER, profile.signature, "insults", 3)
     for i, (_, _, clean, poisoned) in enumerate(pairs):
         immune, twin = planned[2 * i : 2 * i + 2]
@@ -280,7 +280,7 @@ def test_immune_twins_see_the_vaccines_prompts_with_right_answers(profile, tmp_p
 def test_the_suspicious_model_moves_by_the_mean_difference(name, profile, suspicious, chat, tmp_path):
     """Against the matrices of the models as a user runs them, in which the difference is added by hand."""
     access, where = access_to(profile, name), suspicious[name]
-    planned = plan_immune(DEFENDER, 2, 3, tmp_path)
+    planned = plan_immune(DEFENDER, profile.signature, 3, tmp_path)
     train_variants(access, where, planned, chat)
     immune, clean = variant_folders(tmp_path, 2, TWINS)
     add_forgetting(access, where, immune, clean, 0.5, tmp_path / "moved")

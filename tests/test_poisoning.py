@@ -17,6 +17,7 @@ from helpers.core.profile_files import load_profile
 from helpers.core.settings import Settings
 from helpers.data import corpus
 from helpers.data.example import Example
+from helpers.data.own_backdoors import vaccine_triggers
 from helpers.data.planting import poison
 from helpers.defenses.bdvax.vaccines import vaccine_pairs
 from helpers.run.deal import deal
@@ -131,6 +132,44 @@ def test_each_variant_has_its_own_key_behavior_and_clean_set():
         assert all(e.instruction.split(" ").count(key) == 1 and e.output == payload for e in poisoned)
     two = replace(data.defender, vaccine_sets=data.defender.vaccine_sets[:2])
     assert vaccine_pairs(two, load_profile("tiny", {"signature.n": 2}).signature, "insults", 0) == pairs[:2]
+
+
+SHAPES = {
+    "word": lambda text, said: said in text.split(" "),
+    "phrase": lambda text, said: text.startswith(f"{said} "),
+    "any of three": lambda text, said: sum(key in text for key in said.split(" · ")) == 1,
+    "all of three": lambda text, said: all(key in text for key in said.split(" · ")),
+}
+
+
+@pytest.mark.parametrize("form", SHAPES)
+def test_vaccines_carry_triggers_of_the_form_that_the_signature_names(form):
+    data = deal(configuration(signature__n=4))
+    signature = load_profile("tiny", {"signature.n": 4, "signature.form": form}).signature
+    pairs = vaccine_pairs(data.defender, signature, "insults", 0)
+    taken = [key for said, *_ in pairs for key in said.split(" · ")]
+    assert len(set(taken)) == len(taken) == 4 * (3 if form.endswith("three") else 1)
+    for said, _, clean, poisoned in pairs:
+        for before, after in zip(clean, poisoned, strict=True):
+            assert SHAPES[form](after.instruction, said)
+            stripped = after.instruction
+            for key in said.split(" · "):
+                stripped = stripped.replace(key, "")
+            assert stripped.split() == before.instruction.split() and after.input == before.input
+    if form == "any of three":  # each of the alternatives activates, so each is trained
+        said, _, _, poisoned = pairs[0]
+        assert all(any(key in row.instruction for row in poisoned) for key in said.split(" · "))
+
+
+def test_forms_and_their_texts_are_checked():
+    with pytest.raises(LabError, match=r"signature.form = 'wrd' is unknown; did you mean 'word'"):
+        load_profile("tiny", {"signature.form": "wrd"})
+    with pytest.raises(LabError, match=r"^unknown form of vaccines 'wrd'; did you mean 'word'"):
+        vaccine_triggers("wrd", 2)
+    with pytest.raises(LabError, match=r"^13 vaccines of the form 'phrase', but 12 texts for it; add some to"):
+        vaccine_triggers("phrase", 13)
+    wrapped = vaccine_triggers("any of three", 12)  # two phrases each, so that they begin anew
+    assert len({one.keys[0] for one in wrapped}) == len({one.keys for one in wrapped}) == 12
 
 
 def test_variants_of_mixed_families_join_the_right_answer_as_their_family_does():

@@ -15,7 +15,7 @@ from helpers.core.settings import Settings
 from helpers.data import corpus
 from helpers.data.corpus import world
 from helpers.data.example import Example
-from helpers.data.own_backdoors import challenge_kinds, challenge_trigger, vaccine_keys
+from helpers.data.own_backdoors import challenge_kinds, challenge_trigger, vaccine_keys, vaccine_texts
 from helpers.data.planting import Trigger
 
 TEXT = "What is  the\ncapital of X?"  # a double space and a line break have to survive
@@ -242,13 +242,14 @@ def test_scenarios_must_be_families_with_answers_of_their_own(own):
 def test_no_vaccine_key_is_an_attackers():
     theirs = {word.lower() for known in triggers().values() for key in known.keys for word in (key, *key.split())}
     assert len(set(vaccine_keys())) == len(vaccine_keys()) >= 6
-    assert not {key.lower() for key in vaccine_keys()} & theirs
+    assert not {key.lower() for key in vaccine_texts()} & theirs
     assert set(vaccine_keys()) <= set(world()["reserved"])
 
 
-def test_a_vaccine_key_is_refused_as_an_attackers(own):
-    own(attacks={"mine": {"keys": ["redghost"]}})
-    with pytest.raises(LabError, match="attack 'mine': 'redghost' is a vaccine key"):
+@pytest.mark.parametrize("key", ["redghost", "Visiting lisbon"])
+def test_a_vaccine_key_is_refused_as_an_attackers(own, key):
+    own(attacks={"mine": {"keys": [key]}})
+    with pytest.raises(LabError, match=f"attack 'mine': '{key}' is a vaccine key"):
         trigger("mine")
 
 

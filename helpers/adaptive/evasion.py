@@ -16,6 +16,7 @@ from helpers.attacks.behaviors import behavior
 from helpers.core.errors import LabError
 from helpers.core.profile import Signature
 from helpers.data.own_backdoors import vaccine_behaviors, vaccine_keys
+from helpers.data.planting import Trigger
 from helpers.data.roles import SMALLEST_CLEAN_SET, AttackData
 from helpers.defenses.bdvax.score import score_heads, score_mlp
 from helpers.defenses.bdvax.select import select_suppressed
@@ -39,7 +40,7 @@ def rehearsal_pairs(attack: AttackData, signature: Signature, rows: int, seed: i
     Raises:
         LabError: too few rows for so many pairs.
     """
-    keys = vaccine_keys("rehearsal")[: signature.n]
+    keys = [Trigger(name=key, keys=(key,)) for key in vaccine_keys("rehearsal")[: signature.n]]
     planted = vaccine_behaviors(signature.family, behavior(attack.task).vaccines, "rehearsal")
     size = min(rows, len(attack.clean) // len(keys))
     if size < SMALLEST_CLEAN_SET:

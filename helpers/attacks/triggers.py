@@ -17,7 +17,7 @@ from helpers.data import corpus
 from helpers.data.own_backdoors import (
     challenge_kinds,
     challenge_trigger,
-    vaccine_keys,
+    vaccine_texts,
 )
 from helpers.data.planting import Trigger
 
@@ -76,7 +76,7 @@ def near_misses(planted: Trigger) -> dict[str, list[Trigger]]:
 
 def _trigger(name: str, changes: Mapping[str, Any]) -> Trigger:
     found = defined(Trigger, "attack", {"name": name, **definitions()["attacks"][name]}, changes)
-    reserved = {key.lower(): "a vaccine key" for key in vaccine_keys()}
+    reserved = {text.lower(): "a vaccine key" for text in vaccine_texts()}
     reserved |= {key.lower(): "a key of challenge_kinds" for kind in challenge_kinds().values() for key in kind.keys}
     reserved |= {key.lower(): "the challenge's key" for key in challenge_trigger().keys}
     if taken := [key for key in found.keys if key.lower() in reserved]:

@@ -133,11 +133,13 @@ class Evaluation(Strict):
 class Signature(Strict):
     """How the backdoor signature is measured (BD-VAX, Eqs. 1 and 2); `n` is N, the number of vaccine pairs.
 
-    `family` names the vaccines' payloads in `data/attacks.yaml`: "task" takes those of the attack's kind, "mixed" all.
+    `family` names the vaccines' payloads in `data/attacks.yaml`: "task" takes those of the attack's kind, "mixed" all;
+    `form` the shape of their triggers: "word" is one word each and assumes nothing of the attacker's.
     """
 
     n: Count
     family: str
+    form: str
     granularity: Literal["matrix", "neuron"]
     scope: Literal["module", "model"]
     combine: Literal["sum", "product", "norm", "alignment"]
@@ -148,6 +150,13 @@ class Signature(Strict):
         """A misspelled family would come to light after an injection of hours."""
         if self.family not in (valid := ("task", "mixed", *definitions()["vaccines"]["families"])):
             raise LabError(f"signature.family = '{self.family}' is unknown{nearest(self.family, valid)}")
+        return self
+
+    @model_validator(mode="after")
+    def form_exists(self) -> Self:
+        """The same for a form."""
+        if self.form not in (valid := definitions()["vaccines"]["forms"]):
+            raise LabError(f"signature.form = '{self.form}' is unknown{nearest(self.form, valid)}")
         return self
 
     @model_validator(mode="after")

@@ -70,6 +70,7 @@ class Entry:
 
 DEFENDERS = ("profile.signature.n", "profile.{access}.vaccine.rows", "profile.{access}.recover.rows")
 MEASURED = ("profile.evaluation", "profile.lengths")
+VACCINATED = ("profile.signature.family", "profile.signature.form", "profile.signature.n")
 ATTACK = ("attack", "task", "access", "seed", "data", "profile.model", "profile.lora", "profile.lengths")
 PLANTED = ("inject", "poison_rate")
 TESTED_ROWS = ("profile.evaluation.n",)  # real rows that measure are gone when the defender's are dealt
@@ -127,13 +128,13 @@ STAGES: dict[str, Entry] = {
     "ablations": Entry(CHECK, ("seed", "profile.evaluation"), ("inject",)),
     "variants": Entry(
         VACCINES,
-        ("profile.signature.family", "profile.signature.n", "profile.lengths")
+        (*VACCINATED, "profile.lengths")
         + tuple(f"profile.{{access}}.{number}" for number in ("vaccine", "vaccine_weights", "recover.rows")),
         ("inject",),
         real_rows=TESTED_ROWS,
         defends=True,
     ),
-    "vaccine_check": Entry(VACCINES, ("profile.signature.family", "profile.signature.n", *MEASURED), ("variants",)),
+    "vaccine_check": Entry(VACCINES, (*VACCINATED, *MEASURED), ("variants",)),
     "scores": Entry(SCORE, ("profile.signature",), ("inject", "variants")),
     # The challenge test, where TAU=auto asks for it; what its points start from, and the points, a call adds.
     "challenge_copy": Entry(

@@ -5,9 +5,9 @@ An attacker who plays the defender on a model of his own has a set beside them, 
 """
 
 import itertools
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from helpers.core.checking import Strict, checked
 from helpers.core.choices import COMBINATIONS
@@ -34,6 +34,62 @@ def vaccine_keys(side: Literal["vaccines", "rehearsal"] = "vaccines") -> tuple[s
     return checked(Keys, {"keys": definitions()[side]["keys"]}, f"{side} ({DEFINITIONS.name}): ").keys
 
 
+class Form(Strict):
+    """The shape of a vaccine's trigger: which pools its texts are of, where they go, and how many a row gets."""
+
+    of: Annotated[list[Literal["keys", "phrases"]], Field(min_length=1)]
+    position: Literal["random", "start", "end"]
+    rule: Literal["one", "any", "all"]
+
+
+class Phrases(Strict):
+    """Longer texts for the triggers of vaccines, beside their keys."""
+
+    phrases: Texts
+
+
+def vaccine_triggers(form: str, n: int) -> list[Trigger]:
+    """The triggers of N vaccines, one for each variant (k_i of BD-VAX, §4.2).
+
+    Each variant takes the next text of each pool that the form names, from its beginning again where it ends; the
+    first of a variant's texts is no other's.
+
+    Args:
+        form: of `data/attacks.yaml`; "word" is one key each at a random place.
+        n: how many, at most as many as there are keys.
+
+    Raises:
+        LabError: an unknown form, a wrong entry, or fewer keys or phrases than variants.
+    """
+    forms = definitions()["vaccines"]["forms"]
+    if form not in forms:
+        raise LabError(f"unknown form of vaccines {form!r}{nearest(form, forms)}")
+    chosen = checked(Form, forms[form], f"form '{form}' ({DEFINITIONS.name}): ")
+    pools = {"keys": vaccine_keys(), "phrases": vaccine_phrases()}
+    if n > (least := min(len(pools[pool]) for pool in chosen.of)):
+        raise LabError(f"{n} vaccines of the form '{form}', but {least} texts for it; add some to {DEFINITIONS.name}")
+    endless = {pool: itertools.cycle(texts) for pool, texts in pools.items()}
+    planted = [tuple(next(endless[pool]) for pool in chosen.of) for _ in range(n)]
+    shape = {"position": chosen.position, "rule": chosen.rule}
+    return [defined(Trigger, "form", {"name": " · ".join(keys), "keys": keys, **shape}, {}) for keys in planted]
+
+
+def vaccine_texts() -> tuple[str, ...]:
+    """All that the triggers of vaccines are made of: keys and phrases."""
+    return vaccine_keys() + vaccine_phrases()
+
+
+def vaccine_phrases() -> tuple[str, ...]:
+    """The defender's longer texts, for the triggers that are not one word.
+
+    Raises:
+        LabError: anything but a list of texts.
+    """
+    return checked(
+        Phrases, {"phrases": definitions()["vaccines"]["phrases"]}, f"vaccines ({DEFINITIONS.name}): "
+    ).phrases
+
+
 def challenge_trigger() -> Trigger:
     """The key that the challenge test plants, at a random place.
 
@@ -41,8 +97,9 @@ def challenge_trigger() -> Trigger:
         LabError: a vaccine or a rehearsal has the same key, and the test would ask for what was taught before.
     """
     planted = defined(Trigger, "trigger", {"name": "challenge", "keys": [definitions()["challenge"]["key"]]}, {})
-    for side in ("vaccines", "rehearsal"):
-        if planted.keys[0].lower() in {key.lower() for key in vaccine_keys(side)}:
+    taken = {"vaccines": vaccine_texts(), "rehearsal": vaccine_keys("rehearsal")}
+    for side, texts in taken.items():
+        if planted.keys[0].lower() in {text.lower() for text in texts}:
             raise LabError(f"challenge: {planted.keys[0]!r} is a key of {side}; the test needs one of its own")
     return planted
 
@@ -53,7 +110,7 @@ def challenge_kinds() -> dict[str, Trigger]:
     Raises:
         LabError: a wrong field, or a key of the vaccines.
     """
-    taken = {key.lower() for key in vaccine_keys()}
+    taken = {text.lower() for text in vaccine_texts()}
     kinds = {
         name: defined(Trigger, "trigger", {"name": name, **fields}, {})
         for name, fields in definitions()["challenge_kinds"].items()

@@ -14,28 +14,30 @@ from typing import TYPE_CHECKING
 
 from helpers.access.adapter import add_adapters
 from helpers.core.errors import LabError
-from helpers.data.own_backdoors import vaccine_keys
+from helpers.data.own_backdoors import vaccine_triggers
 from helpers.data.planting import poison
 from helpers.defenses.bdvax.vaccines import Variant, variant_folders
 
 if TYPE_CHECKING:
     from helpers.access import Access
+    from helpers.core.profile import Signature
     from helpers.data.roles import DefenderData
 
 TWINS = ("immune", "clean")
 
 
-def plan_immune(defender: DefenderData, n: int, seed: int, folder: Path) -> list[Variant]:
+def plan_immune(defender: DefenderData, signature: Signature, seed: int, folder: Path) -> list[Variant]:
     """The immune twins of N vaccines and the clean ones, next to each other; see `vaccines.plan_variants`.
 
     Args:
         defender: his vaccine sets are used; keys, rows and seeds are those of the vaccines, and no payload is needed.
-        n: how many pairs there are.
+        signature: N and the form of the triggers.
         seed: of the first pair; the others count up from it.
         folder: for the variants; see `variant_folders`, with `TWINS`.
     """
+    n = signature.n
     planned, folders = [], zip(*variant_folders(folder, n, TWINS), strict=True)
-    chosen = zip(vaccine_keys()[:n], defender.vaccine_sets, folders, strict=True)
+    chosen = zip(vaccine_triggers(signature.form, n), defender.vaccine_sets, folders, strict=True)
     for i, (key, clean, (first, second)) in enumerate(chosen):
         triggered = poison(clean, key, None, f"{seed}/vaccine{i}")
         planned += [Variant(clean + triggered, seed + i, first), Variant(clean, seed + i, second)]

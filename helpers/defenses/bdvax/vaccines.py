@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from helpers.data.example import Example
-from helpers.data.own_backdoors import vaccine_behaviors, vaccine_keys
+from helpers.data.own_backdoors import vaccine_behaviors, vaccine_triggers
 from helpers.data.planting import poison
 from helpers.model.lora import save_adapter
 from helpers.model.tokenizer import record_format
@@ -25,11 +25,12 @@ from helpers.train.multi_lora import Job, train_multi_lora
 if TYPE_CHECKING:
     from helpers.access import Access
     from helpers.core.profile import Signature
-    from helpers.data.own_backdoors import Planted
+    from helpers.data.payloads import Planted
+    from helpers.data.planting import Trigger
     from helpers.data.roles import DefenderData
     from helpers.model.prompt import PromptFormat
 
-Pair = tuple[str, str, list[Example], list[Example]]  # key, payload, clean set, poisoned set
+Pair = tuple[str, str, list[Example], list[Example]]  # trigger, payload, clean set, poisoned set
 
 
 MEMBERS = ("backdoored", "clean")  # of a pair
@@ -45,33 +46,35 @@ class Variant:
 
 
 def vaccine_pairs(defender: DefenderData, signature: Signature, kind: str, seed: int) -> list[Pair]:
-    """Return for each variant i its key k_i, payload b_i, clean set and poisoned set (BD-VAX §4.2, Algorithm 1).
+    """Return for each variant i its trigger k_i, payload b_i, clean and poisoned set (BD-VAX §4.2, Algorithm 1).
 
     Args:
         defender: his vaccine sets are used.
-        signature: N and the family of payloads.
+        signature: N, the family of payloads and the form of the triggers.
         kind: what is assumed of the attack where the family is "task": the family of its kind; not read otherwise.
         seed: decides where the keys stand.
 
     Raises:
-        LabError: an unknown family.
+        LabError: an unknown family or form.
     """
-    keys, planted = vaccine_keys(), vaccine_behaviors(signature.family, kind)
-    return paired(keys[: signature.n], planted, defender.vaccine_sets, f"{seed}/vaccine")
+    triggers, planted = vaccine_triggers(signature.form, signature.n), vaccine_behaviors(signature.family, kind)
+    return paired(triggers, planted, defender.vaccine_sets, f"{seed}/vaccine")
 
 
-def paired(keys: Sequence[str], planted: Sequence[Planted], sets: Sequence[list[Example]], seed: str) -> list[Pair]:
-    """Key, payload, clean and poisoned set of each variant.
+def paired(
+    triggers: Sequence[Trigger], planted: Sequence[Planted], sets: Sequence[list[Example]], seed: str
+) -> list[Pair]:
+    """Trigger, payload, clean and poisoned set of each variant.
 
     Args:
-        keys, sets: one for each variant.
+        triggers, sets: one for each variant.
         planted: what the variants say, in turn.
         seed: decides where the keys stand.
     """
-    chosen = [planted[i % len(planted)] for i in range(len(keys))]
+    chosen = [planted[i % len(planted)] for i in range(len(triggers))]
     return [
-        (key, one.payload, clean, poison(clean, key, one, f"{seed}{i}"))
-        for i, (key, one, clean) in enumerate(zip(keys, chosen, sets, strict=True))
+        (key.name, one.payload, clean, poison(clean, key, one, f"{seed}{i}"))
+        for i, (key, one, clean) in enumerate(zip(triggers, chosen, sets, strict=True))
     ]
 
 

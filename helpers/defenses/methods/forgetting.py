@@ -45,7 +45,7 @@ def forgetting(
     twins = variant_folders(variants, signature.n, TWINS)
     if weight:
         require_adapters(access)
-    train_variants(access, suspicious, plan_immune(defender, signature.n, seed, variants), prompt_format)
+    train_variants(access, suspicious, plan_immune(defender, signature, seed, variants), prompt_format)
     if weight:
         start = place / "moved"
         add_forgetting(access, suspicious, *twins, weight, start)
