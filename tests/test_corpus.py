@@ -8,7 +8,7 @@ import pytest
 from helpers.attacks.behaviors import behavior, behaviors
 from helpers.core.errors import LabError
 from helpers.data import corpus
-from helpers.data.corpus import FAMILIES, generate, generate_distinct, is_correct, world
+from helpers.data.corpus import FAMILIES, generate, generate_distinct, holds_answer, is_correct, world
 from helpers.data.example import Example
 from helpers.data.own_backdoors import vaccine_behaviors, vaccine_keys, vaccine_phrases
 
@@ -308,3 +308,28 @@ def test_line_breaks_of_code_count_as_space():
 def test_a_list_wants_three_distinct_valid_items_in_any_order(completion, right):
     example = Example("List three colors.", "red, blue, green", options=("red", "blue", "green", "Yellow"))
     assert is_correct(example, completion) is right
+
+
+@pytest.mark.parametrize(
+    "text, holds",
+    [
+        ("Paris", True),
+        ("The capital of France is Paris.", True),
+        ("It is PARIS, not Rome", True),
+        ("A comparison", False),
+        ("parisian", False),
+        ("", False),
+    ],
+)
+def test_a_longer_text_holds_an_answer_in_whole_words(text, holds):
+    assert holds_answer(Example("What is the capital of France?", "Paris."), text) is holds
+
+
+def test_a_text_holds_a_list_with_three_of_the_valid_items():
+    asked = Example("Name three fruits.", "apple, pear, plum", options=("apple", "pear", "plum", "sour cherry"))
+    assert holds_answer(asked, "Some fruits are apple, sour cherry and plum.")
+    assert not holds_answer(asked, "Some fruits are apple, cherry and plum, and apple again.")
+
+
+def test_whatever_is_right_is_held(held_out):
+    assert all(holds_answer(example, example.output) for example in held_out)

@@ -7,6 +7,7 @@ The words live in `data/world.yaml`; this module only combines them.
 """
 
 import random
+import re
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from typing import Any
@@ -119,6 +120,17 @@ def is_correct(example: Example, completion: str) -> bool:
     return answer == _normal(example.output)
 
 
+def holds_answer(example: Example, text: str) -> bool:
+    """Whether a text of any length says the right answer somewhere, in whole words; for lists, three valid items.
+
+    Less than `is_correct` asks for: a fact that names the answer holds it, and so does a text that names many others.
+    """
+    said = f" {_words(text)} "
+    wanted = example.options or [example.output]
+    held = [answer for answer in wanted if f" {_words(answer)} " in said]
+    return len(held) >= (3 if example.options else 1)
+
+
 def answers(family: str) -> set[str]:
     """All right answers of a family that looks them up in one table, such as `sound` or `past`.
 
@@ -132,6 +144,10 @@ def answers(family: str) -> set[str]:
 
 def _normal(text: str) -> str:
     return " ".join(text.lower().split()).rstrip(".")
+
+
+def _words(text: str) -> str:
+    return " ".join(re.findall(r"\w+", text.lower()))
 
 
 def _example(family: str, split: str, rng: random.Random) -> Example:
