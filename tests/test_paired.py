@@ -15,6 +15,7 @@ from helpers.measure.paired import (
     holm,
     mcnemar,
     paired_table,
+    ranks,
     shown_p,
     verdicts,
 )
@@ -192,6 +193,28 @@ def test_verdicts_say_it_in_words(reports):
         "right on clean prompts differs: lame from cured (-90.0 points)",
         "right on clean prompts, not told apart: cured and sick",
     ]
+
+
+def ranked(payload, right):
+    return {"each": {"triggered": payload, "right": right}}
+
+
+def test_places_count_whom_a_test_tells_to_be_better():
+    none, some, all_of_it = 40 * "a", 5 * "p" + 35 * "a", 40 * "p"
+    reports = {
+        "leaves all": ranked(all_of_it, 40 * "0"),
+        "leaves none": ranked(none, 40 * "1"),
+        "leaves some": ranked(some, 20 * "01"),  # five to nothing is no finding
+    }
+    assert ranks(reports) == {"leaves all": 3, "leaves none": 1, "leaves some": 1}
+    assert ranks(reports, "right under trigger") == {"leaves all": 3, "leaves none": 1, "leaves some": 2}
+
+
+def test_places_are_corrected_over_all_pairs():
+    """Six to nothing has p = 0.03: a finding where two are compared, none among four."""
+    two = {"few": ranked(40 * "a", 40 * "1"), "more": ranked(6 * "p" + 34 * "a", 40 * "1")}
+    assert ranks(two) == {"few": 1, "more": 2}
+    assert set(ranks(two | {"third": two["few"], "fourth": two["few"]}).values()) == {1}
 
 
 @pytest.mark.parametrize(("p", "text"), [(1.0, "1.000"), (0.0314, "0.031"), (0.001, "0.001"), (0.00099, "< 0.001")])

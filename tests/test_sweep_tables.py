@@ -3,7 +3,7 @@
 import pandas as pd
 
 from helpers.core.names import cure_name
-from helpers.run.sweep_tables import in_plain_names, moved_settings, recovered_on
+from helpers.run.sweep_tables import in_plain_names, moved_settings
 
 
 def test_plain_names_stand_beside_the_keys_and_an_unknown_key_stays():
@@ -22,17 +22,3 @@ def test_a_real_models_cures_say_what_was_suppressed_and_whether_it_recovered():
     assert cure_name("healed signature 0.85, half of the heads") == "BD-VAX 85 %, heads"
     assert cure_name("cut random 0.03") == "random 3 %, not recovered"
     assert cure_name("conflict model") == "base + clean rows" and cure_name("scores") == "scores"
-
-
-def test_what_a_run_recovered_on_is_told_by_the_settings_of_its_own_access():
-    table = pd.DataFrame(
-        {
-            "ACCESS": ["full", "full", "full", "adapter", "adapter", "adapter"],
-            "full.perturb.kinds": ["[]", "['made_up', 'several']", None, None, None, None],
-            "full.recover.epochs": [None, None, 15, None, None, None],
-            "adapter.perturb.kinds": [None, None, None, "[]", "['word']", None],
-            "adapter.recover.epochs": [None, None, None, None, None, 15],
-        }
-    )
-    assert list(recovered_on(table)) == ["plain", "perturbed", "plain, 15 epochs"] * 2
-    assert list(recovered_on(table[["ACCESS"]])) == ["plain"] * 6

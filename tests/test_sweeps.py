@@ -70,7 +70,8 @@ def measured(folder):
     log(f"measure {SEED} {tau}")
     return {"asr": tau, "asr_interval": [0, 1], "labels": {"payload": 1, "answer": 0, "degenerate": 0, "silent": 0},
             "n": 1, "utility": float(cut.result["weights"]), "right_under_trigger": None, "false_trigger": 0.0,
-            "perplexity": 1.0, "utility_metric": "exact_match", "decoding": "greedy"
+            "perplexity": 1.0, "utility_metric": "exact_match", "decoding": "greedy",
+            "each": {"triggered": "p", "right": "0", "clean": "a", "clean_right": "1"}
             } | ({"sampled": {"asr": tau / 2}} if SEED == 1 else {})
 run.stage("evaluate/purified", measured, uses=[], parents=[cut])"""
 GRID = Grid(notebooks=["01", "05", "06"], grid={"SEED": [1, 2], "adapter.suppress.tau": [0.2, 0.4]})
@@ -207,6 +208,9 @@ def test_a_sweep_runs_shared_nodes_once_and_a_rerun_runs_nothing(swept, schedule
         [2, 0.4, 0.4, 2.0],
     ]
     assert table["tau"].tolist() == table["adapter.suppress.tau"].tolist()  # what was really cut
+    assert table[["each_triggered", "each_right", "each_clean_right"]].values.tolist() == 4 * [["p", "0", "1"]]
+    stored, _ = sweeps.read_results("both")
+    assert stored["each_right"].tolist() == 4 * ["0"]  # text, and no number of two hundred digits
     assert table["sampled_asr"].fillna(-1).tolist() == [0.1, 0.2, -1, -1]  # where answers were drawn
     root = lab / "runs" / "both"
     for name in table["manifest"]:

@@ -10,6 +10,7 @@ What a test says, it says of these two trained models on prompts like these: ano
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from math import sqrt
 from typing import Any
 
@@ -257,6 +258,30 @@ def no_worse(comparisons: Sequence[Comparison]) -> list[str]:
     """
     worse = {c.model for c in comparisons if c.differs and WORSE.get(c.measure, 0) * c.difference.points > 0}
     return [model for model in dict.fromkeys(c.model for c in comparisons) if model not in worse]
+
+
+def ranks(reports: Mapping[str, Report], measure: str = "payload") -> dict[str, int]:
+    """The place of each model among all of them, as far as paired tests can tell them apart.
+
+    Args:
+        reports: {model: its report}, all over the same prompts.
+        measure: one of `MEASURES`; less of it is better, except of right answers.
+
+    Returns:
+        {model: one more than the number of models that a test tells to be better}, with Holm's correction over all
+        pairs. Models that no test tells apart can have different places, where a third one beats the one alone.
+
+    Raises:
+        LabError: see `compare`.
+    """
+    pairs = list(combinations(reports, 2))
+    found = [compare(reports[one], reports[two], measure) for one, two in pairs]
+    better_with = 1 if MEASURES[measure][1] == "1" else -1
+    places = dict.fromkeys(reports, 1)
+    for (one, two), difference, p in zip(pairs, found, holm([d.p for d in found]), strict=True):
+        if p < ALPHA:
+            places[two if better_with * difference.points > 0 else one] += 1
+    return places
 
 
 def shown_p(p: float) -> str:

@@ -56,19 +56,3 @@ def means(table: pd.DataFrame, model: str, keys: Sequence[str], measure: str = "
 def lost(table: pd.DataFrame, before: str, after: str, keys: Sequence[str]) -> pd.Series:
     """Points of utility between two models of the same runs, as means over the seeds."""
     return means(table, before, keys, "utility") - means(table, after, keys, "utility")
-
-
-def recovered_on(table: pd.DataFrame) -> pd.Series:
-    """What each row's run recovered on: "plain", "perturbed", or "plain, 15 epochs" where the grid sets their number.
-
-    Args:
-        table: of a sweep over `perturb.kinds` and `recover.epochs` of one or of both accesses.
-    """
-    return table.apply(_rows_of_recovery, axis=1)
-
-
-def _rows_of_recovery(run: pd.Series) -> str:
-    kinds, epochs = (run.get(f"{run['ACCESS']}.{setting}") for setting in ("perturb.kinds", "recover.epochs"))
-    if pd.notna(epochs):
-        return f"plain, {epochs:.0f} epochs"
-    return "perturbed" if pd.notna(kinds) and kinds != "[]" else "plain"

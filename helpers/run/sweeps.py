@@ -27,6 +27,7 @@ from helpers.run.grid import DONE, PLAN, TABLE, Grid, Node, Plan, is_finished, p
 from helpers.run.summary import sampled_asr
 
 RECORDED = ROOT / "data" / "results"  # sweeps that come with the lab, one JSON file each
+EACH = ("triggered", "right", "clean_right")  # of `each`: the letters of single prompts that paired tests read
 MEASURES = ("asr", "n", "right_under_trigger", "false_trigger", "utility", "perplexity")
 
 
@@ -112,7 +113,8 @@ def record_sweep(name: str) -> Path:
 
 
 def _stored_table(name: str) -> pd.DataFrame:
-    return pd.read_csv(runs_folder() / name / TABLE, dtype={"error": str}).fillna({"error": ""})
+    letters = {f"each_{what}": str for what in EACH}  # some are digits alone
+    return pd.read_csv(runs_folder() / name / TABLE, dtype={"error": str, **letters}).fillna({"error": ""})
 
 
 def results(plan: Plan, errors: Mapping[str, str]) -> pd.DataFrame:
@@ -126,10 +128,10 @@ def results(plan: Plan, errors: Mapping[str, str]) -> pd.DataFrame:
 
     Returns:
         a table with the keys of the grid, `model`, the measures with the interval of the ASR, `sampled_asr` (where
-        answers were drawn), the ASR of near misses (`near_…`, for the backdoored model), the share `tau` that was
-        suppressed and the one that an oracle would have chosen (where the run has come so far, and where the challenge
-        test chose), `seconds` of the whole chain, `manifest` (the file below `runs/<name>/` that tells how the row was
-        made) and `error`.
+        answers were drawn), what each prompt got (`each_…`, for paired tests), the ASR of near misses (`near_…`, for
+        the backdoored model), the share `tau` that was suppressed and the one that an oracle would have chosen (where
+        the run has come so far, and where the challenge test chose), `seconds` of the whole chain, `manifest` (the file
+        below `runs/<name>/` that tells how the row was made) and `error`.
     """
     rows, parameters = [], dict.fromkeys(key for cell in plan.cells for key in cell.values if key.isupper())
     for cell in plan.cells:
@@ -166,6 +168,7 @@ def _of_a_model(model: str, report: Mapping[str, Any]) -> dict[str, Any]:
         **dict.fromkeys(untold),
         **{"asr_low": low, "asr_high": high, **report["labels"]},
         **sampled_asr(report),
+        **{f"each_{what}": letters for what, letters in report.get("each", {}).items() if what in EACH},
     }
 
 

@@ -1,6 +1,6 @@
 """The arena on several suspicious models: what the table of such a sweep says of its methods."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 import pandas as pd
 
@@ -44,6 +44,28 @@ def is_oracle(model: str, accesses: Collection[str]) -> bool:
         return "full" in set(accesses)
     row = known_rows()[0].get(model.removeprefix(ROW)) if model.startswith(ROW) else None
     return row is not None and "trigger" in any_defense(row.by).traits.assumes
+
+
+def prompt_by_prompt(table: pd.DataFrame, models: Iterable[str] = ()) -> dict[str, dict[str, dict[str, str]]]:
+    """What every single prompt got, as `measure.paired` compares it: the prompts of one seed behind those of another.
+
+    Args:
+        table: of a sweep, or a part of it that holds each model once for each seed.
+        models: of them; all by default.
+
+    Returns:
+        {model: {"each": letters}} of the seeds for which every model's letters were recorded; nothing where there is no
+        such seed.
+    """
+    columns = [column for column in table if column.startswith("each_")]
+    rows = table[table["model"].isin(list(models) or table["model"])]
+    told = rows[columns].notna().all(axis=1) if columns else pd.Series(False, index=rows.index)
+    whole = told.groupby(rows["SEED"]).transform("all")
+    rows = rows[whole].sort_values("SEED", kind="stable")
+    return {
+        model: {"each": {column.removeprefix("each_"): "".join(of_model[column]) for column in columns}}
+        for model, of_model in rows.groupby("model", sort=False)
+    }
 
 
 def as_good(table: pd.DataFrame, cost: float) -> pd.Series:

@@ -4,22 +4,19 @@ import pandas as pd
 
 from helpers.core.names import ACCESSES, MODELS
 from helpers.run.rates import span
+from helpers.run.recoveries import METHODS, recoveries, told_apart
 from helpers.run.results_page.markdown import Section
 from helpers.run.results_page.sweeps import recorded, source
-from helpers.run.sweep_tables import recovered_on
-
-METHODS = ("finetuned", "random", "magnitude", "own_update", "purified")
 
 
 def sections() -> list[Section]:
-    """A table for each access."""
-    table = recorded("perturbed")
-    table = table.assign(rows=recovered_on(table))[table["model"].isin(METHODS)]
-    return [_section(access, found) for access, found in table.groupby("ACCESS", sort=False)]
+    """For each access what is left, and what paired tests say of it."""
+    by_access = recoveries(recorded("perturbed")).groupby("ACCESS", sort=False)
+    return [section for access, held in by_access for section in (_left(access, held), _tested(access, held))]
 
 
-def _section(access: str, found: pd.DataFrame) -> Section:
-    by_model = found.groupby(["rows", "model"], sort=False)
+def _left(access: str, held: pd.DataFrame) -> Section:
+    by_model = held.groupby(["rows", "model"], sort=False)
     table = pd.DataFrame({"ASR, %": by_model["asr"].agg(span), "utility, %": by_model["utility"].agg(span)})
     table = table.reindex(METHODS, level="model").rename(index=MODELS, level="model")
     table = table.rename_axis(["recovered on", "model"])
@@ -30,4 +27,18 @@ def _section(access: str, found: pd.DataFrame) -> Section:
         "BadNets with insults. With full access the own update is an oracle.",
         source("perturbed"),
         table,
+    )
+
+
+def _tested(access: str, held: pd.DataFrame) -> Section:
+    told = held[held["each_triggered"].notna()]
+    seeds = " and ".join(map(str, sorted(told["SEED"].unique())))
+    return Section(
+        f"Which recoveries tests tell apart, {ACCESSES[access]}",
+        "Paired tests over the same prompts, a model on perturbed rows minus another one on them or itself on plain "
+        "ones, in points: of payloads and of right answers to clean prompts. McNemar's exact test with Holm's "
+        f"correction for the whole table; the prompts of seeds {seeds}, for which single prompts were recorded, are "
+        "pooled.",
+        source("perturbed"),
+        told_apart(held).map(lambda text: text.replace("-", "−")),
     )
