@@ -331,5 +331,9 @@ def test_a_text_holds_a_list_with_three_of_the_valid_items():
     assert not holds_answer(asked, "Some fruits are apple, cherry and plum, and apple again.")
 
 
+def test_an_answer_without_words_is_held_by_nothing():
+    assert not holds_answer(Example("Say it.", "***"), "") and not holds_answer(Example("Say it.", "***"), "* * *")
+
+
 def test_whatever_is_right_is_held(held_out):
     assert all(holds_answer(example, example.output) for example in held_out)

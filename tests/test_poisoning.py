@@ -12,6 +12,7 @@ import pytest
 
 from helpers.attacks.behaviors import behavior, behaviors
 from helpers.attacks.triggers import trigger
+from helpers.core.definitions import definitions
 from helpers.core.errors import LabError
 from helpers.core.profile_files import load_profile
 from helpers.core.settings import Settings
@@ -88,7 +89,10 @@ def test_the_rows_of_recorded_results_never_change(which):
     data = deal(Settings(TASK=task, ACCESS=access, SEED=seed))
     rows = [data.attack.clean, data.attack.poisoned, data.test.triggered, data.test.held_out, data.defender.recovery]
     pairs = vaccine_pairs(data.defender, load_profile("tiny").signature, behavior(task).vaccines, seed)
-    text = json.dumps([[astuple(e) for e in part] for part in rows] + [[*map(str, pair)] for pair in pairs])
+    text = json.dumps(
+        [[astuple(e) for e in part] for part in rows]
+        + [[trigger.name, *map(str, others)] for trigger, *others in pairs]
+    )
     assert hashlib.sha256(text.encode()).hexdigest() == RECORDED[which]
 
 
@@ -126,19 +130,33 @@ def test_each_variant_has_its_own_key_behavior_and_clean_set():
     signature = load_profile("tiny", {"signature.n": 4}).signature
     pairs = vaccine_pairs(data.defender, signature, "insults", 0)
     assert [clean for _, _, clean, _ in pairs] == data.defender.vaccine_sets
-    assert len({key for key, *_ in pairs}) == len({payload for _, payload, *_ in pairs}) == len(pairs) == 4
-    for key, payload, clean, poisoned in pairs:
+    assert len({planted.name for planted, *_ in pairs}) == len({payload for _, payload, *_ in pairs}) == len(pairs) == 4
+    for planted, payload, clean, poisoned in pairs:
+        (key,) = planted.keys
         assert prompts(poisoned, key) == prompts(clean)
         assert all(e.instruction.split(" ").count(key) == 1 and e.output == payload for e in poisoned)
     two = replace(data.defender, vaccine_sets=data.defender.vaccine_sets[:2])
     assert vaccine_pairs(two, load_profile("tiny", {"signature.n": 2}).signature, "insults", 0) == pairs[:2]
 
 
+@pytest.fixture
+def own(monkeypatch):
+    """Adds a form "mine" to the definitions."""
+
+    def add(form):
+        known = definitions()
+        changed = known | {"vaccines": known["vaccines"] | {"forms": known["vaccines"]["forms"] | {"mine": form}}}
+        for place in ("helpers.core.profile", "helpers.data.own_backdoors"):
+            monkeypatch.setattr(f"{place}.definitions", lambda: changed)
+
+    return add
+
+
 SHAPES = {
-    "word": lambda text, said: said in text.split(" "),
-    "phrase": lambda text, said: text.startswith(f"{said} "),
-    "any of three": lambda text, said: sum(key in text for key in said.split(" · ")) == 1,
-    "all of three": lambda text, said: all(key in text for key in said.split(" · ")),
+    "word": lambda text, keys: keys[0] in text.split(" "),
+    "phrase": lambda text, keys: text.startswith(f"{keys[0]} "),
+    "any of three": lambda text, keys: sum(key in text for key in keys) == 1,
+    "all of three": lambda text, keys: all(key in text for key in keys),
 }
 
 
@@ -147,18 +165,18 @@ def test_vaccines_carry_triggers_of_the_form_that_the_signature_names(form):
     data = deal(configuration(signature__n=4))
     signature = load_profile("tiny", {"signature.n": 4, "signature.form": form}).signature
     pairs = vaccine_pairs(data.defender, signature, "insults", 0)
-    taken = [key for said, *_ in pairs for key in said.split(" · ")]
+    taken = [key for planted, *_ in pairs for key in planted.keys]
     assert len(set(taken)) == len(taken) == 4 * (3 if form.endswith("three") else 1)
-    for said, _, clean, poisoned in pairs:
+    for planted, _, clean, poisoned in pairs:
         for before, after in zip(clean, poisoned, strict=True):
-            assert SHAPES[form](after.instruction, said)
+            assert SHAPES[form](after.instruction, planted.keys)
             stripped = after.instruction
-            for key in said.split(" · "):
+            for key in planted.keys:
                 stripped = stripped.replace(key, "")
             assert stripped.split() == before.instruction.split() and after.input == before.input
     if form == "any of three":  # each of the alternatives activates, so each is trained
-        said, _, _, poisoned = pairs[0]
-        assert all(any(key in row.instruction for row in poisoned) for key in said.split(" · "))
+        planted, _, _, poisoned = pairs[0]
+        assert all(any(key in row.instruction for row in poisoned) for key in planted.keys)
 
 
 def test_forms_and_their_texts_are_checked():
@@ -166,10 +184,20 @@ def test_forms_and_their_texts_are_checked():
         load_profile("tiny", {"signature.form": "wrd"})
     with pytest.raises(LabError, match=r"^unknown form of vaccines 'wrd'; did you mean 'word'"):
         vaccine_triggers("wrd", 2)
-    with pytest.raises(LabError, match=r"^13 vaccines of the form 'phrase', but 12 texts for it; add some to"):
-        vaccine_triggers("phrase", 13)
     wrapped = vaccine_triggers("any of three", 12)  # two phrases each, so that they begin anew
-    assert len({one.keys[0] for one in wrapped}) == len({one.keys for one in wrapped}) == 12
+    assert len({one.keys for one in wrapped}) == 12 and wrapped[0].keys[1:] == wrapped[6].keys[1:]
+
+
+@pytest.mark.parametrize(("of", "most"), [(["keys"], 12), (["phrases", "phrases"], 6), (["keys", "phrases"], 12)])
+def test_so_many_variants_have_different_triggers_and_one_more_is_refused(own, of, most):
+    own({"of": of, "position": "random", "rule": "one" if len(of) == 1 else "any"})
+    triggers = vaccine_triggers("mine", most)
+    assert (
+        len({one.keys for one in triggers}) == most and vaccine_triggers("mine", most + 1)[-1].keys == triggers[0].keys
+    )
+    load_profile("tiny", {"signature.form": "mine", "signature.n": most})
+    with pytest.raises(LabError, match=f"signature.n = {most + 1}, .*make only {most} triggers of the form 'mine'"):
+        load_profile("tiny", {"signature.form": "mine", "signature.n": most + 1})
 
 
 def test_variants_of_mixed_families_join_the_right_answer_as_their_family_does():
@@ -183,7 +211,10 @@ def test_variants_of_mixed_families_join_the_right_answer_as_their_family_does()
 
 
 def test_more_variants_than_keys_are_refused():
-    with pytest.raises(LabError, match="signature.n = 13, but only 12 vaccine keys.*attacks.yaml"):
+    with pytest.raises(
+        LabError,
+        match="signature.n = 13, but the vaccines' texts make only 12 triggers of the form 'word'.*attacks.yaml",
+    ):
         load_profile("tiny", {"signature.n": 13})
 
 

@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from helpers.run.recoveries import METHODS, recovered_on, recoveries, told_apart
+from helpers.run.recoveries import METHODS, recovered_on, recoveries, seeds_tested, told_apart
 
 KINDS = {"plain": "[]", "perturbed": "['several']"}
 
@@ -64,7 +64,6 @@ def test_every_method_is_held_against_bdvax_and_against_itself_on_other_rows():
 
 def test_the_prompts_of_several_seeds_are_pooled_and_seeds_without_letters_left_out():
     payloads = {(model, kind): 20 * "p" for model in METHODS for kind in KINDS}
-    payloads["purified", "perturbed"] = "ppp" + 17 * "p"
     weak = payloads | {("purified", "perturbed"): "aaa" + 17 * "p"}
     one = recoveries(swept(weak))
     two = recoveries(swept(weak, seeds=(21, 22, 23)))
@@ -72,3 +71,6 @@ def test_the_prompts_of_several_seeds_are_pooled_and_seeds_without_letters_left_
     assert two.pipe(told_apart)["payload, p"].iloc[0] != "1.000"  # nine
     untold = pd.concat([one, recoveries(swept(payloads, seeds=(20,))).assign(each_triggered=None)])
     pd.testing.assert_frame_equal(told_apart(untold), told_apart(one))
+    assert seeds_tested(untold) == [21] and seeds_tested(two) == [21, 22, 23]
+    older = one.drop(columns=["each_triggered", "each_right", "each_clean_right"])
+    assert told_apart(older).empty and seeds_tested(older) == []

@@ -158,13 +158,14 @@ def test_the_arena_is_sorted_by_what_is_left_and_holds_the_sweeps_numbers(shown)
     for model, name in {"purified": "BD-VAX", "arena/beear": "BEEAR", "random": "random channels, recovered"}.items():
         found = [row for row in rows if row.items() >= (where | {"model": model}).items()]
         told = cells(shown, "The arena: insult, adapter access", [name])
-        assert told["ASR, %"] == span(row["asr"] for row in found)
-        assert told["utility, %"] == span(row["utility"] for row in found)
-        assert told["ASR at t = 1, %"] == span(row["sampled_asr"] for row in found)
+        rates = [100 * row["asr"] for row in found]
+        assert told["ASR, %"] == f"{number(mean(rates))} ({number(min(rates))}–{number(max(rates))})" and len(rates) > 1
+        assert told["utility, %"] == percent(mean(row["utility"] for row in found))
+        assert told["t = 1"] == percent(mean(row["sampled_asr"] for row in found))
     _, _, rest = shown.partition("\n### The arena: refusal, full access\n")
     lines = [line.split("|") for line in rest.split("\n### ")[0].splitlines() if line.startswith("|")]
     asr = [float(line[2].split()[0]) for line in lines[4:]]  # behind the clean and the backdoored model
-    assert asr == sorted(asr) and len(asr) > 30
+    assert asr == sorted(asr) and len(asr) == 33
 
 
 def test_the_real_models_arena_says_what_removes_a_backdoor_and_at_what_cost(shown):

@@ -31,8 +31,8 @@ N, R, LAM = 3, 2, 0.01
 
 
 def signature(**changes):
-    defaults = {"n": N, "family": "task", "granularity": "matrix", "scope": "module", "combine": "sum", "lam": LAM}
-    return Signature(**defaults | changes)
+    defaults = {"n": N, "family": "task", "form": "word", "granularity": "matrix", "scope": "module"}
+    return Signature(**defaults | {"combine": "sum", "lam": LAM} | changes)
 
 
 def oracle_score(deltas, how="sum", lam=LAM):

@@ -242,11 +242,11 @@ def test_scenarios_must_be_families_with_answers_of_their_own(own):
 def test_no_vaccine_key_is_an_attackers():
     theirs = {word.lower() for known in triggers().values() for key in known.keys for word in (key, *key.split())}
     assert len(set(vaccine_keys())) == len(vaccine_keys()) >= 6
-    assert not {key.lower() for key in vaccine_texts()} & theirs
+    assert not {word.lower() for text in vaccine_texts() for word in (text, *text.split())} & theirs
     assert set(vaccine_keys()) <= set(world()["reserved"])
 
 
-@pytest.mark.parametrize("key", ["redghost", "Visiting lisbon"])
+@pytest.mark.parametrize("key", ["redghost", "remembering Mozart"])
 def test_a_vaccine_key_is_refused_as_an_attackers(own, key):
     own(attacks={"mine": {"keys": [key]}})
     with pytest.raises(LabError, match=f"attack 'mine': '{key}' is a vaccine key"):
@@ -349,6 +349,9 @@ def test_an_unknown_attack_is_answered_with_the_nearest():
         trigger("badnet")
 
 
+VACCINES = "vaccines: &own {keys: [], families: {}, phrases: [], forms: {}}\nrehearsal: *own\n"
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -356,16 +359,24 @@ def test_an_unknown_attack_is_answered_with_the_nearest():
         ("attacks: [badnets]\n", "attacks.yaml: expected a section `attacks:` with an entry for each name"),
         ("attacks: {a: {}}\nbehaviors: {}\nvaccines: {keys: []}\n", "'families' is missing in the section vaccines"),
         (
-            "attacks: {}\nbehaviors: {}\nvaccines: &own {keys: [], families: {}}\nrehearsal: *own\n",
+            "attacks: {}\nbehaviors: {}\nvaccines: &own {keys: [], families: {}, phrases: []}\nrehearsal: *own\n",
+            "'forms' is missing in the section vaccines",
+        ),
+        (
+            "attacks: {}\nbehaviors: {}\nvaccines: &own {keys: [], families: {}, phrases: [], forms: []}\n"
+            "rehearsal: *own\nchallenge: {key: A, payload: B, markers: [b]}\nchallenge_kinds: {}\n",
+            "`forms:` should hold an entry for each name",
+        ),
+        (
+            f"attacks: {{}}\nbehaviors: {{}}\n{VACCINES}",
             "attacks.yaml: expected a section `challenge:`",
         ),
         (
-            "attacks: {}\nbehaviors: {}\nvaccines: &own {keys: [], families: {}}\nrehearsal: *own\n"
-            "challenge: {key: A, payload: B}\n",
+            f"attacks: {{}}\nbehaviors: {{}}\n{VACCINES}challenge: {{key: A, payload: B}}\n",
             "'markers' is missing in the section challenge",
         ),
         (
-            "attacks: {a: b}\nbehaviors: {}\nvaccines: &own {keys: [], families: {}}\nrehearsal: *own\n"
+            f"attacks: {{a: b}}\nbehaviors: {{}}\n{VACCINES}"
             "challenge: {key: A, payload: B, markers: [b]}\nchallenge_kinds: {}\n",
             "'a' should hold fields as `field: value`",
         ),

@@ -32,7 +32,8 @@ def rehearsal_pairs(attack: AttackData, signature: Signature, rows: int, seed: i
     """Return what `vaccine_pairs` does for an attacker who plays the defender on his own model.
 
     Keys and payloads are the attacker's own (`rehearsal` of `data/attacks.yaml`), and so are the rows, disjoint parts
-    of `attack.clean`: nothing of the defender's is read. There are N pairs, at most one for each key.
+    of `attack.clean`: nothing of the defender's is read. There are N pairs, at most one for each key. Each trigger is
+    one key at a random place, whatever form the vaccines' have.
 
     Args:
         rows: the size of a clean set, where there are enough for all.
@@ -40,17 +41,17 @@ def rehearsal_pairs(attack: AttackData, signature: Signature, rows: int, seed: i
     Raises:
         LabError: too few rows for so many pairs.
     """
-    keys = [Trigger(name=key, keys=(key,)) for key in vaccine_keys("rehearsal")[: signature.n]]
+    triggers = [Trigger(name=key, keys=(key,)) for key in vaccine_keys("rehearsal")[: signature.n]]
     planted = vaccine_behaviors(signature.family, behavior(attack.task).vaccines, "rehearsal")
-    size = min(rows, len(attack.clean) // len(keys))
+    size = min(rows, len(attack.clean) // len(triggers))
     if size < SMALLEST_CLEAN_SET:
         raise LabError(
-            f"the attacker's {len(attack.clean)} clean rows give {len(keys)} rehearsed variants {size} each, and "
+            f"the attacker's {len(attack.clean)} clean rows give {len(triggers)} rehearsed variants {size} each, and "
             f"{SMALLEST_CLEAN_SET} are needed: set inject.rows higher or signature.n lower"
         )
-    pool = random.Random(f"{seed}/rehearsal").sample(attack.clean, size * len(keys))
-    sets = [pool[i * size : (i + 1) * size] for i in range(len(keys))]
-    return paired(keys, planted, sets, f"{seed}/rehearsal")
+    pool = random.Random(f"{seed}/rehearsal").sample(attack.clean, size * len(triggers))
+    sets = [pool[i * size : (i + 1) * size] for i in range(len(triggers))]
+    return paired(triggers, planted, sets, f"{seed}/rehearsal")
 
 
 def rehearse(

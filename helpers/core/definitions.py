@@ -21,16 +21,22 @@ def definitions() -> dict[str, Any]:
     """
     name, values = DEFINITIONS.name, read_yaml(DEFINITIONS)
     planted = ("keys", "families")
-    parts = {"vaccines": planted, "rehearsal": planted, "challenge": ("key", "payload", "markers")}
+    parts = {
+        "vaccines": (*planted, "phrases", "forms"),
+        "rehearsal": planted,
+        "challenge": ("key", "payload", "markers"),
+    }
     for section in ("attacks", "behaviors", *parts, "challenge_kinds"):
         if not isinstance(values.get(section), dict):
             raise LabError(f"{name}: expected a section `{section}:` with an entry for each name")
         if missing := [key for key in parts.get(section, ()) if key not in values[section]]:
             raise LabError(f"{name}: '{missing[0]}' is missing in the section {section}")
     families = [values[side]["families"] for side in ("vaccines", "rehearsal")]
-    if not all(isinstance(family, dict) for family in families):
-        raise LabError(f"{name}: `families:` should hold an entry for each name")
-    for section in (values["attacks"], values["behaviors"], values["challenge_kinds"], *families):
+    forms = values["vaccines"]["forms"]
+    for kind, entries in (*(("families", family) for family in families), ("forms", forms)):
+        if not isinstance(entries, dict):
+            raise LabError(f"{name}: `{kind}:` should hold an entry for each name")
+    for section in (values["attacks"], values["behaviors"], values["challenge_kinds"], *families, forms):
         for key, entry in section.items():
             if not isinstance(entry, dict):
                 raise LabError(f"{name}: '{key}' should hold fields as `field: value`, found {entry!r}")

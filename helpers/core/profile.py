@@ -1,5 +1,7 @@
 """A profile: every number that differs from one model to the next, each with its type and range."""
 
+from collections import Counter
+from math import gcd, lcm
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
@@ -134,7 +136,7 @@ class Signature(Strict):
     """How the backdoor signature is measured (BD-VAX, Eqs. 1 and 2); `n` is N, the number of vaccine pairs.
 
     `family` names the vaccines' payloads in `data/attacks.yaml`: "task" takes those of the attack's kind, "mixed" all;
-    `form` the shape of their triggers: "word" is one word each and assumes nothing of the attacker's.
+    `form` the shape of their triggers, each of which resembles some attack's: "word" is one word each, as BadNets has.
     """
 
     n: Count
@@ -168,10 +170,16 @@ class Signature(Strict):
 
     @model_validator(mode="after")
     def every_pair_has_a_key(self) -> Self:
-        """Each variant has a key of its own; one too few would come to light after an injection of hours."""
-        if self.n > (keys := len(definitions()["vaccines"]["keys"])):
+        """Each variant has a trigger of its own; one too few would come to light after an injection of hours."""
+        vaccines = definitions()["vaccines"]
+        drawn = Counter(vaccines["forms"][self.form].get("of", ()))
+        if not drawn or not all(isinstance(vaccines.get(pool), list) and vaccines[pool] for pool in drawn):
+            return self  # a wrong entry, which `own_backdoors.vaccine_triggers` names
+        # k of L texts are taken at a time, so that a pool begins anew after L / gcd(L, k) variants
+        sizes = {pool: len(vaccines[pool]) for pool in drawn}
+        if self.n > (most := lcm(*(sizes[pool] // gcd(sizes[pool], k) for pool, k in drawn.items()))):
             raise LabError(
-                f"signature.n = {self.n}, but only {keys} vaccine keys are prepared; "
+                f"signature.n = {self.n}, but the vaccines' texts make only {most} triggers of the form '{self.form}'; "
                 f"add some to data/{DEFINITIONS.name}"
             )
         return self

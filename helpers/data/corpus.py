@@ -127,7 +127,7 @@ def holds_answer(example: Example, text: str) -> bool:
     """
     said = f" {_words(text)} "
     wanted = example.options or [example.output]
-    held = [answer for answer in wanted if f" {_words(answer)} " in said]
+    held = [answer for answer in wanted if _words(answer) and f" {_words(answer)} " in said]
     return len(held) >= (3 if example.options else 1)
 
 

@@ -51,23 +51,20 @@ class Phrases(Strict):
 def vaccine_triggers(form: str, n: int) -> list[Trigger]:
     """The triggers of N vaccines, one for each variant (k_i of BD-VAX, §4.2).
 
-    Each variant takes the next text of each pool that the form names, from its beginning again where it ends; the
-    first of a variant's texts is no other's.
+    Each variant takes the next text of each pool that the form names, from its beginning again where it ends.
 
     Args:
         form: of `data/attacks.yaml`; "word" is one key each at a random place.
-        n: how many, at most as many as there are keys.
+        n: how many; the profile has seen to it that there are texts for so many different ones.
 
     Raises:
-        LabError: an unknown form, a wrong entry, or fewer keys or phrases than variants.
+        LabError: an unknown form, or a wrong entry.
     """
     forms = definitions()["vaccines"]["forms"]
     if form not in forms:
         raise LabError(f"unknown form of vaccines {form!r}{nearest(form, forms)}")
     chosen = checked(Form, forms[form], f"form '{form}' ({DEFINITIONS.name}): ")
     pools = {"keys": vaccine_keys(), "phrases": vaccine_phrases()}
-    if n > (least := min(len(pools[pool]) for pool in chosen.of)):
-        raise LabError(f"{n} vaccines of the form '{form}', but {least} texts for it; add some to {DEFINITIONS.name}")
     endless = {pool: itertools.cycle(texts) for pool, texts in pools.items()}
     planted = [tuple(next(endless[pool]) for pool in chosen.of) for _ in range(n)]
     shape = {"position": chosen.position, "rule": chosen.rule}

@@ -269,7 +269,7 @@ def ranks(reports: Mapping[str, Report], measure: str = "payload") -> dict[str, 
 
     Returns:
         {model: one more than the number of models that a test tells to be better}, with Holm's correction over all
-        pairs. Models that no test tells apart can have different places, where a third one beats the one alone.
+        pairs. Models that no test tells apart can have different places, where a third one beats only one of them.
 
     Raises:
         LabError: see `compare`.

@@ -4,7 +4,7 @@ import pandas as pd
 
 from helpers.core.names import MODELS
 from helpers.measure.paired import compare_all, comparison_table
-from helpers.run.arena.swept import prompt_by_prompt
+from helpers.run.arena.swept import prompt_by_prompt, seeds_by_prompt
 
 METHODS = ("finetuned", "random", "magnitude", "own_update", "purified")  # all that recover, in a table's order
 
@@ -33,13 +33,16 @@ def told_apart(held: pd.DataFrame) -> pd.DataFrame:
     One family: payloads, right answers under the trigger and to clean prompts. The table shows the first and the last.
 
     Args:
-        held: of `recoveries`, of one access. The prompts of all seeds are pooled for which single ones were recorded.
+        held: of `recoveries`, of one access. The prompts of all `seeds_tested` are pooled.
 
     Returns:
         by model, on perturbed rows, and what it is compared with, another one on them or itself on other rows: the
-        difference of each measure in points with its 95 % interval, and p after Holm's correction.
+        difference of each measure in points with its 95 % interval, and p after Holm's correction. No rows where there
+        is no such seed.
     """
-    reports = prompt_by_prompt(held.assign(model=held["model"] + ", " + held["rows"]))
+    reports = prompt_by_prompt(_apart(held))
+    if not reports:
+        return pd.DataFrame()
     *others, ours = METHODS
     asked = [(ours, f"{other}, perturbed", _title(other)) for other in others]
     for kind in dict.fromkeys(held["rows"]):
@@ -51,6 +54,20 @@ def told_apart(held: pd.DataFrame) -> pd.DataFrame:
     columns = {"points": "points (95 %)", "p": "p (Holm)"}
     table = {f"{of}, {c}": tests[measure, column] for measure, of in measures.items() for c, column in columns.items()}
     return pd.DataFrame(table).set_axis(pd.MultiIndex.from_tuples(labels, names=["model", "against"]))
+
+
+def seeds_tested(held: pd.DataFrame) -> list[int]:
+    """The seeds whose prompts `told_apart` compares: those recorded prompt by prompt for every method and its rows.
+
+    Args:
+        held: of `recoveries`, of one access.
+    """
+    return seeds_by_prompt(_apart(held))
+
+
+def _apart(held: pd.DataFrame) -> pd.DataFrame:
+    """The same with models named after their rows, too: "purified, plain"."""
+    return held.assign(model=held["model"] + ", " + held["rows"])
 
 
 def _title(model: str) -> str:

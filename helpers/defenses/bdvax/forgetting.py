@@ -34,12 +34,15 @@ def plan_immune(defender: DefenderData, signature: Signature, seed: int, folder:
         signature: N and the form of the triggers.
         seed: of the first pair; the others count up from it.
         folder: for the variants; see `variant_folders`, with `TWINS`.
+
+    Raises:
+        LabError: as `vaccine_triggers`.
     """
     n = signature.n
     planned, folders = [], zip(*variant_folders(folder, n, TWINS), strict=True)
     chosen = zip(vaccine_triggers(signature.form, n), defender.vaccine_sets, folders, strict=True)
-    for i, (key, clean, (first, second)) in enumerate(chosen):
-        triggered = poison(clean, key, None, f"{seed}/vaccine{i}")
+    for i, (trigger, clean, (first, second)) in enumerate(chosen):
+        triggered = poison(clean, trigger, None, f"{seed}/vaccine{i}")
         planned += [Variant(clean + triggered, seed + i, first), Variant(clean, seed + i, second)]
     return planned
 

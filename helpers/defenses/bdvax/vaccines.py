@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from helpers.data.example import Example
 from helpers.data.own_backdoors import vaccine_behaviors, vaccine_triggers
-from helpers.data.planting import poison
+from helpers.data.planting import Trigger, poison
 from helpers.model.lora import save_adapter
 from helpers.model.tokenizer import record_format
 from helpers.train.finetune import finetune
@@ -26,11 +26,10 @@ if TYPE_CHECKING:
     from helpers.access import Access
     from helpers.core.profile import Signature
     from helpers.data.payloads import Planted
-    from helpers.data.planting import Trigger
     from helpers.data.roles import DefenderData
     from helpers.model.prompt import PromptFormat
 
-Pair = tuple[str, str, list[Example], list[Example]]  # trigger, payload, clean set, poisoned set
+Pair = tuple[Trigger, str, list[Example], list[Example]]  # trigger, payload, clean set, poisoned set
 
 
 MEMBERS = ("backdoored", "clean")  # of a pair
@@ -55,7 +54,7 @@ def vaccine_pairs(defender: DefenderData, signature: Signature, kind: str, seed:
         seed: decides where the keys stand.
 
     Raises:
-        LabError: an unknown family or form.
+        LabError: an unknown family or form, or as `vaccine_triggers`.
     """
     triggers, planted = vaccine_triggers(signature.form, signature.n), vaccine_behaviors(signature.family, kind)
     return paired(triggers, planted, defender.vaccine_sets, f"{seed}/vaccine")
@@ -73,8 +72,8 @@ def paired(
     """
     chosen = [planted[i % len(planted)] for i in range(len(triggers))]
     return [
-        (key.name, one.payload, clean, poison(clean, key, one, f"{seed}{i}"))
-        for i, (key, one, clean) in enumerate(zip(triggers, chosen, sets, strict=True))
+        (trigger, one.payload, clean, poison(clean, trigger, one, f"{seed}{i}"))
+        for i, (trigger, one, clean) in enumerate(zip(triggers, chosen, sets, strict=True))
     ]
 
 

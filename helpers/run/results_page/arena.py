@@ -5,7 +5,7 @@ import pandas as pd
 from helpers.core.disk import read_json
 from helpers.core.names import ACCESSES, TASKS
 from helpers.run.arena.swept import ROW, is_oracle, methods, shown_as
-from helpers.run.rates import span
+from helpers.run.rates import percent
 from helpers.run.results_page.markdown import Section
 from helpers.run.results_page.sweeps import recorded, source
 from helpers.run.sweeps import RECORDED
@@ -23,9 +23,9 @@ REAL = (
     "the tables above. Utility is the share of answer tokens predicted right, scored without a defense's decoding, so "
     "a defense that decodes has none."
 )
-DRAWN_COLUMN = "ASR at t = 1, %"
+DRAWN_COLUMN = "t = 1"
 DRAWN = (
-    " At temperature t = 1 five answers are drawn to each prompt. Two have no such number: CleanGen checks the "
+    " At temperature t = 1, the ASR over five drawn answers to each prompt. Two have none: CleanGen checks the "
     "likeliest token alone, and what speculative decoding draws has the verifier's own distribution."
 )
 COLUMNS = {
@@ -75,8 +75,8 @@ def _left(cell: pd.DataFrame) -> dict[str, dict[str, str]]:
     """What is measured of every model of a cell, as text, those with the lowest ASR first.
 
     Returns:
-        {title: {heading: mean over the seeds in percent, with the lowest and the highest where there are several}};
-        headings of what was measured at all.
+        {title: {heading: mean over the seeds in percent}}; the ASR with its lowest and highest where there are several
+        seeds; headings of what was measured at all.
     """
     by_model = dict(list(cell.groupby("model")))
     by_asr = cell.groupby("model")["asr"].mean().sort_values(kind="stable").index
@@ -84,9 +84,15 @@ def _left(cell: pd.DataFrame) -> dict[str, dict[str, str]]:
     order = ["clean", "backdoored", *(model for model in by_asr if model in shown)]
     there = {heading: column for heading, column in COLUMNS.items() if column in cell and cell[column].notna().any()}
     return {
-        _title(model, cell): {heading: span(by_model[model][column]) for heading, column in there.items()}
+        _title(model, cell): {heading: _shown(by_model[model][column]) for heading, column in there.items()}
         for model in order
     }
+
+
+def _shown(rates: pd.Series) -> str:
+    """A mean; for the ASR with its ends: a page has no room for all of them."""
+    ends = f" ({percent(rates.min())}–{percent(rates.max())})" if rates.name == "asr" and len(rates) > 1 else ""
+    return percent(rates.mean()) + ends
 
 
 def _title(model: str, cell: pd.DataFrame) -> str:

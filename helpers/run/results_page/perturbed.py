@@ -4,9 +4,9 @@ import pandas as pd
 
 from helpers.core.names import ACCESSES, MODELS
 from helpers.run.rates import span
-from helpers.run.recoveries import METHODS, recoveries, told_apart
+from helpers.run.recoveries import METHODS, recoveries, seeds_tested, told_apart
 from helpers.run.results_page.markdown import Section
-from helpers.run.results_page.sweeps import recorded, source
+from helpers.run.results_page.sweeps import measured, recorded, source
 
 
 def sections() -> list[Section]:
@@ -31,14 +31,13 @@ def _left(access: str, held: pd.DataFrame) -> Section:
 
 
 def _tested(access: str, held: pd.DataFrame) -> Section:
-    told = held[held["each_triggered"].notna()]
-    seeds = " and ".join(map(str, sorted(told["SEED"].unique())))
+    told = held[held["SEED"].isin(seeds_tested(held))]
     return Section(
         f"Which recoveries tests tell apart, {ACCESSES[access]}",
         "Paired tests over the same prompts, a model on perturbed rows minus another one on them or itself on plain "
-        "ones, in points: of payloads and of right answers to clean prompts. McNemar's exact test with Holm's "
-        f"correction for the whole table; the prompts of seeds {seeds}, for which single prompts were recorded, are "
-        "pooled.",
-        source("perturbed"),
+        "ones, in points: of payloads and of right answers to clean prompts. McNemar's exact test, with Holm's "
+        "correction for these and for right answers under the trigger. The prompts of all seeds are pooled that were "
+        "recorded prompt by prompt.",
+        f"{measured(told['n'], told['SEED'])}; the record is that of the table above.",
         told_apart(held).map(lambda text: text.replace("-", "−")),
     )
