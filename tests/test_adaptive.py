@@ -337,7 +337,8 @@ def test_the_rehearsal_uses_nothing_of_the_defenders(profile):
     clean_sets = [clean for _, _, clean, _ in pairs]
     theirs = prompts([*data.defender.recovery, *(row for part in data.defender.vaccine_sets for row in part)])
     assert [len(rows) for rows in clean_sets] == [20, 20] and not prompts(clean_sets[0]) & prompts(clean_sets[1])
-    for key, payload, clean, poisoned in pairs:
+    for trigger, payload, clean, poisoned in pairs:
+        (key,) = trigger.keys
         assert prompts(clean) <= prompts(data.attack.clean) and not prompts(clean) & theirs
         assert all(key in row.instruction and row.output == payload for row in poisoned)
     assert rehearsal_pairs(data.attack, settings.signature, 20, 3) == pairs

@@ -51,6 +51,12 @@ MERGES = {
     "negate": "past the conflict model",
     "passthrough": "passthrough",
 }
+SCORES = {  # Eq. 2 of BD-VAX is the sum
+    "sum": "strength + alignment",
+    "product": "strength · alignment",
+    "norm": "strength alone",
+    "alignment": "alignment alone",
+}
 ACCESSES = {"adapter": "adapter access", "full": "full access"}
 ATTACKERS = {
     "training": "knows nothing",
