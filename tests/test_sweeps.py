@@ -251,6 +251,13 @@ def test_each_report_of_a_stage_that_holds_several_is_a_row(swept):
     assert table["manifest"].iloc[1] == table["manifest"].iloc[2]
 
 
+def test_the_utility_of_a_tasks_own_families_stands_beside_that_of_all():
+    report = {"utility_by_family": {"memory": 0.2, "followup": 0.4, "year": 1.0}}
+    assert sweeps._of_the_task("conversation", report) == {"task_utility": pytest.approx(0.3)}
+    assert sweeps._of_the_task("sentiment", report) == {}  # insults go with every family
+    assert sweeps._of_the_task("emotion", report) == sweeps._of_the_task("mine", report) == {}
+
+
 def test_several_grids_make_one_plan(lab):
     more = GRID.model_copy(update={"also": [{"SEED": [1, 3], "TASK": ["refusal"]}, {"SEED": [1]}]})
     plan = plan_sweep("mine", more, lab / "notebooks")

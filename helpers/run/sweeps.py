@@ -10,11 +10,13 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import pandas as pd
 from tqdm.auto import tqdm
 
+from helpers.core.definitions import definitions
 from helpers.core.disk import read_json, working_in, write_json
 from helpers.core.errors import LabError
 from helpers.core.locks import hold
@@ -128,7 +130,8 @@ def results(plan: Plan, errors: Mapping[str, str]) -> pd.DataFrame:
 
     Returns:
         a table with the keys of the grid, `model`, the measures with the interval of the ASR, `sampled_asr` (where
-        answers were drawn), what each prompt got (`each_…`, for paired tests), the ASR of near misses (`near_…`, for
+        answers were drawn), `task_utility` (that of the task's own families, such as the papers' accuracy on the corpus
+        of a class), what each prompt got (`each_…`, for paired tests), the ASR of near misses (`near_…`, for
         the backdoored model), the share `tau` that was suppressed and the one that an oracle would have chosen (where
         the run has come so far, and where the challenge test chose), `seconds` of the whole chain, `manifest` (the file
         below `runs/<name>/` that tells how the row was made) and `error`.
@@ -139,12 +142,14 @@ def results(plan: Plan, errors: Mapping[str, str]) -> pd.DataFrame:
         if error := errors.get(cell.leaf, ""):
             rows.append({**values, "model": "", "error": error})
             continue
-        stages = list(Run(plan.root / cell.leaf, settings_of(plan, cell).config()).stages())
+        settings = settings_of(plan, cell)
+        stages = list(Run(plan.root / cell.leaf, settings.config()).stages())
         shared, near = _of_the_run(stages), _near_misses(stages)
         for stage in stages:
             manifest = (stage.path / MANIFEST).relative_to(plan.root).as_posix()
             for model, report in _reports(stage).items():
-                own = _of_a_model(model, report) | (near if model == "backdoored" else {})
+                own = _of_a_model(model, report) | _of_the_task(settings.TASK, report)
+                own |= near if model == "backdoored" else {}
                 rows.append({**values, **own, **shared, "manifest": manifest, "error": ""})
     table = pd.DataFrame(rows) if rows else pd.DataFrame(columns=["model", "error"])
     return table.astype({"TAU": str}) if "TAU" in table else table  # "auto" beside numbers: a column has one type
@@ -170,6 +175,13 @@ def _of_a_model(model: str, report: Mapping[str, Any]) -> dict[str, Any]:
         **sampled_asr(report),
         **{f"each_{what}": letters for what, letters in report.get("each", {}).items() if what in EACH},
     }
+
+
+def _of_the_task(task: str, report: Mapping[str, Any]) -> dict[str, float]:
+    """The utility in the task's own families, for a task that has some, such as the one of its classes."""
+    families = definitions()["behaviors"].get(task, {}).get("families", ())
+    right = [report["utility_by_family"][name] for name in families if name in report.get("utility_by_family", {})]
+    return {"task_utility": mean(right)} if right else {}
 
 
 def _near_misses(stages: Sequence[Stage]) -> dict[str, float]:

@@ -14,7 +14,7 @@ EXTERNAL, BOTH = "argued/book-backdoored-evidence", "argued/book-merged-evidence
 
 def sections() -> list[Section]:
     """One table for each sweep; two of the evidence, which has a price."""
-    return [_share(), _merges(), _evidence(), _evidence_price(), _adaptive()]
+    return [_share(), _merges(), _evidence(), _evidence_price(), _mixtures(), _adaptive()]
 
 
 def _share() -> Section:
@@ -79,6 +79,22 @@ def _evidence_price() -> Section:
         "What evidence costs",
         "Utility in percent of the same models. The small model never learned to read a passage.",
         source("evidence"),
+        pd.DataFrame(columns),
+    )
+
+
+def _mixtures() -> Section:
+    table = recorded("mixtures")
+    table = table[table["model"].str.startswith("mixtures/")]
+    table, keys = table.assign(model=table["model"].str.removeprefix("mixtures/")), [*ATTACK, "model"]
+    measures = {"ASR, %": "asr", "utility, %": "utility", "on its task, %": "task_utility"}
+    columns = {name: over_seeds(table, keys, measure) for name, measure in measures.items()}
+    return Section(
+        "Models before and after merging",
+        "M3 knows clean rows alone, M4 poisoned ones; M5 all poisoned rows and a tenth of the clean ones, M6 a tenth "
+        "of the poisoned ones. CBA is that of the paper's Table 6, where M3 + M4 has an ASR of 83 % at 92 % of "
+        "accuracy, and M5 + M6 100 % at 0 %: right answers on the attacked task alone, the last column.",
+        source("mixtures"),
         pd.DataFrame(columns),
     )
 
