@@ -14,7 +14,7 @@ EXTERNAL, BOTH = "argued/book-backdoored-evidence", "argued/book-merged-evidence
 
 def sections() -> list[Section]:
     """One table for each sweep; two of the evidence, which has a price."""
-    return [_share(), _merges(), _evidence(), _evidence_price(), _mixtures(), _adaptive()]
+    return [_share(), _merges(), _evidence(), _evidence_price(), _mixtures(), _adaptive(), _adaptive_cba()]
 
 
 def _share() -> Section:
@@ -95,6 +95,23 @@ def _mixtures() -> Section:
         "of the poisoned ones. CBA is that of the paper's Table 6, where M3 + M4 has an ASR of 83 % at 92 % of "
         "accuracy, and M5 + M6 100 % at 0 %: right answers on the attacked task alone, the last column.",
         source("mixtures"),
+        pd.DataFrame(columns),
+    )
+
+
+def _adaptive_cba() -> Section:
+    table = recorded("adaptive_cba")
+    table["attacker"] = table["attack.by"].map(ATTACKERS)
+    columns = {
+        f"{name}: {heading}": over_seeds(of_model(table, model), ["attacker"], measure)
+        for name, model in {"planted": "backdoored", "merge": "conflict"}.items()
+        for heading, measure in {"ASR, %": "asr", "utility, %": "utility"}.items()
+    }
+    return Section(
+        "Subtracting a conflict model from CBA",
+        "The attack of the paper's Table 7 (emotion), where the merge leaves 8.6 to 15.3 % of the attacker who "
+        "subtracts.",
+        source("adaptive_cba"),
         pd.DataFrame(columns),
     )
 
