@@ -200,6 +200,25 @@ def test_so_many_variants_have_different_triggers_and_one_more_is_refused(own, o
         load_profile("tiny", {"signature.form": "mine", "signature.n": most + 1})
 
 
+@pytest.mark.parametrize(
+    ("form", "message"),
+    [
+        ({"of": 3, "position": "random", "rule": "one"}, "of = 3"),
+        ({"of": ["keys", "phrases"], "position": "random", "rule": "one"}, "rule = 'one' with 2 texts"),
+        ({"of": ["keys"], "position": "random", "rule": "any"}, "rule = 'any' with 1 texts"),
+        (
+            {"of": 13 * ["keys"], "position": "start", "rule": "all"},
+            "form 'mine' takes 13 keys at a time, and there are 12",
+        ),
+    ],
+)
+def test_a_wrong_form_is_named(own, form, message):
+    own(form)
+    with pytest.raises(LabError, match=message):
+        vaccine_triggers("mine", 1)
+    load_profile("tiny", {"signature.form": "mine", "signature.n": 2})  # not its business: no bare error either
+
+
 def test_variants_of_mixed_families_join_the_right_answer_as_their_family_does():
     data = deal(configuration(signature__n=4))
     signature = load_profile("tiny", {"signature.n": 4, "signature.family": "mixed"})

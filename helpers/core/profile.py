@@ -172,7 +172,8 @@ class Signature(Strict):
     def every_pair_has_a_key(self) -> Self:
         """Each variant has a trigger of its own; one too few would come to light after an injection of hours."""
         vaccines = definitions()["vaccines"]
-        drawn = Counter(vaccines["forms"][self.form].get("of", ()))
+        of = vaccines["forms"][self.form].get("of")
+        drawn = Counter(of if isinstance(of, list) else ())
         if not drawn or not all(isinstance(vaccines.get(pool), list) and vaccines[pool] for pool in drawn):
             return self  # a wrong entry, which `own_backdoors.vaccine_triggers` names
         # k of L texts are taken at a time, so that a pool begins anew after L / gcd(L, k) variants

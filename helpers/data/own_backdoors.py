@@ -41,6 +41,13 @@ class Form(Strict):
     position: Literal["random", "start", "end"]
     rule: Literal["one", "any", "all"]
 
+    @model_validator(mode="after")
+    def one_text_has_no_rule(self) -> Self:
+        """As an attack's: one text has none to combine it, several need one."""
+        if (self.rule == "one") != (len(self.of) == 1):
+            raise LabError(f"rule = '{self.rule}' with {len(self.of)} texts: one needs 'one', more 'any' or 'all'")
+        return self
+
 
 class Phrases(Strict):
     """Longer texts for the triggers of vaccines, beside their keys."""
@@ -58,13 +65,16 @@ def vaccine_triggers(form: str, n: int) -> list[Trigger]:
         n: how many; the profile has seen to it that there are texts for so many different ones.
 
     Raises:
-        LabError: an unknown form, or a wrong entry.
+        LabError: an unknown form, a wrong entry, or one that takes more texts of a pool at a time than it has.
     """
     forms = definitions()["vaccines"]["forms"]
     if form not in forms:
         raise LabError(f"unknown form of vaccines {form!r}{nearest(form, forms)}")
     chosen = checked(Form, forms[form], f"form '{form}' ({DEFINITIONS.name}): ")
     pools = {"keys": vaccine_keys(), "phrases": vaccine_phrases()}
+    for pool, texts in pools.items():
+        if chosen.of.count(pool) > len(texts):
+            raise LabError(f"form '{form}' takes {chosen.of.count(pool)} {pool} at a time, and there are {len(texts)}")
     endless = {pool: itertools.cycle(texts) for pool, texts in pools.items()}
     planted = [tuple(next(endless[pool]) for pool in chosen.of) for _ in range(n)]
     shape = {"position": chosen.position, "rule": chosen.rule}
