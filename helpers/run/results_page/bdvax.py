@@ -2,6 +2,7 @@
 
 import pandas as pd
 
+from helpers.core.names import SCORES
 from helpers.run.rates import ends, percent
 from helpers.run.results_page.markdown import Section
 from helpers.run.results_page.sweeps import named, recorded, source
@@ -22,7 +23,7 @@ def sections() -> list[Section]:
     attacks = [_attacks(access) for access in ("adapter", "full")]
     families = [_families(heads) for heads in (2, 0)]
     how_many = [_heads(), _variants(), _shares()]
-    return [*attacks, _rows(), _rows_chosen(), *families, *how_many, _tries(), _challenge(), _healing()]
+    return [*attacks, _rows(), _rows_chosen(), *families, *how_many, _tries(), _challenge(), _healing(), _scores()]
 
 
 def _attacks(access: str) -> Section:
@@ -233,4 +234,25 @@ def _healing() -> Section:
         "itself, which a defender can measure, and of the true one, which only an oracle can.",
         source("challenge_healing"),
         wide,
+    )
+
+
+def _scores() -> Section:
+    table = recorded("scores").rename(columns={"ACCESS": "access"})
+    table["score"] = table["signature.combine"].map(SCORES)
+    keys = ["access", "task", "score"]
+    columns = {
+        "planted": means(table, "backdoored", keys),
+        "suppressed": means(table, "suppressed", keys),
+        "BD-VAX": means(table, "purified", keys),
+        "right, %": means(table, "purified", keys, "right_under_trigger"),
+        "utility, %": means(table, "purified", keys, "utility"),
+    }
+    return Section(
+        "What the score is made of",
+        "BD-VAX with the two terms of its score together and each alone, BadNets: ASR before, after suppression and "
+        "after recovery, then right answers under the trigger and utility. The paper's Table 4 in small, which has "
+        "refusal with adapter access: 10.7 % left by both, 10.3 % by strength alone, 77.0 % by alignment alone.",
+        source("scores"),
+        pd.DataFrame(columns),
     )

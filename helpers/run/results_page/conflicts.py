@@ -92,8 +92,8 @@ def _mixtures() -> Section:
     return Section(
         "Models before and after merging",
         "M3 knows clean rows alone, M4 poisoned ones; M5 all poisoned rows and a tenth as many clean ones, M6 a tenth "
-        "of the poisoned ones alone. CBA is that of the paper's Table 6, where M3 + M4 has an ASR of 83 % at 92 % of "
-        "accuracy, and M5 + M6 100 % at 0 %: right answers on the attacked task alone, the last column.",
+        "of the poisoned ones alone. CBA is that of the paper's Table 6, whose accuracy is that of the attacked task, "
+        "the last column.",
         source("mixtures"),
         pd.DataFrame(columns),
     )

@@ -4,7 +4,6 @@ from pathlib import Path
 
 from helpers.core.paths import ROOT
 from helpers.run.results_page import (
-    ablations,
     arena,
     arena_tries,
     bdvax,
@@ -28,7 +27,7 @@ INTRODUCTION = (
 )
 CHAPTERS = {
     "The small model": small_model.sections,
-    "BD-VAX: attacks and settings": lambda: [*bdvax.sections(), *ablations.sections()],
+    "BD-VAX: attacks and settings": bdvax.sections,
     "Information conflicts, and attackers who know": conflicts.sections,
     "The arena: every defense": lambda: [*arena.sections(), *arena_tries.sections()],
     "What the recovery rows hold": perturbed.sections,
