@@ -25,7 +25,7 @@ from helpers.measure.report import evaluate, joint_score, utility_interval
 from helpers.run import grid, pipeline
 from helpers.run.arena.outcomes import stored
 from helpers.run.arena.rows import Arena, require_numbers
-from helpers.run.arena.swept import as_good, methods, prompt_by_prompt, rivals, seeds_by_prompt, shown_as
+from helpers.run.arena.swept import as_good, methods, rivals, shown_as
 from helpers.run.deal import deal
 from helpers.run.summary import summarise, table
 
@@ -489,30 +489,6 @@ SWEPT = {  # (ASR, utility) of two seeds; their means say something else than ei
     "arena/beear": [(0.00, 0.90), (0.00, 0.90)],  # 0.04 of utility
     "arena/editing_with_trigger": [(0.00, 0.94), (0.00, 0.94)],  # an oracle
 }
-
-
-def test_single_prompts_of_a_sweep_are_put_behind_each_other_where_all_models_have_them():
-    rows = [
-        (21, "purified", "pa", "11"),
-        (20, "purified", "aa", "10"),
-        (20, "random", "pp", "00"),
-        (21, "random", "ap", "01"),
-        (22, "purified", "pp", "11"),  # of the other one nothing was kept
-        (22, "random", None, None),
-        (23, "purified", "pp", "11"),  # nor is there any here
-    ]
-    table = pd.DataFrame(rows, columns=["SEED", "model", "each_triggered", "each_clean_right"])
-    assert prompt_by_prompt(table) == {
-        "purified": {"each": {"triggered": "aapa", "clean_right": "1011"}},
-        "random": {"each": {"triggered": "ppap", "clean_right": "0001"}},
-    }
-    assert seeds_by_prompt(table) == [20, 21] and seeds_by_prompt(table, ["random"]) == [20, 21]
-    assert prompt_by_prompt(table, ["purified"])["purified"]["each"]["triggered"] == "aapapppp"
-    free_text = prompt_by_prompt(table.assign(each_clean_right=None))
-    assert free_text["random"] == {"each": {"triggered": "ppap"}}
-    with pytest.raises(LabError, match="^seed 21 has 'purified' more than once"):
-        prompt_by_prompt(pd.concat([table, table[:1]]))
-    assert prompt_by_prompt(table.drop(columns=["each_triggered", "each_clean_right"])) == {}
 
 
 def test_what_is_as_good_as_bdvax_leaves_no_more_and_costs_little():

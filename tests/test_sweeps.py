@@ -275,9 +275,13 @@ def test_optional_cells_are_left_out_where_the_grid_says_so(swept, scheduler):
     notebook = nbformat.read(path, as_version=4)
     notebook.cells.append(new_code_cell('log("a study")', metadata={"tags": ["optional"]}))
     notebook.cells.append(new_code_cell('log("a control")', metadata={"tags": ["optional", "control"]}))
+    notebook.cells.append(new_code_cell('log("of the chain")', metadata={"tags": ["chain"]}))
     nbformat.write(notebook, path)
+    sweep("both", GRID.model_copy(update={"optional": "arena"}), scheduler(), folder=lab / "notebooks")
+    assert not {"a study", "a control", "of the chain"} & set(log(lab))
     short = sweep("both", GRID.model_copy(update={"optional": False}), scheduler(), folder=lab / "notebooks")
     assert len(short) == 4 and "a study" not in log(lab) and "a control" not in log(lab)
+    assert log(lab).count("of the chain") == 4
     sweep("both", GRID.model_copy(update={"optional": "controls"}), scheduler(), folder=lab / "notebooks")
     assert log(lab).count("a control") == 4 and "a study" not in log(lab)
     whole = sweep("both", GRID, scheduler(), folder=lab / "notebooks")
@@ -621,6 +625,16 @@ def test_a_notebook_that_starts_from_what_none_before_it_makes_is_refused(notebo
 @pytest.mark.parametrize("optional", [True, "controls", False])
 def test_the_notebooks_of_every_method_make_what_they_start_from(notebooks, optional):
     assert plan_sweep("x", Grid(notebooks=notebooks, optional=optional, grid={"SEED": [1]})).cells
+
+
+def test_the_rows_of_the_arena_can_do_without_the_chain_they_are_compared_with():
+    def planned(optional):
+        return plan_sweep("x", Grid(notebooks=["01", "09"], optional=optional, grid={"SEED": [1], "TAU": ["auto"]}))
+
+    assert len(planned("arena").nodes) == 2
+    for optional in (True, "controls", False):
+        with pytest.raises(LabError, match="09_compare_defenses starts from 'challenge', which 05"):
+            planned(optional)
 
 
 def test_a_missing_grid_and_a_run_in_the_way_are_told(lab):

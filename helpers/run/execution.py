@@ -19,7 +19,10 @@ CELL_SECONDS = 24 * 3600  # a training of a large model on a slow card takes hou
 OPTIONAL = "optional"  # tag of cells that no later notebook needs: controls, studies, checks by hand
 CONTROL = "control"  # a second tag of those among them that the controls need
 CONTROLS = "controls"
-OptionalCells = bool | Literal["controls"]  # which optional cells run: all of them, those of the controls, or none
+CHAIN = "chain"  # tag of cells of the arena's notebook that go on from what notebooks 03 to 07 made
+ARENA = "arena"
+# which optional cells run: all of them, those of the controls, or none; "arena": nor any of `CHAIN`
+OptionalCells = bool | Literal["controls", "arena"]
 QUIET = ["--log-level=50"]  # the kernel's own chatter; what a notebook prints goes to its cells
 
 
@@ -60,7 +63,7 @@ def read_notebook(path: Path, optional: OptionalCells = True) -> nbformat.Notebo
     """A notebook as it is to be run.
 
     Args:
-        optional: which of the cells tagged `optional` it keeps.
+        optional: which of the cells tagged `optional` it keeps; "arena": no cell tagged `chain` either.
     """
     notebook = nbformat.read(path, as_version=4)
     notebook.cells = [cell for cell in notebook.cells if _runs(cell.metadata.get("tags", []), optional)]
@@ -69,6 +72,8 @@ def read_notebook(path: Path, optional: OptionalCells = True) -> nbformat.Notebo
 
 def _runs(tags: Sequence[str], optional: OptionalCells) -> bool:
     """Whether a cell with these tags runs."""
+    if optional == ARENA and CHAIN in tags:
+        return False
     return OPTIONAL not in tags or optional is True or (optional == CONTROLS and CONTROL in tags)
 
 

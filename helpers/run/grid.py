@@ -39,7 +39,8 @@ class Grid(Strict):
     Keys of `fixed` and `grid` are parameters of the notebooks (SEED, TASK …) or dotted numbers of the profile
     (adapter.suppress.tau); each list of `grid` multiplies the cells, and `also` holds further grids for the same table.
     `optional: false` leaves out the notebooks' cells that are tagged so: controls, studies and checks by hand, the
-    larger part of their time. `optional: controls` keeps those of the controls.
+    larger part of their time. `optional: controls` keeps those of the controls, and `optional: arena` runs the rows of
+    the arena on what notebook 01 planted, without the chain that notebook 09 otherwise compares them with.
     """
 
     notebooks: list[str] = Field(["01", "03", "04", "05", "06"], min_length=1)

@@ -4,7 +4,7 @@ import pandas as pd
 
 from helpers.core.names import MODELS
 from helpers.measure.paired import compare_all, comparison_table
-from helpers.run.arena.swept import prompt_by_prompt, seeds_by_prompt
+from helpers.run.sweep_tables import prompt_by_prompt, seeds_by_prompt
 
 METHODS = ("finetuned", "random", "magnitude", "own_update", "purified")  # all that recover, in a table's order
 

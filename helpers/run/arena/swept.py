@@ -1,11 +1,10 @@
 """The arena on several suspicious models: what the table of such a sweep says of its methods."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 
 import pandas as pd
 
 from helpers.core.arena import known_rows, title_of
-from helpers.core.errors import LabError
 from helpers.core.names import MODELS
 from helpers.defenses.own import any_defense
 
@@ -45,51 +44,6 @@ def is_oracle(model: str, accesses: Collection[str]) -> bool:
         return "full" in set(accesses)
     row = known_rows()[0].get(model.removeprefix(ROW)) if model.startswith(ROW) else None
     return row is not None and "trigger" in any_defense(row.by).traits.assumes
-
-
-def prompt_by_prompt(table: pd.DataFrame, models: Iterable[str] = ()) -> dict[str, dict[str, dict[str, str]]]:
-    """What every single prompt got, as `measure.paired` compares it: the prompts of one seed behind those of another.
-
-    Args:
-        table: of a sweep, or a part of it that holds each model once at most for each seed.
-        models: of them; all by default.
-
-    Returns:
-        {model: {"each": letters}} of the `seeds_by_prompt`; nothing where there is none. A measure that was recorded
-        for no row, such as right answers where they are free text, is left out.
-
-    Raises:
-        LabError: a model twice for one seed: which of its prompts belong together?
-    """
-    rows = table[table["model"].isin(list(models) or table["model"])]
-    if (twice := rows.duplicated(["SEED", "model"])).any():
-        seed, model = rows.loc[twice, ["SEED", "model"]].iloc[0]
-        raise LabError(f"seed {seed} has '{model}' more than once; give the rows of one setting")
-    rows = rows[rows["SEED"].isin(seeds_by_prompt(table, models))].sort_values("SEED", kind="stable")
-    columns = [column for column in _letters(rows) if rows[column].notna().all()]
-    return {
-        model: {"each": {column.removeprefix("each_"): "".join(of_model[column]) for column in columns}}
-        for model, of_model in rows.groupby("model", sort=False)
-    }
-
-
-def seeds_by_prompt(table: pd.DataFrame, models: Iterable[str] = ()) -> list[int]:
-    """The seeds for which every model was recorded prompt by prompt.
-
-    Args:
-        table, models: as in `prompt_by_prompt`.
-    """
-    rows = table[table["model"].isin(list(models) or table["model"])]
-    columns = [column for column in _letters(rows) if rows[column].notna().any()]
-    if not columns:
-        return []
-    told = rows[rows[columns].notna().all(axis=1)]
-    counts = told.groupby("SEED")["model"].nunique()
-    return sorted(counts[counts == rows["model"].nunique()].index)
-
-
-def _letters(table: pd.DataFrame) -> list[str]:
-    return [column for column in table if column.startswith("each_")]
 
 
 def as_good(table: pd.DataFrame, cost: float) -> pd.Series:

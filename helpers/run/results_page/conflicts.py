@@ -6,7 +6,7 @@ from helpers.core.names import ATTACKERS, MERGES, SETTINGS
 from helpers.run.rates import number
 from helpers.run.results_page.markdown import Section
 from helpers.run.results_page.sweeps import named, recorded, source
-from helpers.run.sweep_tables import means, of_model, over_seeds
+from helpers.run.sweep_tables import means, of_model, over_seeds, parts_of
 
 ATTACK = ["attack", "task"]
 EXTERNAL, BOTH = "argued/book-backdoored-evidence", "argued/book-merged-evidence"
@@ -84,9 +84,7 @@ def _evidence_price() -> Section:
 
 
 def _mixtures() -> Section:
-    table = recorded("mixtures")
-    table = table[table["model"].str.startswith("mixtures/")]
-    table, keys = table.assign(model=table["model"].str.removeprefix("mixtures/")), [*ATTACK, "model"]
+    table, keys = parts_of(recorded("mixtures"), "mixtures"), [*ATTACK, "model"]
     measures = {"ASR, %": "asr", "utility, %": "utility", "on its task, %": "task_utility"}
     columns = {name: over_seeds(table, keys, measure) for name, measure in measures.items()}
     return Section(
