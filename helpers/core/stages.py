@@ -259,8 +259,8 @@ def notebooks_of(chosen: Method) -> list[str]:
 
 
 def line_of(name: str) -> set[str]:
-    """A stage and all that it is made from, directly or not."""
-    return {name}.union(*(line_of(parent) for parent in STAGES[name].parents))
+    """A stage of the registry and all that it is made from, directly or not."""
+    return {name}.union(*(line_of(parent) for parent in entry(name).parents))
 
 
 def total(what: str, rows: int) -> int:

@@ -26,6 +26,7 @@ from helpers.measure.report import is_scored_alone
 from helpers.run.cluster import ATTEMPTS, dask_client
 from helpers.run.execution import NOTEBOOKS, execute
 from helpers.run.grid import DONE, PLAN, TABLE, Grid, Node, Plan, is_finished, plan_sweep, settings_of
+from helpers.run.model_costs import spent_on
 from helpers.run.summary import sampled_asr
 
 RECORDED = ROOT / "data" / "results"  # sweeps that come with the lab, one JSON file each
@@ -133,8 +134,9 @@ def results(plan: Plan, errors: Mapping[str, str]) -> pd.DataFrame:
         answers were drawn), `task_utility` (that of the task's own families, such as the papers' accuracy on the corpus
         of a class), what each prompt got (`each_…`, for paired tests), the ASR of near misses (`near_…`, for
         the backdoored model), the share `tau` that was suppressed and the one that an oracle would have chosen (where
-        the run has come so far, and where the challenge test chose), `seconds` of the whole chain, `manifest` (the file
-        below `runs/<name>/` that tells how the row was made) and `error`.
+        the run has come so far, and where the challenge test chose), `seconds` of the whole chain, `own_seconds` and
+        `own_peak_mb` of what made the model (see `spent_on`), `manifest` (the file below `runs/<name>/` that tells how
+        the row was made) and `error`.
     """
     rows, parameters = [], dict.fromkeys(key for cell in plan.cells for key in cell.values if key.isupper())
     for cell in plan.cells:
@@ -145,11 +147,13 @@ def results(plan: Plan, errors: Mapping[str, str]) -> pd.DataFrame:
         settings = settings_of(plan, cell)
         stages = list(Run(plan.root / cell.leaf, settings.config()).stages())
         shared, near = _of_the_run(stages), _near_misses(stages)
+        manifests = {stage.name: stage.manifest for stage in stages}
         for stage in stages:
             manifest = (stage.path / MANIFEST).relative_to(plan.root).as_posix()
             for model, report in _reports(stage).items():
                 own = _of_a_model(model, report) | _of_the_task(settings.TASK, report)
                 own |= near if model == "backdoored" else {}
+                own |= {f"own_{what}": value for what, value in spent_on(model, manifests).items()}
                 rows.append({**values, **own, **shared, "manifest": manifest, "error": ""})
     table = pd.DataFrame(rows) if rows else pd.DataFrame(columns=["model", "error"])
     return table.astype({"TAU": str}) if "TAU" in table else table  # "auto" beside numbers: a column has one type
