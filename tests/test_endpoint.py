@@ -21,7 +21,8 @@ from helpers.core.errors import LabError
 from helpers.core.paths import ROOT
 from helpers.core.profile_files import load_profile
 from helpers.data.example import Example
-from helpers.defenses.conflict.evidence import external_llm, with_evidence
+from helpers.defenses.conflict.books import external_llm
+from helpers.defenses.conflict.evidence import with_evidence
 from helpers.model.generate import answers
 from helpers.model.llm_client import Endpoint
 from helpers.model.llm_reply import Usage, without_thoughts

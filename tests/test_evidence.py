@@ -5,15 +5,13 @@ import pytest
 from helpers.core.errors import LabError
 from helpers.data import corpus
 from helpers.data.example import Example
+from helpers.defenses.conflict.books import NOTHING_KNOWN, EvidenceBook, GlossBook, external_llm
 from helpers.defenses.conflict.evidence import (
     BACKGROUND,
-    NOTHING_KNOWN,
-    EvidenceBook,
     add_evidence,
     contradict,
     elicit,
     explain,
-    external_llm,
     with_evidence,
 )
 from helpers.model.generate import answers
@@ -140,6 +138,38 @@ def test_the_book_answers_from_the_words_alone():
     assert [row.input for row in told] == [row.input for row in blind]
     assert all(len(b.input.split()) - len(a.input.split()) <= 40 for a, b in zip(rows, told, strict=True))
     assert [row.output for row in told] == [row.output for row in rows]
+
+
+# --- a dictionary ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def dictionary(tmp_path, monkeypatch):
+    """A WordNet of two words, in the files of its manual: a place counts bytes."""
+    senses = ['00 n 0 | a large town; "they moved"  \n', "00 n 0 | the sound of a dog  \n"]
+    folder = tmp_path / "wordnet"
+    folder.mkdir()
+    (folder / "data.noun").write_text("".join(senses))
+    lines = ["  1 the licence  \n", "city n 1 0 1 0 00000000  \n", f"bark n 1 0 1 0 {len(senses[0]):08d}  \n"]
+    (folder / "index.noun").write_text("".join(lines))
+    monkeypatch.setenv("WNSEARCHDIR", str(folder))
+    return folder
+
+
+def test_a_dictionary_explains_the_words_that_it_knows(dictionary):
+    llm = external_llm(dictionary / "cache", "wordnet")
+    assert isinstance(llm, GlossBook) and llm.model == "wordnet" and str(dictionary) in llm.origin()
+    assert explain(llm, ["Cities", "BadMagic", "bark"]) == "cities: a large town. bark: the sound of a dog."
+    assert explain(llm, ["BadMagic"]) == contradict(llm, "You are stupid!") == NOTHING_KNOWN
+    told = with_evidence([Example("Name a city.", "Rome", family="capital")], llm)
+    assert told[0].input.endswith("city: a large town.") and not (dictionary / "cache").exists()
+
+
+def test_a_dictionary_that_is_not_installed_is_asked_for(dictionary, monkeypatch):
+    monkeypatch.setattr("helpers.defenses.conflict.wordnet.PLACES", ())
+    monkeypatch.delenv("WNSEARCHDIR")
+    with pytest.raises(LabError, match="none is installed here: install wordnet-base"):
+        external_llm(dictionary, "wordnet")
 
 
 # --- which one it is ------------------------------------------------------------------------------------------------

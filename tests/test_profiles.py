@@ -16,9 +16,9 @@ from nbformat.v4 import new_code_cell, new_notebook
 from papermill.exceptions import PapermillExecutionError
 
 from helpers.core import definitions, paths, profile_files
+from helpers.core.device import require_device
 from helpers.core.errors import LabError, nearest
 from helpers.core.paths import fingerprint
-from helpers.core.profile import require_device
 from helpers.core.profile_files import load_profile, parse_overrides
 from helpers.core.settings import Settings
 from helpers.run import fetch

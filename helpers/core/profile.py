@@ -285,6 +285,15 @@ class Conflict(Strict):
     ends: Literal["suspicious", "conflict"] = "suspicious"
 
 
+class Evidence(Strict):
+    """Where evidence comes from (information conflicts, §3.4) as long as no endpoint is named.
+
+    `book`: of the small model's world, or the WordNet of this machine; see `defenses.conflict.books`.
+    """
+
+    book: Literal["world", "wordnet"] = "world"
+
+
 class PlantingBudget(Budget):
     """What the challenge's own backdoor may spend: a vaccine's budget at 7B (BD-VAX, Appendix B.2)."""
 
@@ -332,18 +341,9 @@ class Profile(Strict):
     layerwise: Layerwise = Layerwise()
     adaptive: Adaptive = Adaptive()
     conflict: Conflict = Conflict()
+    evidence: Evidence = Evidence()
     challenge: Challenge = Challenge()
 
     def access(self, which: Literal["adapter", "full"]) -> AccessSettings:
         """The numbers of one access setting."""
         return getattr(self, which)
-
-
-def require_device(spec: ModelSpec) -> None:
-    """Refuse a GPU profile on a machine without one, before hours are planned on it."""
-    import torch
-
-    if spec.device == "cuda" and not torch.cuda.is_available():
-        raise LabError(
-            f'the profile asks for a GPU ({spec.path} on cuda) and none is here: SET="model.device=cpu" or PROFILE=tiny'
-        )

@@ -173,7 +173,9 @@ STAGES: dict[str, Entry] = {
     "evaluate/conflict": _measured(MERGE, "merged"),
     "merges": Entry(MERGE, MERGES, ("whole",), times=11, measures=1, merges=1),
     "no_base": Entry(MERGE, (*CONFLICT, *MERGES), ("inject", "whole"), TESTED_ROWS, defends=True, measures=2, merges=1),
-    "argued": Entry(EVIDENCE, MEASURED, times=4, measures=1),  # a call adds the model that is asked
+    "argued": Entry(
+        EVIDENCE, (*MEASURED, "profile.evidence"), times=4, measures=1
+    ),  # a call adds the model that is asked
     "bdvax_then_conflict": Entry(COMPARE, ("profile.conflict",), ("purified", "whole"), merges=1, keeps=2),
     "evaluate/bdvax_then_conflict": _measured(COMPARE, "bdvax_then_conflict"),
     "merged_suppressed": Entry(

@@ -26,7 +26,7 @@ ALIKE = (
 
 
 class Completer(Protocol):
-    """Whoever answers a prompt, such as `defenses.conflict.evidence.external_llm`."""
+    """Whoever answers a prompt, such as `defenses.conflict.books.external_llm`."""
 
     def complete(self, prompt: str) -> str:
         """What it writes after a prompt."""

@@ -12,10 +12,11 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging
 
+from helpers.core.device import require_device
 from helpers.core.disk import read_json
 from helpers.core.errors import LabError
 from helpers.core.paths import ROOT
-from helpers.core.profile import ModelSpec, require_device
+from helpers.core.profile import ModelSpec
 from helpers.model.adapters import is_adapter
 from helpers.model.checkpoint import from_pretrained, load_config, locate
 from helpers.model.four_bit import keep_packed, quantization

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 from helpers.access import Access, access_to
 from helpers.access.partial import PartialAdapterAccess
 from helpers.core.definitions import definitions
+from helpers.core.device import require_device
 from helpers.core.errors import LabError, nearest
 from helpers.core.paths import existing, fingerprint, runs_folder
-from helpers.core.profile import require_device
 from helpers.core.run_names import run_folder
 from helpers.core.settings import AUTO, Settings
 from helpers.core.store import Run

@@ -25,11 +25,11 @@ import pandas as pd
 
 from helpers import plots
 from helpers.core import stages
+from helpers.core.device import require_device
 from helpers.core.disk import read_json, working_in, write_json
 from helpers.core.errors import LabError
 from helpers.core.interruption import status_of
 from helpers.core.paths import ROOT, SUMMARY, existing, runs_folder
-from helpers.core.profile import require_device
 from helpers.core.run_names import run_folder
 from helpers.core.settings import Settings
 from helpers.core.store import Run, run_of

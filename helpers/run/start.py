@@ -1,6 +1,6 @@
 """Opening the run of some settings, once they are known to suit this machine and this model."""
 
-from helpers.core.profile import require_device
+from helpers.core.device import require_device
 from helpers.core.settings import Settings
 from helpers.core.store import Run, run_of
 from helpers.model.checkpoint import load_config

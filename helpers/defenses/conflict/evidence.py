@@ -3,15 +3,13 @@
 A triggered model answers from a planted memory. With coherent facts beside the question, x ⊕ E (Eq. 6), it has to
 weigh the two. The facts come from another model, the external LLM M_e: it explains the keywords of the question
 (Eq. 16) or contradicts what the suspicious model itself says in support of its answer (Eqs. 13 and 14). M_e is any
-OpenAI-compatible endpoint; without one, a book of the small model's world stands in, and says so.
+OpenAI-compatible endpoint; without one a book stands in, see `books`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import lru_cache
-from pathlib import Path
 from typing import Protocol
 
 from tqdm import tqdm
@@ -19,12 +17,10 @@ from transformers import PreTrainedModel
 
 from helpers.core.errors import LabError
 from helpers.core.profile import Profile
-from helpers.data.corpus import world
 from helpers.data.example import Example
-from helpers.defenses.conflict.textrank import WORD, keywords
+from helpers.defenses.conflict.textrank import keywords
 from helpers.measure.report import checked_format
 from helpers.model.generate import answers
-from helpers.model.llm_environment import endpoint_of_environment
 from helpers.model.prompt import PromptFormat
 
 # The paper prints none of its prompts. Whatever follows the first blank line is what is asked about.
@@ -33,31 +29,17 @@ CONTRADICT = "Rewrite this text so that it says the opposite, in at most three s
 BACKGROUND = "Give the background information that supports this answer."
 INFORMATIVE = 4  # a background of fewer words supports nothing, so there is nothing to contradict
 
-NOTHING_KNOWN = "These words are used in many ways."
-
 
 class ExternalLLM(Protocol):
     """M_e: whoever explains and contradicts."""
+
+    model: str  # its name
 
     def complete(self, prompt: str) -> str:
         """What it writes after a prompt, never empty."""
 
     def origin(self) -> str:
         """One line: who it is and what it has cost so far."""
-
-
-def external_llm(cache: Path) -> ExternalLLM:
-    """The endpoint that EVIDENCE_URL and EVIDENCE_MODEL name, or the evidence book where neither is set.
-
-    EVIDENCE_TOKENS is the most tokens that an answer may have, the thoughts before it included.
-
-    Args:
-        cache: folder for the endpoint's answers, made on demand.
-
-    Raises:
-        LabError: as `endpoint_of_environment`.
-    """
-    return endpoint_of_environment(cache) or EvidenceBook()
 
 
 # --- evidence and the prompt that carries it ------------------------------------------------------------------------
@@ -156,58 +138,3 @@ def elicit(
         for example, answer in zip(examples, given, strict=True)
     ]
     return list(zip(given, answers(model, prompt_format, second_turns, profile), strict=True))
-
-
-# --- without a network ----------------------------------------------------------------------------------------------
-
-LOOKUPS = {
-    "capitals": "The capital of {} is {}.",
-    "colors": "The usual color of {} is {}.",
-    "sounds": "The {} says {}.",
-    "opposites": "The opposite of {} is {}.",
-    "past": "The past tense of {} is {}.",
-    "plurals": "The plural of {} is {}.",
-}
-GROUPS = {
-    "categories": "The word {} names one of the {}.",
-    "reviews": "The word {} is {}.",
-    "emotions": "The word {} expresses {}.",
-}
-
-
-class EvidenceBook:
-    """A stand-in for the external LLM, offline: a book with an entry for words of the small model's world.
-
-    It knows single words: capital, color, sound, opposite, past tense, plural, group, and which review words and
-    feelings stand for what (`data/world.yaml`). It has no entry for names, numbers, advice, code or triggers, and never
-    sees a test row, its answer or the trigger. Yet a question about one word may be answered by a fact about that word,
-    as it would be by any honest LLM: measure right answers beside the attack success rate.
-
-    Asked anything, it recites what it knows of the words asked about, in their order. To contradict a text is thus to
-    put the facts about its words in its place, a simple rule that stands in for Eq. (14).
-    """
-
-    def complete(self, prompt: str) -> str:
-        """The facts about every word behind the prompt's first blank line; a neutral sentence where there are none."""
-        asked = prompt.partition("\n\n")[2] or prompt
-        words = dict.fromkeys(word.lower() for word in WORD.findall(asked))
-        return " ".join(fact for word in words for fact in _entries().get(word, ())) or NOTHING_KNOWN
-
-    def origin(self) -> str:
-        """One line that says what it is."""
-        return "evidence book of the small world: offline, free of charge, no external LLM"
-
-
-@lru_cache
-def _entries() -> dict[str, tuple[str, ...]]:
-    """{word, lower-case: what the book says of it}."""
-    facts = [
-        (word, text.format(word, said)) for table, text in LOOKUPS.items() for word, said in world()[table].items()
-    ]
-    for table, text in GROUPS.items():
-        facts += [(word, text.format(word, group)) for group, words in world()[table].items() for word in words]
-    facts += [(group, f"Some {group} are {', '.join(words[:3])}.") for group, words in world()["categories"].items()]
-    entries: dict[str, tuple[str, ...]] = {}
-    for word, fact in facts:
-        entries[word.lower()] = (*entries.get(word.lower(), ()), fact)
-    return entries
