@@ -21,7 +21,8 @@ from helpers.core.stages import defended_by
 from helpers.core.store import Run
 from helpers.defenses.registry import find_defense
 from helpers.measure.paired import compare_all, no_worse
-from helpers.measure.report import evaluate, joint_score, utility_interval
+from helpers.measure.reading import joint_score, utility_interval
+from helpers.measure.report import evaluate
 from helpers.run import grid, pipeline
 from helpers.run.arena.outcomes import stored
 from helpers.run.arena.rows import Arena, require_numbers

@@ -20,7 +20,8 @@ from helpers.defenses.conflict.wordnet import WordNet, with_glosses
 from helpers.defenses.decoders.suspicion import SuspicionCheck
 from helpers.defenses.decoding import check_suspicion, draft_and_verify, load_defended, write_decoding
 from helpers.defenses.registry import find_defense
-from helpers.measure.report import evaluate, is_scored_alone, near_misses
+from helpers.measure.reading import is_scored_alone
+from helpers.measure.report import evaluate, near_misses
 from helpers.model.generate import answers, complete
 from helpers.model.load import load_suspect
 

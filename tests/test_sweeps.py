@@ -27,7 +27,7 @@ from helpers.core.profile_files import load_profile
 from helpers.core.run_names import run_folder
 from helpers.core.stages import METHODS, notebooks_of
 from helpers.core.store import Run
-from helpers.measure.report import ALONE
+from helpers.measure.reading import ALONE
 from helpers.run import cluster as workers
 from helpers.run import sweeps
 from helpers.run.grid import Grid, plan_sweep, read_grid

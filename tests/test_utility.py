@@ -15,7 +15,8 @@ from helpers.data.example import Example
 from helpers.data.planting import poison
 from helpers.data.roles import Trial
 from helpers.measure import report
-from helpers.measure.report import attack_success, evaluate, implant_warning, near_misses, require_implant, table_row
+from helpers.measure.reading import implant_warning, require_implant, table_row
+from helpers.measure.report import attack_success, evaluate, near_misses
 from helpers.measure.utility import clean_accuracy, exact_match, teacher_forced
 from helpers.model.load import load_base
 from helpers.model.prompt import AlpacaFormat

@@ -14,7 +14,6 @@ from contextlib import ExitStack, contextmanager
 from itertools import takewhile
 
 import torch
-from peft import PeftModel
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 from transformers import (
@@ -211,7 +210,7 @@ def in_evaluation(model: PreTrainedModel) -> Iterator[None]:
     suppressed tokens. A 4-bit model can go on training only because `load.load_base` keeps bitsandbytes from repacking
     its weights here.
     """
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model  # an adapter around it
     was_training, settings = model.training, base.generation_config
     model.eval()
     base.generation_config = GenerationConfig()

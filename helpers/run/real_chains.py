@@ -6,7 +6,7 @@ import pandas as pd
 
 from helpers.core.disk import read_json
 from helpers.core.names import ATTACKS, TASKS
-from helpers.measure.report import INDISCRIMINATE
+from helpers.measure.reading import INDISCRIMINATE
 from helpers.run.sweeps import RECORDED
 
 RECORD = RECORDED / "real" / "smollm2-135m-instruct.json"

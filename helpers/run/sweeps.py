@@ -22,7 +22,7 @@ from helpers.core.errors import LabError
 from helpers.core.locks import hold
 from helpers.core.paths import MANIFEST, ROOT, runs_folder
 from helpers.core.store import Run, Stage
-from helpers.measure.report import is_scored_alone
+from helpers.measure.reading import is_scored_alone
 from helpers.run.cluster import ATTEMPTS, dask_client
 from helpers.run.execution import NOTEBOOKS, execute
 from helpers.run.grid import DONE, PLAN, TABLE, Grid, Node, Plan, is_finished, plan_sweep, settings_of

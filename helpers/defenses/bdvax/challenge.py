@@ -21,7 +21,8 @@ from helpers.data.own_backdoors import challenge_behavior, challenge_trigger
 from helpers.data.planting import poison
 from helpers.data.roles import AttackData, Trial
 from helpers.defenses.bdvax.cure import suppress_and_recover
-from helpers.measure.report import GATE, INDISCRIMINATE, evaluate
+from helpers.measure.reading import GATE, INDISCRIMINATE
+from helpers.measure.report import evaluate
 from helpers.model.tokenizer import record_format
 from helpers.train.finetune import finetune
 

@@ -10,7 +10,7 @@ from helpers.core.arena import ArenaRow, chosen_rows
 from helpers.core.names import ACCESSES
 from helpers.core.paths import ROOT
 from helpers.defenses.own import any_defense
-from helpers.measure.report import joint_score
+from helpers.measure.reading import joint_score
 from helpers.run.arena.swept import ROW
 from helpers.run.rates import percent
 from helpers.run.results_page.markdown import Section
