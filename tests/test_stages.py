@@ -180,12 +180,12 @@ def elsewhere(tmp_path, monkeypatch):
     monkeypatch.setattr(modules, "ROOT", tmp_path)
 
     def version(*names):
-        for cached in (version_of, modules._module_tree, modules._module_digest):
+        for cached in (version_of, modules._imported_by, modules._module_tree, modules._module_digest):
             cached.cache_clear()
         return version_of(tuple(f"helpers.{name}" for name in names))
 
     yield tmp_path / "helpers", version
-    for cached in (version_of, modules._module_tree, modules._module_digest):
+    for cached in (version_of, modules._imported_by, modules._module_tree, modules._module_digest):
         cached.cache_clear()
 
 

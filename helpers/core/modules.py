@@ -29,22 +29,21 @@ def version_of(modules: tuple[str, ...]) -> str:
     return digest([f"{name} {_module_digest(name)}" for name in found] + [f"{m} is gone" for m in {*modules} - found])
 
 
-def _imported_by(module: str) -> Iterator[str]:
+@functools.cache
+def _imported_by(module: str) -> tuple[str, ...]:
     """The modules of `helpers` that a module imports, anywhere in it, but for its types alone.
 
     Of a package that is imported itself these are all its modules, which may be chosen by their names.
     """
-    yield from (".".join(module.split(".")[:i]) for i in range(2, module.count(".") + 1))  # the packages it lies in
+    found = [".".join(module.split(".")[:i]) for i in range(2, module.count(".") + 1)]  # the packages it lies in
     for node in _imports(_module_tree(module)):
         if isinstance(node, ast.Import):
             imported = [alias.name for alias in node.names]
         else:
             whole = [f"{node.module}.{alias.name}" for alias in node.names]
             imported = [name if is_module(name) else node.module or "" for name in whole]
-        for name in imported:
-            if in_package(name):
-                yield name
-                yield from _inside(name)
+        found += [inner for name in imported if in_package(name) for inner in (name, *_inside(name))]
+    return tuple(dict.fromkeys(found))
 
 
 def _inside(package: str) -> Iterator[str]:
