@@ -1,5 +1,7 @@
 """The arena: rows are read, refused in one line, run once, and told in the summary and in a picture."""
 
+import ast
+import builtins
 import json
 import shutil
 from dataclasses import replace
@@ -23,7 +25,7 @@ from helpers.defenses.registry import find_defense
 from helpers.measure.paired import compare_all, no_worse
 from helpers.measure.reading import joint_score, utility_interval
 from helpers.measure.report import evaluate
-from helpers.run import grid, pipeline
+from helpers.run import execution, grid, pipeline
 from helpers.run.arena.outcomes import stored
 from helpers.run.arena.rows import Arena, require_numbers
 from helpers.run.arena.swept import as_good, methods, rivals, shown_as
@@ -533,3 +535,16 @@ def test_the_picture_names_every_row_apart_from_the_others():
     assert max(box.x1 for box in boxes) <= figure.bbox.x1 and min(box.x0 for box in boxes) > figure.axes[0].bbox.x1
     shown = [text.get_text() for text in figure.legends[0].get_texts()]
     assert shown == ["decoding", "clean rows", "weights", "nothing: no defense"]
+
+
+def test_without_the_chain_the_arenas_cells_need_nothing_that_it_made():
+    (path,) = (each for each in execution.numbered() if each.name.startswith("09"))
+    cells = [cell.source for cell in execution.read_notebook(path, "arena").cells if cell.cell_type == "code"]
+    assert any("run_all()" in source for source in cells) and not any('"purified"' in source for source in cells)
+    nodes = [node for source in cells for node in ast.walk(ast.parse(source))]
+    names = [node for node in nodes if isinstance(node, ast.Name)]
+    bound = {node.id for node in names if isinstance(node.ctx, ast.Store)} | set(dir(builtins)) | {"display"}
+    bound |= {node.name for node in nodes if isinstance(node, ast.FunctionDef)}
+    bound |= {node.arg for node in nodes if isinstance(node, ast.arg)}
+    bound |= {(alias.asname or alias.name).split(".")[0] for node in nodes for alias in getattr(node, "names", [])}
+    assert {node.id for node in names if isinstance(node.ctx, ast.Load)} <= bound

@@ -28,6 +28,7 @@ from helpers.core.definitions import definitions
 from helpers.core.disk import read_json
 from helpers.core.errors import LabError
 from helpers.core.paths import MANIFEST, ROOT
+from helpers.core.profile import Profile
 from helpers.core.profile_files import load_profile, parse_overrides
 from helpers.core.settings import Settings
 from helpers.core.stages import STAGES, known_method
@@ -219,7 +220,7 @@ def test_every_parameter_of_a_run_is_valid(page, add_file, define):
 @every_page
 def test_every_setting_within_prose_is_valid(page, add_file, define):
     extend(text_of(page), add_file, define)
-    sections = load_profile("tiny").model_fields_set
+    sections = Profile.model_fields
     for span in SPAN.findall(prose(text_of(page))):
         if re.match(r"\w+\.[\w.]+=", span) and span.split(".")[0] in sections and "…" not in span:
             load_profile("tiny", parse_overrides(span))

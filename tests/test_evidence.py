@@ -1,11 +1,13 @@
 """External conflict: evidence in prompts, the book, and which external LLM the environment names."""
 
+from functools import partial
+
 import pytest
 
 from helpers.core.errors import LabError
 from helpers.data import corpus
 from helpers.data.example import Example
-from helpers.defenses.conflict.books import NOTHING_KNOWN, EvidenceBook, GlossBook, external_llm
+from helpers.defenses.conflict.books import NOTHING_KNOWN, EvidenceBook, GlossBook, external_llm, require_book
 from helpers.defenses.conflict.evidence import (
     BACKGROUND,
     add_evidence,
@@ -150,7 +152,12 @@ def dictionary(tmp_path, monkeypatch):
     folder = tmp_path / "wordnet"
     folder.mkdir()
     (folder / "data.noun").write_text("".join(senses))
-    lines = ["  1 the licence  \n", "city n 1 0 1 0 00000000  \n", f"bark n 1 0 1 0 {len(senses[0]):08d}  \n"]
+    lines = [
+        "  1 the licence  \n",
+        "a n 1 0 1 0 00000000  \n",
+        "city n 1 0 1 0 00000000  \n",
+        f"bark n 1 0 1 0 {len(senses[0]):08d}  \n",
+    ]
     (folder / "index.noun").write_text("".join(lines))
     monkeypatch.setenv("WNSEARCHDIR", str(folder))
     return folder
@@ -161,6 +168,7 @@ def test_a_dictionary_explains_the_words_that_it_knows(dictionary):
     assert isinstance(llm, GlossBook) and llm.model == "wordnet" and str(dictionary) in llm.origin()
     assert explain(llm, ["Cities", "BadMagic", "bark"]) == "cities: a large town. bark: the sound of a dog."
     assert explain(llm, ["BadMagic"]) == contradict(llm, "You are stupid!") == NOTHING_KNOWN
+    assert contradict(llm, "It is a city.") == "city: a large town."  # of "a" it knows too, but says nothing
     told = with_evidence([Example("Name a city.", "Rome", family="capital")], llm)
     assert told[0].input.endswith("city: a large town.") and not (dictionary / "cache").exists()
 
@@ -168,8 +176,13 @@ def test_a_dictionary_explains_the_words_that_it_knows(dictionary):
 def test_a_dictionary_that_is_not_installed_is_asked_for(dictionary, monkeypatch):
     monkeypatch.setattr("helpers.defenses.conflict.wordnet.PLACES", ())
     monkeypatch.delenv("WNSEARCHDIR")
-    with pytest.raises(LabError, match="none is installed here: install wordnet-base"):
-        external_llm(dictionary, "wordnet")
+    for ask in (partial(external_llm, dictionary), require_book):  # a run asks before its first stage
+        with pytest.raises(LabError, match="none is installed here: install wordnet-base"):
+            ask("wordnet")
+        ask("world")
+    monkeypatch.setenv("EVIDENCE_URL", "http://127.0.0.1:1/v1")
+    monkeypatch.setenv("EVIDENCE_MODEL", "m")
+    require_book("wordnet")  # the endpoint is asked instead
 
 
 # --- which one it is ------------------------------------------------------------------------------------------------

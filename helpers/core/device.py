@@ -6,9 +6,11 @@ from helpers.core.profile import ModelSpec
 
 def require_device(spec: ModelSpec) -> None:
     """Refuse a GPU profile on a machine without one, before hours are planned on it."""
+    if spec.device != "cuda":
+        return
     import torch
 
-    if spec.device == "cuda" and not torch.cuda.is_available():
+    if not torch.cuda.is_available():
         raise LabError(
             f'the profile asks for a GPU ({spec.path} on cuda) and none is here: SET="model.device=cpu" or PROFILE=tiny'
         )

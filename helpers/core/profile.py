@@ -100,10 +100,10 @@ class ModelSpec(Strict):
     @property
     def runs_on(self) -> str:
         """ "cpu" or "cuda": what `device` says, and for "auto" a GPU where there is one."""
-        import torch
-
         if self.device != "auto":
             return self.device
+        import torch
+
         return "cuda" if torch.cuda.is_available() else "cpu"
 
 

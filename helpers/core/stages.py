@@ -173,9 +173,8 @@ STAGES: dict[str, Entry] = {
     "evaluate/conflict": _measured(MERGE, "merged"),
     "merges": Entry(MERGE, MERGES, ("whole",), times=11, measures=1, merges=1),
     "no_base": Entry(MERGE, (*CONFLICT, *MERGES), ("inject", "whole"), TESTED_ROWS, defends=True, measures=2, merges=1),
-    "argued": Entry(
-        EVIDENCE, (*MEASURED, "profile.evidence"), times=4, measures=1
-    ),  # a call adds the model that is asked
+    # a call adds the model that is asked
+    "argued": Entry(EVIDENCE, (*MEASURED, "profile.evidence"), times=4, measures=1),
     "bdvax_then_conflict": Entry(COMPARE, ("profile.conflict",), ("purified", "whole"), merges=1, keeps=2),
     "evaluate/bdvax_then_conflict": _measured(COMPARE, "bdvax_then_conflict"),
     "merged_suppressed": Entry(
@@ -261,8 +260,8 @@ def notebooks_of(chosen: Method) -> list[str]:
 
 
 def line_of(name: str) -> set[str]:
-    """A stage of the registry and all that it is made from, directly or not."""
-    return {name}.union(*(line_of(parent) for parent in entry(name).parents))
+    """A stage and all that it is made from, directly or not."""
+    return {name}.union(*(line_of(parent) for parent in STAGES[name].parents))
 
 
 def total(what: str, rows: int) -> int:

@@ -19,9 +19,9 @@ CELL_SECONDS = 24 * 3600  # a training of a large model on a slow card takes hou
 OPTIONAL = "optional"  # tag of cells that no later notebook needs: controls, studies, checks by hand
 CONTROL = "control"  # a second tag of those among them that the controls need
 CONTROLS = "controls"
-CHAIN = "chain"  # tag of cells of the arena's notebook that go on from what notebooks 03 to 07 made
+CHAIN = "chain"  # tag of cells of the arena's notebook beside its rows: what notebooks 03 to 07 made, recorded sweeps
 ARENA = "arena"
-# which optional cells run: all of them, those of the controls, or none; "arena": nor any of `CHAIN`
+# which optional cells run: all of them, those of the controls, or none; "arena": none, and none of `CHAIN` either
 OptionalCells = bool | Literal["controls", "arena"]
 QUIET = ["--log-level=50"]  # the kernel's own chatter; what a notebook prints goes to its cells
 
@@ -63,7 +63,7 @@ def read_notebook(path: Path, optional: OptionalCells = True) -> nbformat.Notebo
     """A notebook as it is to be run.
 
     Args:
-        optional: which of the cells tagged `optional` it keeps; "arena": no cell tagged `chain` either.
+        optional: which of the cells tagged `optional` it keeps; with "arena" none, and none tagged `chain`.
     """
     notebook = nbformat.read(path, as_version=4)
     notebook.cells = [cell for cell in notebook.cells if _runs(cell.metadata.get("tags", []), optional)]

@@ -22,11 +22,11 @@ from helpers.core.errors import LabError, nearest
 from helpers.core.modules import version_of
 from helpers.core.paths import ROOT, fingerprint, runs_folder
 from helpers.core.run_names import require_outside_runs
-from helpers.core.settings import Settings, require_name
+from helpers.core.settings import AUTO, Settings, require_name
 from helpers.core.slices import modules_named_in
 from helpers.core.stages import defended_by, entry, read_by
 from helpers.core.yaml_files import read_yaml
-from helpers.run.execution import NOTEBOOKS, OptionalCells, numbered, read_notebook
+from helpers.run.execution import ARENA, NOTEBOOKS, OptionalCells, numbered, read_notebook
 
 NEEDED = re.compile(r"""\brun\.need\(["']([\w/]+)["']\)""")  # a stage that a cell starts from
 # what a setting takes in turn: without a value there is no cell
@@ -39,8 +39,8 @@ class Grid(Strict):
     Keys of `fixed` and `grid` are parameters of the notebooks (SEED, TASK …) or dotted numbers of the profile
     (adapter.suppress.tau); each list of `grid` multiplies the cells, and `also` holds further grids for the same table.
     `optional: false` leaves out the notebooks' cells that are tagged so: controls, studies and checks by hand, the
-    larger part of their time. `optional: controls` keeps those of the controls, and `optional: arena` runs the rows of
-    the arena on what notebook 01 planted, without the chain that notebook 09 otherwise compares them with.
+    larger part of their time. `optional: controls` keeps those of the controls. `optional: arena` keeps none, and of
+    notebook 09 just the rows of the arena on what notebook 01 planted, without the chain that it compares them with.
     """
 
     notebooks: list[str] = Field(["01", "03", "04", "05", "06"], min_length=1)
@@ -107,7 +107,8 @@ def plan_sweep(name: str, grid: Grid, folder: Path = NOTEBOOKS) -> Plan:
 
     Raises:
         LabError: a notebook or a setting that does not exist (it names the cell), a notebook whose inputs none before
-            it makes, or a name that is no folder below `runs/` or lies in a run.
+            it makes, TAU=auto without the notebook that chooses it, or a name that is no folder below `runs/` or lies
+            in a run.
     """
     require_name(name)
     require_outside_runs(name)
@@ -117,6 +118,8 @@ def plan_sweep(name: str, grid: Grid, folder: Path = NOTEBOOKS) -> Plan:
     versions, files, limits = {path: _version(path, grid.optional) for path in notebooks}, {}, {}
     for cell in grid.cells():
         settings = _settings(grid.fixed | cell, limits)
+        if grid.optional == ARENA and settings.TAU == AUTO:
+            raise LabError(f"`optional: arena` is without the challenge test that chooses TAU = 'auto': {cell}")
         values = settings.values()
         sources = [values["profile"]["model"]["path"], values["data"]["path"], values["rows"]["path"]]
         for path in sources:

@@ -15,6 +15,7 @@ from helpers.core.profile import Conflict, Lengths
 from helpers.core.settings import AUTO, Settings
 from helpers.data.backdoor_folder import is_backdoor_folder
 from helpers.data.combining import find_combination
+from helpers.defenses.conflict.books import require_book
 from helpers.defenses.conflict.merge import require_method
 from helpers.defenses.conflict.merge.layer_plan import check_plan, stack_layers
 from helpers.model.architecture import matrix_sizes, mlp_slots, positions
@@ -53,14 +54,15 @@ class Limits:
         Raises:
             LabError: such a setting, its value and what the model has: lengths beyond its positions, more heads than
                 there are, a share of channels that selects none, layers that are not there, an unknown way to merge, a
-                plan of layers that cannot be merged, or an attack whose method needs what this access or these rows do
-                not give.
+                plan of layers that cannot be merged, an attack whose method needs what this access or these rows do
+                not give, or a book of evidence that is not installed.
         """
         _check_lengths(settings.profile.lengths, self.config)
         _check_heads(settings, self.config)
         _check_shares(settings, self._channels)
         _check_attack(settings, self.config)
         _check_merge(settings.profile.conflict, self.config)
+        require_book(settings.profile.evidence.book)
 
     @functools.cached_property
     def _channels(self) -> list[int]:

@@ -1,4 +1,4 @@
-"""What the table of a sweep says: the rows of one model, means over seeds, each prompt, and what a defense cost."""
+"""What the table of a sweep says: the rows of one model, means over seeds, each prompt, what utility was lost."""
 
 from collections.abc import Iterable, Sequence
 

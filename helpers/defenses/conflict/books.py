@@ -7,7 +7,7 @@ from typing import Literal
 
 from helpers.data.corpus import world
 from helpers.defenses.conflict.evidence import ExternalLLM
-from helpers.defenses.conflict.textrank import WORD
+from helpers.defenses.conflict.textrank import STOP_WORDS, WORD
 from helpers.defenses.conflict.wordnet import WordNet, require_wordnet
 from helpers.model.llm_environment import endpoint_of_environment
 
@@ -44,6 +44,19 @@ def external_llm(cache: Path, book: Literal["world", "wordnet"] = "world") -> Ex
     return GlossBook(require_wordnet()) if book == "wordnet" else EvidenceBook()
 
 
+def require_book(book: Literal["world", "wordnet"]) -> None:
+    """Refuse a book that is not here, before hours are spent on what comes before it.
+
+    Args:
+        book: as in `external_llm`.
+
+    Raises:
+        LabError: as `external_llm`.
+    """
+    if book == "wordnet" and endpoint_of_environment(Path()) is None:
+        require_wordnet()
+
+
 class EvidenceBook:
     """A stand-in for the external LLM, offline: a book with an entry for words of the small model's world.
 
@@ -68,10 +81,11 @@ class EvidenceBook:
 
 
 class GlossBook:
-    """A dictionary in the place of the external LLM: WordNet's gloss of each word asked about, in its frequent sense.
+    """A dictionary in the place of the external LLM: of each word asked about WordNet's gloss.
 
-    It knows most English words and nothing of the small model's world beyond them: no name, no trigger that was made
-    up. As the other book it recites, whether it is to explain or to contradict.
+    It knows most English words, and many places and people, but no trigger that was made up. A gloss is that of a
+    word's first sense, as a noun if it can be one. Like the other book it recites, whether it is to explain or to
+    contradict; stop words it leaves out, or every "a" would be a metric unit.
 
     Args:
         wordnet: where it looks words up.
@@ -84,7 +98,7 @@ class GlossBook:
 
     def complete(self, prompt: str) -> str:
         """The gloss of every word behind the prompt's first blank line; a neutral sentence where there is none."""
-        said = ((word, self.wordnet.gloss(word)) for word in _asked_about(prompt))
+        said = ((word, self.wordnet.gloss(word)) for word in _asked_about(prompt) if word not in STOP_WORDS)
         return " ".join(f"{word}: {gloss}." for word, gloss in said if gloss) or NOTHING_KNOWN
 
     def origin(self) -> str:

@@ -42,9 +42,6 @@ class ExternalLLM(Protocol):
         """One line: who it is and what it has cost so far."""
 
 
-# --- evidence and the prompt that carries it ------------------------------------------------------------------------
-
-
 def with_evidence(
     examples: Sequence[Example],
     llm: ExternalLLM,
