@@ -8,6 +8,7 @@ from helpers.run.results_page import (
     arena_tries,
     bdvax,
     benchmarks,
+    conflict_defenses,
     conflicts,
     findings,
     perturbed,
@@ -28,7 +29,7 @@ INTRODUCTION = (
 CHAPTERS = {
     "The small model": small_model.sections,
     "BD-VAX: attacks and settings": bdvax.sections,
-    "Information conflicts, and attackers who know": conflicts.sections,
+    "Information conflicts, and attackers who know": lambda: [*conflicts.sections(), *conflict_defenses.sections()],
     "The arena: every defense": lambda: [*arena.sections(), *arena_tries.sections()],
     "What the recovery rows hold": perturbed.sections,
     "A real model: SmolLM2-135M-Instruct": lambda: [*real_model.sections(), *arena.real_sections()],
