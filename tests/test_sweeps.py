@@ -677,9 +677,17 @@ def test_a_sweep_and_its_runs_may_lie_some_folders_deep(lab, scheduler):
         run_folder("deep")
 
 
-def test_the_shipped_grids_are_valid():
+def test_the_shipped_grids_are_valid(tmp_path, monkeypatch):
+    (tmp_path / "index.noun").touch()
+    monkeypatch.setenv("WNSEARCHDIR", str(tmp_path))  # one of them asks for a dictionary
     for path in sorted((Path(__file__).parent.parent / "notebooks" / "parameters" / "grids").glob("*.yaml")):
         assert plan_sweep(path.stem, read_grid(path)).cells
+
+
+def test_a_grid_that_needs_a_dictionary_is_refused_where_there_is_none(monkeypatch):
+    monkeypatch.setattr("helpers.defenses.conflict.wordnet.PLACES", ())
+    with pytest.raises(LabError, match="install wordnet-base"):
+        plan_sweep("x", Grid(fixed={"evidence.book": "wordnet"}, grid={"SEED": [1]}))
 
 
 def test_stages_are_copied_where_links_are_not_possible(tmp_path, monkeypatch):
