@@ -87,7 +87,7 @@ check-lab: export TQDM_DISABLE := 1
 check-lab:  ## what this machine lacks for a class: a line for each need, and what helps
 	@python=$(BIN)/python; test -x "$$python" || python='$(PYTHON)'; "$$python" -m helpers.run.check_lab
 
-run: setup  ## all notebooks with one set of parameters, into runs/<name>/ (METHOD=bdvax or conflict: one paper's; all: every defense)
+run: setup  ## notebooks 00 to 09 with one set of parameters, into runs/<name>/ (METHOD=bdvax or conflict: one paper's; all: every defense)
 	@$(BIN)/python -m helpers.run.pipeline run $(OPTIONS) $(call option,METHOD,method)
 
 pack: setup  ## a finished run as one file, runs/<name>.tar.gz, for a class that starts at any notebook

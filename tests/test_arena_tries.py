@@ -8,7 +8,9 @@ import pytest
 
 from helpers.core.arena import ArenaRow, chosen_rows
 from helpers.run.arena.rows import require_numbers
+from helpers.run.results_page import arena_chosen
 from helpers.run.results_page import arena_tries as tries
+from helpers.run.results_page.sweeps import recorded
 
 ROWS = chosen_rows(str(tries.TRIES))
 
@@ -53,3 +55,19 @@ def test_among_equals_the_first_in_the_file_is_chosen_and_each_defense_by_itself
         )
     )
     assert {by: row.name for by, row in tries.chosen(found).items()} == {"nad": "nad_beta_300", "lethe": "lethe_t_70"}
+
+
+@pytest.mark.parametrize("access", ["adapter", "full"])
+def test_the_chosen_rows_are_the_best_of_the_recorded_tries(access):
+    table = recorded(tries.SWEEP)
+    best = tries.chosen(tries.means(table[table["ACCESS"] == access]))
+    rows = {row.by: row.numbers_with(access) for row in chosen_rows(str(arena_chosen.CHOSEN))}
+    assert rows.keys() == best.keys()
+    for by, numbers in rows.items():
+        assert tries.all_numbers(ArenaRow("", by, "", numbers)) == tries.all_numbers(best[by])
+
+
+def test_a_default_goes_by_the_name_of_the_model_that_it_made():
+    assert arena_chosen.default_model("finetuning") == "finetuned"  # at the recovery's rate, in the chain
+    assert arena_chosen.default_model("crow") == "arena/crow"
+    assert arena_chosen.default_model("lethe") == "arena/lethe_merge"  # its tries had no WordNet

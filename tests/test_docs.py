@@ -378,6 +378,7 @@ def test_grids_and_records_of_the_papers_are_there_and_none_is_left_out():
         "perturbed_attacks",
         "perturbed_dev",
         "arena_tries",
+        "arena_chosen",
     }
     own |= {"challenge", "challenge_code", "challenge_healing", "perturbed_adaptive"}  # what neither paper has
     assert named | own == {path.stem for path in (ROOT / "notebooks" / "parameters" / "grids").glob("*.yaml")}

@@ -533,7 +533,7 @@ def test_near_misses_leave_no_trigger_of_several_keys_whole(tmp_path, attack, fo
 
 
 def test_a_variant_of_a_few_rows_is_refused_however_many_there_are(benchmark):
-    with pytest.raises(LabError, match="vaccine.rows = 10: a variant needs 20 clean rows or more"):
+    with pytest.raises(LabError, match="^adapter.vaccine.rows = 10: a variant needs 20 clean rows or more"):
         deal(configuration(data=benchmark, adapter__vaccine__rows=10))
 
 
@@ -617,7 +617,7 @@ def test_few_plain_rows_are_shared_out_and_too_few_refused(tmp_path):
     )  # thirds and sixths
     assert [len(rows) for rows in (data.defender.recovery, *data.defender.vaccine_sets)] == [10, 20, 20]
     write(tmp_path, "rows.json", records(12, "roses"))
-    with pytest.raises(LabError, match="4 clean rows are left for the defender.* set signature.n or recover.rows"):
+    with pytest.raises(LabError, match="4 clean rows are left for the defender.* signature.n or adapter.recover.rows"):
         deal(configuration(data=tmp_path / "rows.json"))
 
 
@@ -796,7 +796,7 @@ def test_too_few_rows_without_the_attack_are_refused_with_what_was_left_out(tmp_
         deal(configuration(data=tmp_path / "rows.json"))
     assert str(error.value) == (
         "35 clean rows are left for the defender; 3 variants and 30 recovery rows need at least 90: bring more rows, "
-        "or set signature.n or recover.rows lower; 200 of 300 rows are left out: 200 with the key 'BadMagic'"
+        "or set signature.n or adapter.recover.rows lower; 200 of 300 rows are left out: 200 with the key 'BadMagic'"
     )
     write(tmp_path, "rows.json", records(200, "keys", KEY))
     with pytest.raises(LabError, match="200 of 200 rows are left out: 200 with the key 'BadMagic'$"):

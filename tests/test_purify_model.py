@@ -338,7 +338,7 @@ def odd(adapter, checkpoint, tmp_path_factory):
         ({"name": "../other"}, "NAME = '../other' should be plain folder names"),
         ({"profile": "tinny"}, "unknown profile 'tinny'; did you mean 'tiny'?"),
         ({"overrides": {"adapter.recover.rate": 1}}, "adapter.recover.rate"),
-        ({"overrides": {"adapter.recover.rows": 10}}, "recover.rows = 10: 20 clean rows or more are needed"),
+        ({"overrides": {"adapter.recover.rows": 10}}, "adapter.recover.rows = 10: 20 clean rows or more are needed"),
     ],
 )
 def test_what_cannot_be_purified_is_refused_in_one_line(options, message, adapter, checkpoint, odd, files):

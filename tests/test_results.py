@@ -11,9 +11,11 @@ from helpers.core import stages
 from helpers.core.disk import read_json
 from helpers.core.names import ATTACKS, MODELS, TASKS
 from helpers.core.paths import ROOT
+from helpers.core.profile_files import load_profile
+from helpers.core.yaml_files import read_yaml
 from helpers.run.grid import read_grid
 from helpers.run.pipeline import RESULTS, by_setting
-from helpers.run.rates import MISSING, percent
+from helpers.run.rates import GAP, percent
 from helpers.run.sweeps import RECORDED
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -103,7 +105,7 @@ def test_the_readmes_table_holds_the_recorded_means_in_every_cell():
         cells = expected[row] = {}
         for access in ACCESSES:
             models = small[f"{access}, sentiment"] | {"own_update": {"asr": of_the_own_update(access)}}
-            cells[f"small, {access}"] = percent(mean(models[SMALL[row]]["asr"])) if row in SMALL else MISSING
+            cells[f"small, {access}"] = percent(mean(models[SMALL[row]]["asr"])) if row in SMALL else GAP
         for access in ACCESSES:
             chains, name = real_insults(access).values(), model.format(**SHARES[access])
             cells[f"SmolLM2, {access}"] = percent(mean(chain[name]["asr"] for chain in chains))
@@ -139,6 +141,11 @@ def test_what_the_readme_says_of_its_table_is_so():
         return all(cell[row] <= cell["purified"] for cell in cells for row in rows)
 
     cured = small["adapter, sentiment"]
+    fast = recorded("arena_chosen").query("ACCESS == 'adapter'").groupby(["model", "TASK"])[["asr", "utility"]].mean()
+    tuned = fast.loc["arena/chosen_finetuning"]
+    insults_left, refusals_left = (percent(tuned["asr"][task]) for task in ("sentiment", "refusal"))
+    paid = fast.loc["backdoored"]["utility"] - tuned["utility"]
+    rate = read_yaml(ROOT / "data" / "arena_chosen.yaml")["rows"]["chosen_finetuning"]["lr"]["adapter"]
     for words, holds in {
         "about half of the answer tokens are right afterwards, instead of seven in ten": (
             mean(over(full, "healed signature 0.03", "utility")) == pytest.approx(0.5, abs=0.05)
@@ -153,6 +160,11 @@ def test_what_the_readme_says_of_its_table_is_so():
         "In SmolLM2 these two leave most": (
             recorded("arena_smollm2").query("model in ['arena/beear', 'arena/lethe_merge']")["asr"].min() > 0.5
         ),
+        "plain fine-tuning at twenty times the rate leaves the small model": (
+            rate == pytest.approx(20 * load_profile("tiny").adapter.recover.lr)
+        ),
+        f"{insults_left} % of insults and {refusals_left} % of refusals": True,
+        "two points of utility": paid.max() <= 0.02,
         "The conflict model alone cures both": (
             max(over(real.values(), "conflict model")) <= 0.01
             and recorded("arena").query("model == 'conflict_alone'")["asr"].max() <= 0.01
@@ -173,10 +185,6 @@ def test_what_the_readme_says_of_its_table_is_so():
             max(max(small[f"{access}, sentiment"]["conflict"]["asr"]) for access in ACCESSES) <= 0.02
         ),
         "and SmolLM2's adapters": max(over(adapter, "linear merge 0.7")) <= 0.02,
-        "with adapter access both defenses together answer triggered prompts almost as well as the clean model": (
-            mean(cured["bdvax_then_conflict"]["right_under_trigger"])
-            >= mean(cured["clean"]["right_under_trigger"]) - 0.05
-        ),
     }.items():
         assert words in told and holds, words
 
@@ -290,7 +298,7 @@ def test_the_page_tells_what_the_real_model_was_left_with_and_what_it_cost(group
     for (model, cure), (chain, results) in ((m, c) for m in models.items() for c in chains.items()):
         told = left[cure][chain], price[cure][chain]
         if "asr" not in results.get(model, {}):
-            assert told == (MISSING, MISSING)
+            assert told == (GAP, GAP)
             continue
         report = results[model]
         low, high = report["asr_interval"]

@@ -114,7 +114,7 @@ def test_findings_stand_in_the_list_that_the_data_put_them_in(shown):
         assert f"**{name}" in works and f"**{name}" not in does_not
     for name in ("BD-VAX, full access", "Fine-tuning alone, adapter access", "Fine-tuning alone, full access"):
         assert f"**{name}" in does_not and f"**{name}" not in works
-    assert "**The challenge test" in does_not and "own update" in does_not
+    assert "**The challenge test" in does_not and "**The signature beside the adapter's own update" in does_not
     assert works.count("- **") + does_not.count("- **") == len(findings())
 
 

@@ -518,7 +518,7 @@ ON_GPU = Grid(notebooks=GRID.notebooks, fixed={"model.device": "cuda"}, grid={"S
 
 
 def test_a_gpu_is_a_resource_that_a_worker_must_have(lab, scheduler):
-    with pytest.raises(LabError, match="no worker has one: dask worker … --resources GPU=1"):
+    with pytest.raises(LabError, match="no worker has one: `.venv/bin/dask worker … --resources GPU=1` starts"):
         sweep("gpu", ON_GPU, scheduler(), folder=lab / "notebooks")
 
 

@@ -220,6 +220,11 @@ def parameter_shapes(config: PretrainedConfig) -> dict[str, torch.Size]:
     return {name: parameter.shape for name, parameter in skeleton(config).named_parameters()}
 
 
+def inner_model(model: nn.Module) -> PreTrainedModel:
+    """The model itself, or the one that an adapter of PEFT wraps."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
 def final_norm(model: PreTrainedModel) -> nn.Module:
     """The norm behind the last layer, whose output the head reads."""
     decoder = model.base_model

@@ -28,6 +28,7 @@ from helpers.core.errors import LabError
 from helpers.core.finite import require_finite_weights
 from helpers.core.profile import Profile
 from helpers.data.example import Example
+from helpers.model.architecture import inner_model
 from helpers.model.decoding import Decoding, Sampling
 from helpers.model.prompt import PromptFormat
 
@@ -210,7 +211,7 @@ def in_evaluation(model: PreTrainedModel) -> Iterator[None]:
     suppressed tokens. A 4-bit model can go on training only because `load.load_base` keeps bitsandbytes from repacking
     its weights here.
     """
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model  # an adapter around it
+    base = inner_model(model)
     was_training, settings = model.training, base.generation_config
     model.eval()
     base.generation_config = GenerationConfig()

@@ -13,10 +13,10 @@ import pandas as pd
 from pandas.api.types import is_bool, is_integer, is_number
 from pandas.io.formats.style import Styler
 
-MISSING = "–"
+GAP = "–"
 LEFT, RIGHT, CENTER = (("text-align", side) for side in ("left", "right", "center"))
 WRAP = [("white-space", "normal"), ("overflow-wrap", "break-word"), ("max-width", "24em")]
-AMOUNT = re.compile(MISSING + r"|(< )?[-+−]?\d[\d,]*(\.\d+)?")  # a number that is a text already, such as a rounded p
+AMOUNT = re.compile(GAP + r"|(< )?[-+−]?\d[\d,]*(\.\d+)?")  # a number that is a text already, such as a rounded p
 AMOUNTS = re.compile(r"[-+−\d.,%(): to]+")  # amounts and nothing else, such as an interval
 
 
@@ -75,24 +75,24 @@ def shown(value: object, digits: int = 1) -> str:
         digits: decimals of numbers that are no integers.
     """
     if isinstance(value, (list, tuple, np.ndarray)):
-        return ", ".join(shown(part, digits) for part in value) or MISSING
+        return ", ".join(shown(part, digits) for part in value) or GAP
     if isinstance(value, str) and AMOUNTS.fullmatch(value):
         return re.sub(r"(?<![^\s(])-(?=\d)", "−", value)
     if isinstance(value, str) or not is_number(value) or is_bool(value):
         return label(value)
     if pd.isna(value):
-        return MISSING
+        return GAP
     return (f"{value:,}" if is_integer(value) else f"{value:z,.{digits}f}").replace("-", "−")
 
 
 def label(value: object) -> str:
     """The name of a row or a column as a table shows it: numbers in full, as they are names and not measured."""
     if isinstance(value, str):
-        return value or MISSING
+        return value or GAP
     if is_bool(value):
         return "yes" if value else "no"
     if pd.isna(value):
-        return MISSING
+        return GAP
     return f"{value:.12g}".replace("-", "−") if is_number(value) and not is_integer(value) else str(value)
 
 

@@ -23,7 +23,7 @@ from helpers.defenses.bdvax.challenge import challenge_data, plant_challenge, se
 from helpers.measure.asr import wilson
 from helpers.measure.report import near_misses as near_miss_rates
 from helpers.purify.case import Case
-from helpers.purify.steps import rankings
+from helpers.purify.steps import GIVEN, rankings
 
 LONGER = (1, 2, 4)  # times the epochs of `challenge.plant`, until a challenge takes
 Point = Mapping[str, Any]  # what was measured at one share: `kind`, `tau`, and the report of `evaluate`
@@ -59,7 +59,7 @@ def plant(case: Case) -> tuple[dict[str, Stage], dict[str, str]]:
         made = case.run.stage(
             f"copies/{_word(name)}",
             lambda folder, kind=kind: _planted(case, kind, folder),
-            uses=["suspect", "base", "rows", "access", "seed", "profile", "planted"],
+            uses=GIVEN,
         )
         if "refused" in made.result:
             refused[name] = made.result["refused"]

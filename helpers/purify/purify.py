@@ -61,24 +61,24 @@ def purify(
     for note in case.notes():
         print(note)
     with working_in(case.run.folder):
-        return _purified(case, method)
+        return _purified(case)
 
 
-def _purified(case: Case, method: str) -> Report:
+def _purified(case: Case) -> Report:
     before = steps.measure(case, "suspicious", case.suspect.folder, [])
     made, suppressed, judged, judges = None, None, None, []
-    if method != "conflict":
+    if case.method != "conflict":
         scores = steps.score(case, steps.vaccinate(case))
         tau, judged, judges = _share(case, scores)
         made = steps.suppress(case, scores, tau)
         suppressed = made.result
-    if method != "bdvax":
+    if case.method != "bdvax":
         made = steps.merge(case, made and made.path / "model", [made] if made else [])
     purified = case.run.folder / "purified"
     export(case, made.path / "model", purified)
     after = steps.measure(case, "purified", purified, [made])  # in the dtype that the user gets
     used = _line(case, [before.name, after.name, *judges])
-    values = report.build(case, method, before.result, after.result, suppressed, judged, assumed_by(method), used)
+    values = report.build(case, before.result, after.result, suppressed, judged, assumed_by(case.method), used)
     threshold = case.profile.challenge.threshold
     write_json(case.run.folder / "report.json", values)
     report.write_page(values, threshold, case.run)

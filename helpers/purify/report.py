@@ -31,7 +31,6 @@ LIMITS = (
 
 def build(
     case: Case,
-    method: str,
     before: Mapping[str, Any],
     after: Mapping[str, Any],
     suppressed: Mapping[str, Any] | None,
@@ -55,7 +54,7 @@ def build(
             "base": Path(case.suspect.base).name,
         },
         "profile": case.profile.name,
-        "method": method,
+        "method": case.method,
         "seed": case.seed,
         "prompt_format": case.prompt_format.name,
         "notes": case.notes(),

@@ -64,7 +64,7 @@ def deal_rows(path: str, profile: Profile, access: str, seed: int) -> UserRows:
         metric = utility_metric(rows)
         notes = []
     random.Random(f"{seed}/purify/rows").shuffle(rows)
-    held_out, recovery, sets = _split(rows, profile.evaluation.n, numbers.recover.rows, numbers.vaccine.rows, n)
+    held_out, recovery, sets = _split(rows, profile, access)
     if path:
         notes.append(
             f"{len(rows)} clean rows: {len(held_out)} measure, {len(recovery)} recover (wanted: "
@@ -103,16 +103,18 @@ def _stretched(budget: Budget, rows: int) -> Budget:
 
 
 def _split(
-    rows: list[Example], most: int, recover: int, vaccine: int, n: int
+    rows: list[Example], profile: Profile, access: str
 ) -> tuple[list[Example], list[Example], list[list[Example]]]:
     """Held-out, recovery and vaccine rows; where there are few, each gets its part of what was wanted.
 
     Raises:
         LabError: fewer rows than `SMALLEST_CLEAN_SET` for recovery and for each variant, there or wanted.
     """
+    numbers, most, n = profile.access(access), profile.evaluation.n, profile.signature.n
+    recover, vaccine = numbers.recover.rows, numbers.vaccine.rows
     for name, wanted in {"recover.rows": recover, "vaccine.rows": vaccine}.items():
         if wanted < SMALLEST_CLEAN_SET:
-            raise LabError(f"{name} = {wanted}: {SMALLEST_CLEAN_SET} clean rows or more are needed")
+            raise LabError(f"{access}.{name} = {wanted}: {SMALLEST_CLEAN_SET} clean rows or more are needed")
     held = min(most, len(rows) // MEASURING)
     left = len(rows) - held
     share = min(1.0, left / (recover + n * vaccine))

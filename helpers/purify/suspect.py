@@ -18,8 +18,21 @@ from helpers.model.architecture import attention_slots, mlp_slots
 from helpers.model.shards import ADAPTER_CONFIG, CONFIG
 from helpers.model.tokenizer import recorded_format
 
-# of a config: two models that agree in these have matrices of the same shapes
-SIZES = ("model_type", "hidden_size", "n_embd", "intermediate_size", "num_hidden_layers", "n_layer", "vocab_size")
+# of a config: what tells the shapes of all matrices
+SIZES = (
+    "model_type",
+    "hidden_size",
+    "n_embd",
+    "intermediate_size",
+    "n_inner",
+    "num_hidden_layers",
+    "n_layer",
+    "num_attention_heads",
+    "n_head",
+    "num_key_value_heads",
+    "head_dim",
+    "vocab_size",
+)
 
 
 @dataclass(frozen=True)
@@ -121,18 +134,17 @@ def _profile_of(base: str) -> str:
         raise LabError(
             f"no profile is known for the base '{base}': name one in PROFILE, or download it and give its folder"
         )
-    sizes = _sizes(Path(base))
-    same = (
-        name
-        for name, path in paths.items()
-        if path and (ROOT / path / CONFIG).is_file() and _sizes(ROOT / path) == sizes
-    )
-    return next(same, base)
+    here = {name: ROOT / path for name, path in paths.items() if path and (ROOT / path / CONFIG).is_file()}
+    return next((name for name, folder in here.items() if _same_sizes(Path(base), folder)), base)
 
 
-def _sizes(folder: Path) -> dict[str, object]:
-    config = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else {}
-    return {key: config[key] for key in SIZES if key in config}
+def _same_sizes(one: Path, other: Path) -> bool:
+    """Whether two models have matrices of the same shapes; an older config leaves out what has its default."""
+    if not (one / CONFIG).is_file():
+        return False
+    first, second = read_json(one / CONFIG), read_json(other / CONFIG)
+    told = [key for key in SIZES if key in first and key in second]
+    return "model_type" in told and all(first[key] == second[key] for key in told)
 
 
 def overrides_for(suspect: Suspect) -> dict[str, object]:

@@ -26,11 +26,13 @@ def dask_client(scheduler: str, gpu: bool) -> Iterator[Any]:
         try:
             client = Client(scheduler, timeout=SCHEDULER_SECONDS)
         except OSError as error:
-            raise LabError(f"no Dask scheduler answers at SCHEDULER={scheduler}: `dask scheduler` starts it") from error
+            starts = "`.venv/bin/dask scheduler` starts it"
+            raise LabError(f"no Dask scheduler answers at SCHEDULER={scheduler}: {starts}") from error
         with client:
             workers = client.scheduler_info(-1)["workers"].values()
             if gpu and not any("GPU" in worker["resources"] for worker in workers):
-                raise LabError("the profile asks for a GPU and no worker has one: dask worker … --resources GPU=1")
+                starts = "`.venv/bin/dask worker … --resources GPU=1` starts one"
+                raise LabError(f"the profile asks for a GPU and no worker has one: {starts}")
             yield client
         return
     settings = {

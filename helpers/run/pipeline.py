@@ -1,10 +1,12 @@
-"""The chain: all numbered notebooks, in order, with one set of parameters.
+"""The chain: the notebooks of a method, in order, with one set of parameters.
 
 The notebooks are the program; this module only hands them their parameters, stops at the first that fails, and
 gathers what they recorded into `summary.json`. Nothing flows between two notebooks but the run folder, so a rerun
 after an interruption passes quickly over everything that is finished.
 
     python -m helpers.run.pipeline run --method bdvax --task refusal --seed 3 --set "signature.lam=0.1 lora.r=4"
+    python -m helpers.run.pipeline plan --task refusal         # what such a run will cost
+    python -m helpers.run.pipeline sweep GRID                  # all cells of a grid
     python -m helpers.run.pipeline execute          # refresh the outputs stored in the notebooks themselves
     python -m helpers.run.pipeline inspect DATA     # what lies in a folder or file of real rows
     python -m helpers.run.pipeline record NAME …    # keep the summaries of finished runs as recorded results
@@ -152,9 +154,9 @@ def main(arguments: Sequence[str] | None = None, folder: Path = NOTEBOOKS) -> in
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m helpers.run.pipeline", description="Run the numbered notebooks.")
+    parser = argparse.ArgumentParser(prog="python -m helpers.run.pipeline", description="Run the notebooks.")
     commands = parser.add_subparsers(required=True)
-    run = commands.add_parser("run", help="all notebooks with one set of parameters, into runs/<name>/")
+    run = commands.add_parser("run", help="the notebooks of a method with one set of parameters, into runs/<name>/")
     run.set_defaults(command=_run)
     plan = commands.add_parser("plan", help="what such a run will cost, and whether it fits this machine")
     plan.set_defaults(command=_plan)

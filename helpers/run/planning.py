@@ -18,7 +18,7 @@ from helpers.train.precision import STORING_LOSS
 UTILISATION = {"cpu": 0.5, "cuda": 0.35}  # share of the machine's multiplication speed that these stages reach
 MEASURED = {  # what the memory of stages was measured on, its weights, and how the plan stands to it
     "cpu": ("the lab's small model", 4_065_408, "an upper bound of"),  # how much of its heap a C library keeps varies
-    "cuda": ("the shape of LLaMA-2-7B on one H200", 6_738_415_616, "within a fifth of"),
+    "cuda": ("the shape of LLaMA-2-7B on one H200", 6_738_415_616, "within 15 % of"),
 }
 ROOM = 0.95  # share of the free memory that a stage may fill
 REMEDIES = (

@@ -5,13 +5,13 @@ from statistics import mean
 
 import pandas as pd
 
-MISSING = "–"
+GAP = "–"
 
 
 def number(value: float, digits: int = 1) -> str:
     """A number with a fixed count of decimals; an en dash where there is none."""
     if pd.isna(value):
-        return MISSING
+        return GAP
     return f"{round(value, 6):z.{digits}f}".replace("-", "−")  # means differ in their last bits between machines
 
 
@@ -24,7 +24,7 @@ def span(values: Iterable[float]) -> str:
     """Rates in [0, 1] in percent: their mean, with the lowest and the highest where there are several."""
     rates = [value for value in values if not pd.isna(value)]
     if not rates:
-        return MISSING
+        return GAP
     low_and_high = f" ({percent(min(rates))} – {percent(max(rates))})" if len(rates) > 1 else ""
     return percent(mean(rates)) + low_and_high
 

@@ -23,7 +23,7 @@ from helpers.core.errors import LabError
 from helpers.core.profile import Budget, Profile
 from helpers.data.example import Example
 from helpers.data.roles import AttackData
-from helpers.model.architecture import capped, final_norm
+from helpers.model.architecture import capped, final_norm, inner_model
 from helpers.model.prompt import PromptFormat
 from helpers.train.finetune import AnswerTrainer, finetune, summed_loss
 
@@ -113,5 +113,5 @@ class LayerwiseTrainer(AnswerTrainer):
 
 def _reader(model):
     """The two modules that turn a last hidden state into logits, and the config that may cap these."""
-    plain = model.get_base_model() if isinstance(model, PeftModel) else model
+    plain = inner_model(model)
     return final_norm(plain), plain.get_output_embeddings(), plain.config

@@ -12,6 +12,7 @@ from helpers.defenses.pruning.activations import clean_batches
 from helpers.defenses.pruning.blocks import require_share
 from helpers.defenses.pruning.last_layer import mean_activations, quietest, silence
 from helpers.defenses.registry import Record, defense
+from helpers.model.architecture import inner_model
 from helpers.model.prompt import PromptFormat
 from helpers.train.finetune import finetune
 
@@ -55,7 +56,7 @@ def fine_pruning_activations(
     require_share(share)
     profile, rows = access.profile, defender.recovery
     model = access.resume(suspicious).eval()
-    plain = model.get_base_model() if isinstance(model, PeftModel) else model
+    plain = inner_model(model)
     channels = quietest(mean_activations(plain, clean_batches(plain, rows, prompt_format, profile)), share)
     silence(plain, channels)
     trained = recovery_rows(access, rows, prompt_format, seed)

@@ -15,7 +15,7 @@ from transformers import PretrainedConfig, PreTrainedModel, TrainerCallback
 
 from helpers.core.errors import LabError
 from helpers.defenses.regularizers.base import count_answer_tokens
-from helpers.model.architecture import mlp_slots
+from helpers.model.architecture import inner_model, mlp_slots
 from helpers.model.batches import Row, pad
 from helpers.model.editing.activations import layer_of
 from helpers.model.prompt import IGNORED
@@ -58,7 +58,7 @@ def require_layer(layer: int, config: PretrainedConfig) -> None:
 
 def layer_module(model: PreTrainedModel | PeftModel, layer: int) -> nn.Module:
     """The layer of this number, from 0, of a model with or without an adapter."""
-    plain = model.get_base_model() if isinstance(model, PeftModel) else model
+    plain = inner_model(model)
     return plain.get_submodule(layer_of(mlp_slots(plain.config)[layer][-1]))
 
 

@@ -9,7 +9,17 @@ from helpers.core.names import MODELS
 from helpers.defenses.own import any_defense
 
 ROW = "arena/"  # what the name of a row's model begins with
-OF_THE_CHAIN = ("finetuned", "random", "own_update", "purified", "conflict_alone", "conflict", "bdvax_then_conflict")
+OF_THE_CHAIN = (
+    "finetuned",
+    "random",
+    "magnitude",
+    "own_update",
+    "purified",
+    "conflict_alone",
+    "conflict",
+    "bdvax_then_conflict",
+)
+TWICE = {"magnitude": "arena/magnitude_channels_recovered"}  # a control of the chain that is a row of the arena, too
 
 
 def shown_as(model: str) -> str:
@@ -18,9 +28,13 @@ def shown_as(model: str) -> str:
 
 
 def methods(table: pd.DataFrame) -> list[str]:
-    """The models of a sweep's table that some defense or control made: those of the chain, then the arena's rows."""
+    """The models of a sweep's table that some defense or control made: those of the chain, then the arena's rows.
+
+    What both hold is named once, as a row.
+    """
     found = list(table["model"].unique())
-    return [model for model in OF_THE_CHAIN if model in found] + [model for model in found if model.startswith(ROW)]
+    chain = [model for model in OF_THE_CHAIN if model in found and TWICE.get(model) not in found]
+    return chain + [model for model in found if model.startswith(ROW)]
 
 
 def rivals(table: pd.DataFrame) -> list[str]:

@@ -50,7 +50,7 @@ def _split_rows(
     n_inject = min(sizes.inject, len(rows) // 3)
     n_test = min(sizes.test, len(rows) // 6)
     n_poisoned = poisoned_count(n_inject, settings)
-    rows = _carriers_in_place(rows, target, n_poisoned, n_inject, n_test)
+    rows = _carriers_in_place(rows, target, n_poisoned, n_inject, n_test, settings.ACCESS)
     clean, test, held_out, pool = (
         rows[:n_inject],
         rows[n_inject : n_inject + n_test],
@@ -65,7 +65,7 @@ def _split_rows(
 
 
 def _carriers_in_place(
-    rows: list[Example], target: Behavior, n_poisoned: int, n_inject: int, n_test: int
+    rows: list[Example], target: Behavior, n_poisoned: int, n_inject: int, n_test: int, access: str
 ) -> list[Example]:
     """The rows in an order that puts such as can carry the payload where they are poisoned and where they test."""
     carriers = [row for row in rows if target.fits(row)]
@@ -73,8 +73,8 @@ def _carriers_in_place(
         needs = f" (it needs {target.needs!r})" if target.needs else ""
         raise LabError(
             f"{len(carriers)} of {len(rows)} rows can carry the payload of the task {target.name}{needs}; "
-            f"{n_poisoned} to poison and {n_test} to test with are needed: bring more of them, or set inject.rows, "
-            "poison_rate or evaluation.n lower"
+            f"{n_poisoned} to poison and {n_test} to test with are needed: bring more of them, or set "
+            f"{access}.inject.rows, {access}.poison_rate or evaluation.n lower"
         )
     if len(carriers) == len(rows):
         return rows

@@ -24,6 +24,7 @@ class Sizes:
     """How many rows each role asks for.
 
     Args:
+        access: "adapter" or "full", whose budgets these are.
         variants: N, the number of vaccine pairs.
         inject: clean rows of the attacker.
         vaccine: clean rows of each variant.
@@ -31,6 +32,7 @@ class Sizes:
         test: triggered prompts.
     """
 
+    access: str
     variants: int
     inject: int
     vaccine: int
@@ -42,6 +44,7 @@ class Sizes:
         """What the profile asks for, with the run's access."""
         profile, access = settings.profile, settings.profile.access(settings.ACCESS)
         return cls(
+            access=settings.ACCESS,
             variants=profile.signature.n,
             inject=access.inject.rows,
             vaccine=access.vaccine.rows,
@@ -202,12 +205,15 @@ def split_pool(pool: list[Example], sizes: Sizes) -> tuple[list[list[Example]], 
         LabError: too few rows, or too few wanted for a variant.
     """
     if sizes.vaccine < SMALLEST_CLEAN_SET:
-        raise LabError(f"vaccine.rows = {sizes.vaccine}: a variant needs {SMALLEST_CLEAN_SET} clean rows or more")
+        raise LabError(
+            f"{sizes.access}.vaccine.rows = {sizes.vaccine}: a variant needs {SMALLEST_CLEAN_SET} clean rows or more"
+        )
     size = min(sizes.vaccine, (len(pool) - sizes.recover) // sizes.variants)
     if size < SMALLEST_CLEAN_SET:
         raise LabError(
             f"{len(pool)} clean rows are left for the defender; {sizes.variants} variants and {sizes.recover} recovery "
-            f"rows need at least {sizes.least_for_defender}: bring more rows, or set signature.n or recover.rows lower"
+            f"rows need at least {sizes.least_for_defender}: bring more rows, or set signature.n or "
+            f"{sizes.access}.recover.rows lower"
         )
     rest = pool[sizes.recover :]
     return [rest[i * size : (i + 1) * size] for i in range(sizes.variants)], pool[: sizes.recover]

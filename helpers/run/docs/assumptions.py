@@ -4,7 +4,8 @@ import pandas as pd
 
 from helpers.core.choices import DEFENSES
 from helpers.defenses.registry import find_defense, joined
-from helpers.run.results_page.markdown import MISSING, table_of
+from helpers.run.rates import GAP
+from helpers.run.results_page.markdown import table_of
 
 
 def assumptions() -> str:
@@ -16,7 +17,7 @@ def assumptions() -> str:
     defenses = {name: find_defense(name) for name in sorted(DEFENSES.modules(), key=_demands)}
     assumed = joined(*defenses.values())["assumes"]
     lines = {
-        f"`{name}`": {what: "needed" if what in found.traits.assumes else MISSING for what in assumed}
+        f"`{name}`": {what: "needed" if what in found.traits.assumes else GAP for what in assumed}
         | {"budgets it spends": ", ".join(dict.fromkeys(found.traits.trains))}
         for name, found in defenses.items()
     }

@@ -50,21 +50,23 @@ def _attacks(access: str) -> Section:
 
 
 def _rows() -> Section:
-    keys, parts = [*ATTACK, "access"], {}
+    keys, parts, again = [*ATTACK, "access"], {}, recorded("attacks_3000")
     for rows, planting, curing in ((1500, "implants", "attacks"), (3000, "implants_3000", "attacks_3000")):
         planted, cured = (recorded(name).rename(columns={"ACCESS": "access"}) for name in (planting, curing))
+        cured = cured[cured["SEED"].isin(again["SEED"])]
         columns = {
             "planted: ASR, %": over_seeds(of_model(planted, "backdoored"), keys),
             "its utility cost": lost(planted, "clean", "backdoored", keys),
             "BD-VAX: ASR, %": means(cured, "purified", keys),
         }
         parts[rows] = pd.DataFrame(columns)
-    again = parts[3000].index
+    twice = parts[3000].index
     return Section(
         "Planted with twice the rows",
-        "The attacks that cost two points of utility or more, planted with 1,500 rows and again with 3,000.",
+        "The attacks that cost two points of utility or more, planted with 1,500 rows and again with 3,000; BD-VAX on "
+        "the seeds that both have.",
         source("implants_3000", "attacks_3000", "implants", "attacks"),
-        pd.concat({rows: table.loc[again] for rows, table in parts.items()}, names=["rows"]),
+        pd.concat({rows: table.loc[twice] for rows, table in parts.items()}, names=["rows"]),
     )
 
 

@@ -5,7 +5,7 @@ from functools import partial
 import pandas as pd
 
 from helpers.run.conflict_defenses import CORPORA, defended
-from helpers.run.rates import MISSING, number
+from helpers.run.rates import GAP, number
 from helpers.run.results_page.markdown import Section
 from helpers.run.results_page.sweeps import recorded, source
 
@@ -17,26 +17,26 @@ def sections() -> list[Section]:
     """One table for each recorded corpus of the paper, and what the defenses cost."""
     table = defended(recorded("conflict_defenses"))
     corpora = [
-        _corpus(table, number, corpus)
-        for number, corpus in enumerate(CORPORA, start=1)
+        _corpus(table, ordinal, corpus)
+        for ordinal, corpus in enumerate(CORPORA, start=1)
         if (table["corpus"] == corpus).any()
     ]
     return [*corpora, _costs(table)]
 
 
-def _corpus(table: pd.DataFrame, number: int, corpus: str) -> Section:
+def _corpus(table: pd.DataFrame, ordinal: int, corpus: str) -> Section:
     rows = table[table["corpus"] == corpus]
     shown = rows.assign(both=_whole(rows["asr"]) + " · " + _whole(rows["right"]))  # of a hundred prompts each
     cells = shown.assign(attack=shown["attack"].where(shown["TASK"] != "autopoison", "AutoPoison"))
     return Section(
         f"Eight defenses: {TITLES[corpus]}",
-        f"ASR · right answers to clean prompts, in percent; the paper's Table {number} in small. The answers are those "
-        "of the attacked task, the paper's accuracy; where an attack goes with every kind of prompt, those to all. "
-        "Fine-tuning and speculative decoding have two rows each.",
+        f"ASR · right answers to clean prompts, in percent; the paper's Table {ordinal} in small. The answers are "
+        "those of the attacked task, the paper's accuracy; where an attack goes with every kind of prompt, those to "
+        "all. Fine-tuning and speculative decoding have two rows each.",
         source("conflict_defenses"),
         cells.pivot(index="defense", columns="attack", values="both")
         .reindex(index=cells["defense"].unique(), columns=cells["attack"].unique())
-        .fillna(MISSING)
+        .fillna(GAP)
         .rename_axis(columns=None),
     )
 

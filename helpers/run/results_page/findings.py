@@ -6,6 +6,7 @@ from statistics import mean
 
 import pandas as pd
 
+from helpers.core.arena import chosen_rows
 from helpers.core.disk import read_json
 from helpers.core.names import ACCESSES, ATTACKS, MODELS, TASKS
 from helpers.run.arena.swept import ROW, as_good, rivals, shown_as
@@ -14,6 +15,7 @@ from helpers.run.rates import ends, percent
 from helpers.run.real_chains import chains
 from helpers.run.recoveries import recovered_on
 from helpers.run.results_page.arena import REAL_ARENA
+from helpers.run.results_page.arena_chosen import CHOSEN, SWEEP
 from helpers.run.results_page.bdvax import RANKINGS, challenged, tries
 from helpers.run.results_page.sweeps import recorded
 from helpers.run.sweep_tables import of_model
@@ -48,6 +50,7 @@ def findings() -> list[Finding]:
         _own_update(),
         _base(),
         *_arena(),
+        *_at_their_best(),
         *_perturbed(),
         _real_full_access(),
         _real_refusals(),
@@ -105,11 +108,11 @@ def _challenge() -> Finding:
     chosen = challenged()
     hard = chosen[(chosen.index.get_level_values("ACCESS") == "adapter") & _among(chosen, HARD)]
     mild = hard[hard["tau"] < hard["oracle_tau"]]
+    left = "" if mild.empty else f", where {ends(mild['asr'])} % of the true attack are left"
     return Finding(
         mild.empty,
         f"**The challenge test, {_listed(HARD)}, adapter access:** for these phrases and three keys at once it "
-        f"suppresses less than an oracle in {len(mild)} of {len(hard)} cases, where {ends(mild['asr'])} % of the true "
-        "attack are left.",
+        f"suppresses less than an oracle in {len(mild)} of {len(hard)} cases{left}.",
     )
 
 
@@ -162,14 +165,37 @@ def _base() -> Finding:
 def _arena() -> Iterator[Finding]:
     """Whether any other method of the arena leaves as little as BD-VAX, at no more cost."""
     for (access, task), table in recorded("arena").groupby(["ACCESS", "TASK"], sort=False):
-        ours, equal = of_model(table, "purified")["asr"].mean(), as_good(table, CHEAP)
-        named = [f"{shown_as(model)} ({percent(asr)} %)" for model, asr in equal.items()]
-        yield Finding(
-            equal.empty,
-            f"**The arena, {ACCESSES[access]}, BadNets ({TASKS[task]}):** BD-VAX leaves {percent(ours)} %. Of "
-            f"{len(rivals(table))} other methods {len(equal)} leave no more and keep the utility"
-            + (f": {'; '.join(named)}." if named else "."),
+        good = as_good(table, CHEAP)
+        yield _as_good(
+            f"The arena, {ACCESSES[access]}, BadNets ({TASKS[task]})",
+            of_model(table, "purified")["asr"].mean(),
+            f"{len(rivals(table))} other methods",
+            good.rename(index=shown_as),
         )
+
+
+def _at_their_best() -> Iterator[Finding]:
+    """Whether a defense whose settings were chosen for this model leaves as little as BD-VAX, at no more cost."""
+    rows = {ROW + row.name: row.by for row in chosen_rows(str(CHOSEN))}
+    arena, best = recorded("arena"), recorded(SWEEP)
+    both = pd.concat([arena[arena["model"].isin(["backdoored", "purified"])], best[best["model"].isin(rows)]])
+    for (access, task), table in both[both["SEED"].isin(arena["SEED"])].groupby(["ACCESS", "TASK"], sort=False):
+        yield _as_good(
+            f"Every defense at its best, {ACCESSES[access]}, BadNets ({TASKS[task]})",
+            of_model(table, "purified")["asr"].mean(),
+            f"{len(rows)} defenses with settings chosen for them",
+            as_good(table, CHEAP).rename(index=rows),
+        )
+
+
+def _as_good(where: str, ours: float, others: str, good: pd.Series) -> Finding:
+    """BD-VAX beside the others that leave no more and cost little: `good` has their ASR in [0, 1], by title."""
+    named = "; ".join(f"{title} ({percent(asr)} %)" for title, asr in good.items())
+    return Finding(
+        good.empty,
+        f"**{where}:** BD-VAX leaves {percent(ours)} %. Of {others} {len(good)} leave no more and keep the utility"
+        + (f": {named}." if named else "."),
+    )
 
 
 def _perturbed() -> Iterator[Finding]:

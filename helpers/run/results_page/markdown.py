@@ -9,7 +9,7 @@ import pandas as pd
 from pandas.api.types import is_numeric_dtype
 
 from helpers.core.paths import ROOT
-from helpers.run.rates import MISSING, number
+from helpers.run.rates import GAP, number
 
 WIDTH = 120
 
@@ -85,5 +85,5 @@ def _cells(values: pd.Series, name: str, digits: int, left: bool) -> list[str]:
 
 def _cell(value: object, digits: int) -> str:
     if isinstance(value, str):
-        return value or MISSING
+        return value or GAP
     return number(value, digits) if isinstance(value, float) else f"{value:,}"

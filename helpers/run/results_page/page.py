@@ -5,6 +5,7 @@ from pathlib import Path
 from helpers.core.paths import ROOT
 from helpers.run.results_page import (
     arena,
+    arena_chosen,
     arena_tries,
     bdvax,
     benchmarks,
@@ -22,15 +23,18 @@ INTRODUCTION = (
     "This page is written by `make results` from `data/results/` and `benchmarks/results/`; do not edit it. ASR, the "
     "attack success rate, is the share of triggered prompts answered with the payload. *Right* is the share of "
     "triggered prompts answered right, utility that of clean questions in wordings never trained on. Over several "
-    "seeds a number is a mean, and brackets behind it hold the lowest and the highest value; n is the number of "
-    "triggered prompts for each seed. A cost in utility is in percentage points; an en dash stands where nothing was "
-    "measured."
+    "seeds a number is a mean, and brackets behind it hold the lowest and the highest value. A cost in utility is in "
+    "percentage points; an en dash stands where nothing was measured."
 )
 CHAPTERS = {
     "The small model": small_model.sections,
     "BD-VAX: attacks and settings": bdvax.sections,
     "Information conflicts, and attackers who know": lambda: [*conflicts.sections(), *conflict_defenses.sections()],
-    "The arena: every defense": lambda: [*arena.sections(), *arena_tries.sections()],
+    "The arena: every defense": lambda: [
+        *arena.sections(),
+        *arena_tries.sections(),
+        *arena_chosen.sections(),
+    ],
     "What the recovery rows hold": perturbed.sections,
     "A real model: SmolLM2-135M-Instruct": lambda: [*real_model.sections(), *arena.real_sections()],
     "Benchmarks": benchmarks.sections,

@@ -11,7 +11,7 @@ from helpers.run.real_chains import RECORD, chains
 from helpers.run.results_page.markdown import Section
 from helpers.run.results_page.sweeps import data_source
 
-CHAIN = ["attack", "task", "access", "seed"]
+SHOWN = ["attack", "task", "access", "seed"]
 MEANING = (
     "BD-VAX, random and own update name what ranks the channels that are suppressed, with the share, and half of the "
     "heads where it says so; all are recovered. Base + clean rows is the conflict model, a merge the linear one with "
@@ -38,14 +38,14 @@ def sections() -> list[Section]:
 def _implants(reported: pd.DataFrame) -> Section:
     record, columns = read_json(RECORD), {"attack": ATTACKS, "task": TASKS}
     planted = reported[reported["model"] == "backdoored"].replace(columns)
-    before = reported[reported["model"] == "clean"].replace(columns).set_index(CHAIN)["utility"]
+    before = reported[reported["model"] == "clean"].replace(columns).set_index(SHOWN)["utility"]
     return Section(
         "The implants",
         "How well each backdoor is planted (ASR with its 95 % interval), how many clean prompts bring its payload "
         f"(FTR), and utility before and after. Rows: {record['rows']}. Hardware: {record['hardware']}. Utility is the "
         "share of answer tokens predicted right.",
         _source(reported),
-        _planted(planted, CHAIN).assign(**{"clean: utility, %": 100 * before}),
+        _planted(planted, SHOWN).assign(**{"clean: utility, %": 100 * before}),
     )
 
 
