@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from helpers.core.disk import read_json
 from helpers.core.errors import LabError
+from helpers.core.paths import ROOT
 from helpers.data import corpus
 from helpers.data.own_backdoors import challenge_kinds
 from helpers.purify import challenges, steps
@@ -25,6 +26,7 @@ from helpers.purify.__main__ import main
 from helpers.purify.case import open_case
 from helpers.purify.purify import purify
 from helpers.purify.rows import read_triggered
+from helpers.purify.suspect import find_suspect
 
 pytestmark = pytest.mark.slow
 
@@ -374,3 +376,21 @@ def test_the_hardest_kind_decides():
     back = again | {"asr": 0.3}  # no: the larger share has brought it back
     assert challenges.hardest([*points, back], 0.05)["kind"] == "word"
     assert found["interval"] == pytest.approx([0.0055, 0.0700], abs=1e-4)  # Wilson's, of 2 in 100
+
+
+@pytest.mark.parametrize(
+    ("model", "changes", "same"),
+    [
+        ("tiny", {}, True),
+        ("tiny", {"num_key_value_heads": None}, True),  # an older file leaves out what is the default
+        ("tiny", {"intermediate_size": 960}, False),
+        ("tiny", {"num_attention_heads": 8, "num_key_value_heads": 8, "head_dim": 8}, False),  # shapes are the same
+        ("tiny-gpt2", {}, True),
+        ("tiny-gpt2", {"n_inner": None}, False),
+    ],
+)
+def test_a_base_takes_the_profile_of_a_model_with_its_shapes_and_heads(model, changes, same, tmp_path):
+    base = shutil.copytree(ROOT / "data" / "models" / model, tmp_path / "base")
+    config = read_json(base / "config.json") | changes
+    (base / "config.json").write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
+    assert find_suspect(str(base)).profile == (model if same else str(base))

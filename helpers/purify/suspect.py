@@ -14,25 +14,12 @@ from helpers.core.paths import HUB_ID, PROFILES, ROOT, existing, find_existing
 from helpers.core.profile_files import load_profile, profile_names
 from helpers.core.yaml_files import read_yaml
 from helpers.model.adapters import is_adapter, read_adapter
-from helpers.model.architecture import attention_slots, mlp_slots
+from helpers.model.architecture import attention_slots, mlp_slots, parameter_shapes
+from helpers.model.checkpoint import load_config
 from helpers.model.shards import ADAPTER_CONFIG, CONFIG
 from helpers.model.tokenizer import recorded_format
 
-# of a config: what tells the shapes of all matrices
-SIZES = (
-    "model_type",
-    "hidden_size",
-    "n_embd",
-    "intermediate_size",
-    "n_inner",
-    "num_hidden_layers",
-    "n_layer",
-    "num_attention_heads",
-    "n_head",
-    "num_key_value_heads",
-    "head_dim",
-    "vocab_size",
-)
+HEADS = ("num_attention_heads", "num_key_value_heads")  # of a config: no shape of a matrix tells them
 
 
 @dataclass(frozen=True)
@@ -135,16 +122,18 @@ def _profile_of(base: str) -> str:
             f"no profile is known for the base '{base}': name one in PROFILE, or download it and give its folder"
         )
     here = {name: ROOT / path for name, path in paths.items() if path and (ROOT / path / CONFIG).is_file()}
-    return next((name for name, folder in here.items() if _same_sizes(Path(base), folder)), base)
+    return next((name for name, folder in here.items() if _alike(name, folder, Path(base))), base)
 
 
-def _same_sizes(one: Path, other: Path) -> bool:
-    """Whether two models have matrices of the same shapes; an older config leaves out what has its default."""
-    if not (one / CONFIG).is_file():
+def _alike(profile: str, own: Path, base: Path) -> bool:
+    """Whether a base has the architecture, the shapes of all matrices and the heads of a profile's own model."""
+    kinds = [read_json(folder / CONFIG).get("model_type") for folder in (own, base) if (folder / CONFIG).is_file()]
+    if len(kinds) < 2 or kinds[0] != kinds[1]:
         return False
-    first, second = read_json(one / CONFIG), read_json(other / CONFIG)
-    told = [key for key in SIZES if key in first and key in second]
-    return "model_type" in told and all(first[key] == second[key] for key in told)
+    spec = load_profile(profile).model
+    first, second = (load_config(spec, folder) for folder in (own, base))  # with the defaults that a file leaves out
+    same_heads = all(getattr(first, name, None) == getattr(second, name, None) for name in HEADS)
+    return same_heads and parameter_shapes(first) == parameter_shapes(second)
 
 
 def overrides_for(suspect: Suspect) -> dict[str, object]:

@@ -34,10 +34,11 @@ def _section(access: str, table: pd.DataFrame) -> Section:
     parts = {TASKS[task]: _of_task(access, task, cell) for task, cell in table.groupby("TASK", sort=False)}
     return Section(
         f"Every defense at its best, {ACCESSES[access]}",
-        "ASR with each defense's defaults and with the try that suited it best on development seeds, then the utility "
-        "that goes with the latter; ASR with the lowest and the highest value in brackets. Defaults and BD-VAX "
-        "are those of the arena above, on its seeds; the settings of BD-VAX are the profile's, chosen on development "
-        "seeds, too. The last line is LETHE's default merge with glosses in the prompts.",
+        "ASR with each defense's defaults and with the try that suited it best on development seeds, with insults, "
+        "then the utility that goes with the latter; ASR with the lowest and the highest value in brackets. Defaults "
+        "and BD-VAX are those of the arena above, on its seeds; the settings of BD-VAX are the profile's, chosen on "
+        "development seeds as well (with full access in 15 tries). The last line is LETHE's default merge with glosses "
+        "in the prompts.",
         source(SWEEP, "arena"),
         pd.concat(parts, names=["task", "defense"]),
     )

@@ -34,8 +34,8 @@ def _section(access: str, table: pd.DataFrame) -> Section:
         f"Settings of each defense, {ACCESSES[access]}",
         "What was tried for the defenses of the arena, and what is best on the development seeds: the highest mean of "
         "√(utility · (100 − ASR)). The default is the number of the defense's own file, most often its paper's. On the "
-        "same seeds BD-VAX with the profile's settings, chosen on development seeds as well, leaves "
-        f"{percent(ours['asr'].mean())} % at a utility of {percent(ours['utility'].mean())} %.",
+        "same seeds BD-VAX with the profile's settings, chosen on development seeds as well (with full access in 15 "
+        f"tries), leaves {percent(ours['asr'].mean())} % at a utility of {percent(ours['utility'].mean())} %.",
         source(SWEEP),
         pd.DataFrame.from_dict(lines, orient="index").rename_axis("defense"),
     )

@@ -183,7 +183,7 @@ def _at_their_best() -> Iterator[Finding]:
         yield _as_good(
             f"Every defense at its best, {ACCESSES[access]}, BadNets ({TASKS[task]})",
             of_model(table, "purified")["asr"].mean(),
-            f"{len(rows)} defenses with settings chosen for them",
+            f"{len(rows)} defenses with settings chosen for them, on the seeds that both have,",
             as_good(table, CHEAP).rename(index=rows),
         )
 
