@@ -509,6 +509,12 @@ def test_what_is_as_good_as_bdvax_leaves_no_more_and_costs_little():
     assert as_good(table, 0.05).index.tolist() == ["arena/beear", "arena/nad", "conflict"]
 
 
+def test_a_control_that_is_a_row_of_the_arena_as_well_is_named_once():
+    twice = ["finetuned", "magnitude", "arena/magnitude_channels_recovered"]
+    assert methods(pd.DataFrame({"model": twice})) == ["finetuned", "arena/magnitude_channels_recovered"]
+    assert methods(pd.DataFrame({"model": twice[:2]})) == ["finetuned", "magnitude"]
+
+
 def test_models_of_the_arena_go_by_their_titles():
     names = {"arena/crow": "CROW", "purified": "BD-VAX", "merged_suppressed": "conflict merge, then suppressed"}
     assert {model: shown_as(model) for model in names} == names

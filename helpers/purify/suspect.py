@@ -19,8 +19,6 @@ from helpers.model.checkpoint import load_config
 from helpers.model.shards import ADAPTER_CONFIG, CONFIG
 from helpers.model.tokenizer import recorded_format
 
-HEADS = ("num_attention_heads", "num_key_value_heads")  # of a config: no shape of a matrix tells them
-
 
 @dataclass(frozen=True)
 class Suspect:
@@ -132,7 +130,8 @@ def _alike(profile: str, own: Path, base: Path) -> bool:
         return False
     spec = load_profile(profile).model
     first, second = (load_config(spec, folder) for folder in (own, base))  # with the defaults that a file leaves out
-    same_heads = all(getattr(first, name, None) == getattr(second, name, None) for name in HEADS)
+    # the shapes tell how wide all heads are together, and so with their number everything of them
+    same_heads = first.num_attention_heads == second.num_attention_heads
     return same_heads and parameter_shapes(first) == parameter_shapes(second)
 
 

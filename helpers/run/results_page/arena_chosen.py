@@ -1,5 +1,7 @@
 """The arena's defenses at the settings chosen for each on development seeds: what they leave on the reporting seeds."""
 
+from functools import cache
+
 import pandas as pd
 
 from helpers.core.arena import chosen_rows, known_rows
@@ -23,6 +25,7 @@ def sections() -> list[Section]:
     return [_section(access, table[table["ACCESS"] == access]) for access in ACCESSES]
 
 
+@cache  # each table asks for all of them, and two files are read for one
 def default_model(by: str) -> str:
     """The model of the arena that a defense with its defaults has made."""
     default = all_numbers(default_of([row for row in chosen_rows(str(TRIES)) if row.by == by]))
